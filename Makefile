@@ -1,0 +1,53 @@
+# Every target makes its own environment: nothing is needed but Python 3.11 or later, with venv and pip.
+# PYTHON=... picks the interpreter, VENV=... the environment's folder, ARGS=... goes to the command that is run.
+
+PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+ARGS ?=
+
+PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input
+CORE := $(VENV)/.installed-core
+TEST := $(VENV)/.installed-test
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow check bench clean
+
+help:
+	@printf '\n  int_jax: Intervention Training in JAX\n\n'
+	@awk -F ' *## ' '/^[a-z]+:.*## / { split($$1, name, ":"); printf "  make %-7s %s\n", name[1], $$2 }' $(firstword $(MAKEFILE_LIST))
+	@printf '\n  PYTHON=python3.12   another interpreter    ARGS="-k splice"   more for the command\n\n'
+
+demo: $(CORE)   ## the whole method on the embedded model, results in runs/demo
+	@$(VENV)/bin/python experiments/run.py --config experiments/configs/int.py:tiny --workdir runs/demo $(ARGS)
+
+test: $(TEST)   ## the tests, without the slow ones
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+slow: $(TEST)   ## the tests that take minutes each
+	@$(VENV)/bin/python -m pytest -m slow $(ARGS)
+
+check: $(TEST)  ## ruff, mypy, then the tests: all of it must pass before a commit
+	@$(VENV)/bin/python -m ruff check
+	@$(VENV)/bin/python -m ruff format --check
+	@$(VENV)/bin/python -m mypy
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+bench: $(CORE)  ## the benchmarks
+	@$(VENV)/bin/python benchmarks/run.py $(ARGS)
+
+clean:          ## remove .venv, caches and build products; runs/ stays
+	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find int_jax experiments tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
+
+$(CORE): setup.py pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python found. int_jax needs Python 3.11 or later: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("int_jax needs Python 3.11 or later, and $(PYTHON) is %d.%d: make PYTHON=/path/to/python3.11" % v[:2])'
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing int_jax and JAX into $(VENV): once, a minute or two ..."
+	@$(PIP) --editable .
+	@touch $@
+
+$(TEST): $(CORE)
+	@echo "Installing what the tests need (PyTorch for parity, ruff, mypy, ...): once, a minute or two ..."
+	@$(PIP) --editable '.[test]'
+	@touch $@

@@ -1,0 +1,152 @@
+"""Makes the embedded model: a Qwen3-architecture decoder that solves and checks chains of arithmetic.
+
+    .venv/bin/python experiments/pretrain.py --workdir runs/pretrain
+
+Three tasks in packed rows: solving (problem -> steps), guided solving (problem + reference -> steps), checking
+(problem + reference + wrong attempt -> verification log + intervention). The wrong attempts are first chains with
+random mistakes; after `own_errors_at` of the updates, half of them are the model's own. Writes a Hugging Face
+directory: config.json, model.safetensors, tokenizer.json, chat template.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from absl import app, flags
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+from int_jax import batch as batching
+from int_jax import checkpoint
+from int_jax import models as families
+from int_jax.domains import arithmetic
+from int_jax.engine import Engine
+from int_jax.losses import LossConfig
+from int_jax.tokenizer import Tokenizer as Chat
+
+WORKDIR = flags.DEFINE_string("workdir", None, "where the checkpoint and the log go", required=True)
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+WORDS = [
+    *("user", "assistant", "system", "Start with ", "add ", "take ", "times ", ", ", ".\n", "\n\n", "\n"),
+    *(" + ", " - ", " x ", " = ", "\\boxed{", "Reference:\n", "Attempt:\n", " ok", " wrong"),
+    *(f"S{i} " for i in range(1, 10)),
+    *("<intervention>", "</intervention>", '{"location": ', ', "content": "', '"}'),
+]
+
+
+def build_tokenizer(path: Path) -> None:
+    """Writes a fast tokenizer: bytes underneath (so digits are single and any ASCII text round-trips), words whole."""
+    alphabet = sorted(c for c in pre_tokenizers.ByteLevel.alphabet() if ord(c) < 127) + ["Ġ", "Ċ"]
+    vocabulary = {piece: i for i, piece in enumerate([*SPECIAL, "<|unknown|>", *alphabet])}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[], unk_token="<|unknown|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in WORDS])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token="<|unknown|>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=512,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(path)
+
+
+ROWS, ROW_LENGTH, MICRO_ROWS = 32, 256, 8
+MIXTURE = {"solve": 0.66, "guided": 0.09, "check": 0.25}  # by examples; by tokens about 50, 10 and 40%
+
+
+def conversation(chat: Chat, messages, response: str) -> batching.Sequence:
+    """The rendered turns, then the response and its end-of-turn token; only these last two are trained."""
+    prompt = chat.render(messages)
+    ids = prompt + chat.encode(response) + [chat.stop_ids[0]]
+    return batching.supervised(ids, np.arange(len(ids)) >= len(prompt))
+
+
+def example(chat: Chat, domain, rng: np.random.Generator, own: list) -> batching.Sequence:
+    """One training conversation. Rare operations keep their natural frequency wherever the model must compute the
+    result itself; where the reference shows it, they are commoner, so that checking works on the hard problems too."""
+    kind = rng.choice(list(MIXTURE), p=list(MIXTURE.values()))
+    length = int(rng.integers(1, arithmetic.MAX_STEPS + 1))
+    exponent = arithmetic.NATURAL if kind == "solve" else 2.0
+    while arithmetic.split_of((one := arithmetic.chain(rng, length, exponent)).problem) != "train":
+        pass
+    if kind == "check" and own and rng.random() < 0.5:
+        problem, steps = own[int(rng.integers(len(own)))]
+        one = arithmetic.parse_problem(problem)
+    elif kind == "check":
+        steps = arithmetic.corrupted(rng, one)
+    task = arithmetic.task(one, "")
+    if kind == "check":
+        return conversation(chat, domain.view(task, steps, "checker"), arithmetic.checker_response(one, steps))
+    role = "solver" if kind == "solve" else "teacher"
+    return conversation(chat, domain.view(task, [], role), "\n\n".join(one.steps))
+
+
+def batch_at(chat: Chat, domain, seed: int, step: int, own: list) -> batching.Batch:
+    """The batch of one update, a pure function of (seed, step): examples until the rows are full."""
+    rng = np.random.default_rng([seed, step])
+    sequences, tokens = [], 0
+    while tokens < 0.95 * ROWS * ROW_LENGTH:
+        sequences.append(example(chat, domain, rng, own))
+        tokens += len(sequences[-1].tokens)
+    packed = batching.pack(sequences, ROW_LENGTH, ROWS)
+    arrays = {n: getattr(packed, n)[0].reshape(-1, MICRO_ROWS, ROW_LENGTH) for n in packed._fields if n[-3:] == "MBT"}
+    return packed._replace(**arrays, ce_total=np.float32(arrays["ce_MBT"].sum()))
+
+
+UPDATES, OWN_ERRORS_AT, WARMUP, PEAK = 2400, 1500, 100, 3e-3
+
+
+def schedule(step):
+    """Warm-up, constant, and from `OWN_ERRORS_AT` on linear decay to zero."""
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, PEAK, WARMUP),
+            optax.constant_schedule(PEAK),
+            optax.linear_schedule(PEAK, 0.0, UPDATES - OWN_ERRORS_AT),
+        ],
+        [WARMUP, OWN_ERRORS_AT],
+    )(step)
+
+
+def main(_):
+    workdir = Path(WORKDIR.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    build_tokenizer(workdir / "model")
+    chat = Chat(workdir / "model")
+    domain = arithmetic.Arithmetic(chat)
+    config = families.Config(
+        "qwen3", chat.vocab, 128, 4, 4, 2, 32, 384, 512, qk_norm=True, tied=True, rope_theta=10_000.0
+    )
+    engine = Engine(families.build(config))
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.05))
+    state = engine.init(0, tx)
+    state = checkpoint.restore(workdir / "state", state) or state
+    start = time.time()
+    log = (workdir / "log.jsonl").open("a")
+    for step in range(int(state.step), OWN_ERRORS_AT):
+        state, metrics = engine.update(state, batch_at(chat, domain, 0, step, []), tx, LossConfig(chunk=ROW_LENGTH))
+        if step % 20 == 0:
+            line = {"step": step, "wall_s": round(time.time() - start, 1)}
+            line |= {k: round(float(v), 4) for k, v in jax.device_get(metrics).items()}
+            print(json.dumps(line), file=log, flush=True)
+        if step % 250 == 249:
+            checkpoint.save(workdir / "state", state)
+    checkpoint.save(workdir / "state", state)
+
+
+if __name__ == "__main__":
+    app.run(main)

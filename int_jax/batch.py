@@ -1,0 +1,116 @@
+"""Host side of an update: sequences with per-token weights, packed into the rows of a Batch."""
+
+import dataclasses
+
+import numpy as np
+
+from int_jax.types import Batch, Trace
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequence:
+    """One sequence to train on: token ids and, for each token, a weight in each stream (all [length])."""
+
+    tokens: np.ndarray
+    ce: np.ndarray
+    rl: np.ndarray
+    kl: np.ndarray
+    advantage: np.ndarray
+    sampler_logp: np.ndarray
+    reference_logp: np.ndarray
+    temperature: float = 1.0
+
+
+def supervised(tokens, weights) -> Sequence:
+    """A sequence for the ce stream. tokens [length] ids, weights [length] >= 0."""
+    zeros = np.zeros(len(tokens), np.float32)
+    weights = np.asarray(weights, np.float32)
+    return Sequence(np.asarray(tokens, np.int32), weights, zeros, zeros, zeros, zeros, zeros)
+
+
+def intervention_weights(trace: Trace, prefix: float = 1.0, intervention: float = 1.0, suffix: float = 0.0):
+    """ce weights of a guided attempt, one for each span: steps before the splice, the spliced step, what follows it.
+
+    InT trains prefix and intervention, no suffix and no end-of-turn token (Table 2). The prompt is never trained.
+    """
+    weights = np.zeros(len(trace.tokens), np.float32)
+    end = next((e for e in trace.step_ends if e > trace.spliced), len(trace.tokens))
+    weights[trace.prompt_len : trace.spliced] = prefix
+    weights[trace.spliced : end] = intervention
+    weights[end:] = suffix
+    return weights
+
+
+def reinforced(trace: Trace, advantage: float, normalise: str = "sequences", reference_logp=None) -> Sequence:
+    """A sequence for the rl (and, where a reference is given, kl) stream: every token the policy drew.
+
+    Args:
+      normalise: "sequences" and "tokens" weigh every token 1 (they differ in the total), "sequence_mean" 1 / length.
+    """
+    drawn = trace.sampled.astype(np.float32)
+    weight = drawn / max(drawn.sum(), 1.0) if normalise == "sequence_mean" else drawn
+    zeros = np.zeros(len(drawn), np.float32)
+    return Sequence(
+        trace.tokens,
+        zeros,
+        weight,
+        zeros if reference_logp is None else drawn,
+        drawn * np.float32(advantage),
+        trace.logp,
+        zeros if reference_logp is None else np.asarray(reference_logp, np.float32),
+        trace.temperature,
+    )
+
+
+def _place(lengths, row_length: int) -> list[list[int]]:
+    """First-fit: which sequences go into which row, in the order given."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index, length in enumerate(lengths):
+        if length > row_length:
+            raise ValueError(f"sequence {index} has {length} tokens, a row holds {row_length}: raise the row length")
+        row = next((r for r, left in enumerate(room) if left >= length), None)
+        if row is None:
+            rows.append([])
+            room.append(row_length)
+            row = len(rows) - 1
+        rows[row].append(index)
+        room[row] -= length
+    return rows
+
+
+def pack(sequences, row_length: int, rows: int, totals: dict[str, float] | None = None) -> Batch:
+    """Pack sequences into micro-batches of `rows` x `row_length` tokens.
+
+    Args:
+      sequences: list of Sequence, none longer than row_length.
+      totals: the denominators {"ce", "rl", "kl"}; what is missing is the sum of that stream's weights. Pass the global
+        ones where this is a part of a global batch.
+
+    Returns: a Batch of numpy arrays [M, rows, row_length].
+    """
+    placed = _place([len(s.tokens) for s in sequences], row_length)
+    micro = max(1, -(-len(placed) // rows))
+    shape = (micro * rows, row_length)
+    ints = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "segments")}
+    names = ("ce", "rl", "kl", "advantage", "sampler_logp", "reference_logp")
+    floats = {name: np.zeros(shape, np.float32) for name in names}
+    temperature = np.ones(shape, np.float32)
+    for row, indices in enumerate(placed):
+        start = 0
+        for segment, index in enumerate(indices, 1):
+            sequence = sequences[index]
+            span = slice(start, start + len(sequence.tokens))
+            ints["tokens"][row, span] = sequence.tokens
+            ints["positions"][row, span] = np.arange(len(sequence.tokens))
+            ints["segments"][row, span] = segment
+            for name in names:
+                floats[name][row, span] = getattr(sequence, name)
+            temperature[row, span] = sequence.temperature
+            start = span.stop
+    arrays = {**ints, **floats, "temperature": temperature}
+    fields = {f"{name}_MBT": a.reshape(micro, rows, row_length) for name, a in arrays.items()}
+    for name in ("ce", "rl", "kl"):
+        total = (totals or {}).get(name, float(floats[name].sum(dtype=np.float64)))
+        fields[f"{name}_total"] = np.float32(total or 1.0)
+    return Batch(**fields)

@@ -1,0 +1,411 @@
+"""The jitted functions over a mesh: generate, score, locate, splice, update. The only file that says `jax.jit`."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from int_jax import losses, sample
+from int_jax import splice as splicing
+from int_jax.models import Model
+from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings
+from int_jax.types import Batch, State
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 keep every token."""
+
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stop_ids: tuple[int, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self):
+        bounds = {
+            "max_new_tokens": self.max_new_tokens >= 1,
+            "temperature": self.temperature >= 0,
+            "top_k": self.top_k >= 0,
+            "top_p": 0 < self.top_p <= 1,
+            "min_p": 0 <= self.min_p <= 1,
+            "seed": 0 <= self.seed < 2**32,
+        }
+        for name, good in bounds.items():
+            if not good:
+                raise ValueError(f"sampling: {name}={getattr(self, name)} is out of range; see Sampling's docstring")
+
+
+class Request(NamedTuple):
+    """One response to draw: prompt ids, and the names of its random stream besides the seed."""
+
+    prompt: tuple[int, ...]
+    task: str
+    sample: int
+
+
+class Response(NamedTuple):
+    """tokens [length] int32 prompt and response, logp [length] float32, stop "stop" or "length"."""
+
+    tokens: np.ndarray
+    logp: np.ndarray
+    stop: str
+
+
+def bucket(size: int, least: int = 64) -> int:
+    """The smallest of least, 1.5 least, 2 least, 3 least, 4 least ... that holds `size`."""
+    while least < size:
+        if least * 3 // 2 >= size:
+            return least * 3 // 2
+        least *= 2
+    return least
+
+
+def task_word(task: str) -> int:
+    """32 bits of a task's id for its random stream."""
+    return int.from_bytes(hashlib.blake2b(task.encode(), digest_size=4).digest(), "little")
+
+
+@dataclasses.dataclass
+class Engine:
+    """A model on a mesh.
+
+    Attributes:
+      slots: rows of the sampler, kept full while samples wait. chunk: tokens drawn between two looks of the host.
+      programs: the names and shapes of the programs compiled so far.
+    """
+
+    model: Model
+    mesh: Any = None
+    slots: int = 128
+    chunk: int = 16
+    score_tokens: int = 8192
+    programs: set = dataclasses.field(default_factory=set)
+
+    def __post_init__(self):
+        self.mesh = make_mesh() if self.mesh is None else self.mesh
+        data = self.mesh.shape["data"]
+        if self.slots % data:
+            raise ValueError(f"slots={self.slots} is not a multiple of the mesh's data axis, {data}")
+
+    def _call(self, function, *args, **kwargs):
+        """Run a jitted function on the mesh and remember its shapes."""
+        statics = [a for a in jax.tree.leaves((args, kwargs)) if isinstance(a, (int, str))]
+        shapes = [getattr(a, "shape", ()) for a in jax.tree.leaves((args, kwargs))]
+        self.programs.add((function.__name__, str(statics), str(shapes)))
+        with jax.sharding.set_mesh(self.mesh):
+            return function(*args, **kwargs)
+
+    def _put(self, tree, rules=RULES_DECODE):
+        return jax.device_put(tree, shardings(tree, self.mesh, rules))
+
+    # Sampling -----------------------------------------------------------------------------------------------------
+
+    def decode_params(self, params):
+        """The parameters laid out for decoding: whole along the data axis."""
+        return self._put(params)
+
+    def generate(
+        self,
+        params,
+        requests: list[Request],
+        sampling: Sampling,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[Response]:
+        """Draw one response a request, keeping the slots full.
+
+        A response depends on (params, prompt, seed, task, sample) alone: not on the other requests, the slot, the
+        order of refilling, the padding or the mesh. Each distinct prompt is prefilled once and shared by its samples.
+
+        Args:
+          params: laid out by `decode_params`. requests: prompts of at least one token.
+          progress: called with the number of responses finished since the last call.
+
+        Returns: a Response for each request, in order.
+        """
+        prompts: dict[tuple[int, ...], list[int]] = {}
+        for index, request in enumerate(requests):
+            if not request.prompt:
+                raise ValueError(f"request {index} (task {request.task!r}) has an empty prompt")
+            prompts.setdefault(tuple(request.prompt), []).append(index)
+        order = sorted(prompts, key=len)
+        part = max(1, self.slots // 4)
+        waiting = [(b, u, i) for b in range(0, len(order), part) for u, p in enumerate(order[b : b + part]) for i in prompts[p]]
+        waiting.reverse()
+        responses: list[Response | None] = [None] * len(requests)
+        owner = np.full(self.slots, -1)
+        limits = np.zeros(self.slots, int)
+        stops = bucket(len(sampling.stop_ids), 2)
+        slots = None
+        block, prefilled, held_tokens = -1, None, None
+
+        while waiting or (owner >= 0).any():
+            free = np.flatnonzero(owner < 0)
+            while waiting and len(free):
+                if waiting[-1][0] != block:
+                    block = waiting[-1][0]
+                    held_tokens = order[block : block + part]
+                    prefilled = self._prefill(params, held_tokens, part)
+                taken = []
+                while waiting and len(taken) < min(part, len(free)) and waiting[-1][0] == block:
+                    taken.append(waiting.pop())
+                rows, free = free[: len(taken)], free[len(taken) :]
+                owner[rows] = [index for _, _, index in taken]
+                lengths = np.array([len(held_tokens[u]) for _, u, _ in taken])
+                limits[rows] = lengths + sampling.max_new_tokens
+                need = bucket(int(lengths.max()) + 1)
+                slots = self._sized(slots, max(need, bucket(prefilled.keys_BSNK[0].shape[1])), stops)
+                slots = self._insert(slots, prefilled, rows, taken, held_tokens, requests, sampling, part, stops)
+            running = np.flatnonzero(owner >= 0)
+            longest = int(np.asarray(slots.length_B)[running].max())
+            size = bucket(min(longest + self.chunk, int(limits[running].max())))
+            slots = self._sized(slots, size, stops)
+            steps = min(self.chunk, slots.tokens_BS.shape[1] - longest)
+            wanted = len(running) - part + 1 if waiting else 1
+            slots = self._call(_decode, self.model, params, slots, np.int32(steps), np.int32(max(wanted, 1)))
+            lengths, going = np.asarray(slots.length_B), np.asarray(slots.running_B)
+            done = running[~going[running]]
+            if len(done) and (len(done) >= part or not waiting or not going.any() or not len(free)):
+                tokens, logps = np.asarray(slots.tokens_BS), np.asarray(slots.logp_BS)
+                for row in done:
+                    tail = tokens[row, : lengths[row]].astype(np.int32)
+                    stop = "stop" if tail[-1] in sampling.stop_ids else "length"
+                    responses[owner[row]] = Response(tail, logps[row, : lengths[row]].astype(np.float32), stop)
+                owner[done] = -1
+                progress(len(done))
+        return responses
+
+    def _prefill(self, params, prompts, part: int):
+        width = bucket(max(max(map(len, prompts)) - 1, 1), 32)
+        tokens_UP = np.zeros((part, width), np.int32)
+        for row, prompt in enumerate(prompts):
+            tokens_UP[row, : len(prompt) - 1] = prompt[:-1]
+        return self._call(_prefill, self.model, params, tokens_UP)
+
+    def _sized(self, slots, size: int, stops: int):
+        """Slots of at least `size` cache positions."""
+        if slots is None:
+            fresh = jax.eval_shape(lambda: sample.empty_slots(self.model, self.slots, size, stops))
+            where = shardings(fresh, self.mesh, RULES_DECODE)
+            return jax.jit(
+                sample.empty_slots, static_argnums=(0, 1, 2, 3), out_shardings=where
+            )(self.model, self.slots, size, stops)
+        return slots if slots.tokens_BS.shape[1] >= size else self._call(_grow, slots, size)
+
+    def _insert(self, slots, prefilled, rows, taken, prompts, requests, sampling, part: int, stops: int):
+        count = len(taken)
+
+        def column(values, dtype, fill=0):
+            out = np.full(part, fill, dtype)
+            out[:count] = values
+            return out
+
+        width = prefilled.keys_BSNK[0].shape[1] + 1
+        tokens_BP = np.zeros((part, width), np.int32)
+        for j, (_, u, _) in enumerate(taken):
+            tokens_BP[j, : len(prompts[u])] = prompts[u]
+        stop_BE = np.full((part, stops), -1, np.int32)
+        stop_BE[:, : len(sampling.stop_ids)] = sampling.stop_ids
+        lengths = np.array([len(prompts[u]) for _, u, _ in taken])
+        draw = sample.Draw(
+            column(sampling.temperature, np.float32),
+            column(sampling.top_k, np.int32),
+            column(sampling.top_p, np.float32, 1),
+            column(sampling.min_p, np.float32),
+            stop_BE,
+            column(sampling.seed, np.uint32),
+            column([task_word(requests[i].task) for _, _, i in taken], np.uint32),
+            column([requests[i].sample for _, _, i in taken], np.uint32),
+        )
+        arguments = (
+            column(rows, np.int32, self.slots),
+            column([u for _, u, _ in taken], np.int32),
+            tokens_BP,
+            column(lengths, np.int32, 1),
+            column(lengths + sampling.max_new_tokens, np.int32, 1),
+            draw,
+        )
+        return self._call(_insert, slots, prefilled, *arguments)
+
+    # Scoring ------------------------------------------------------------------------------------------------------
+
+    def score(self, params, sequences, temperature: float = 1.0) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """log p(token t | tokens before t) at `temperature`, and the entropy of each prediction, nats.
+
+        Args:
+          sequences: lists of token ids. Returns: (logps, entropies), float32 arrays as long as the sequences; element 0
+          of each is 0.
+        """
+        logps: list = [None] * len(sequences)
+        entropies: list = [None] * len(sequences)
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+        for width, rows, group in self._score_groups(order, [len(s) for s in sequences]):
+            tokens_BT = np.zeros((rows, width), np.int32)
+            for row, i in enumerate(group):
+                tokens_BT[row, : len(sequences[i])] = sequences[i]
+            logp_BT, entropy_BT = map(
+                np.asarray, self._call(_score, self.model, params, self._put_rows(tokens_BT), np.float32(temperature))
+            )
+            for row, i in enumerate(group):
+                logps[i] = logp_BT[row, : len(sequences[i])]
+                entropies[i] = entropy_BT[row, : len(sequences[i])]
+        return logps, entropies
+
+    def _score_groups(self, order, lengths):
+        """Groups of indices of one length bucket, with the bucket and a row count that one program serves."""
+        start = 0
+        while start < len(order):
+            width = bucket(lengths[order[start]])
+            data = self.mesh.shape["data"]
+            rows = max(data, self.score_tokens // width // data * data)
+            group = [i for i in order[start : start + rows] if bucket(lengths[i]) == width]
+            yield width, rows, group
+            start += len(group)
+
+    def _put_rows(self, array):
+        return jax.device_put(array, shardings({"rows_BT": array}, self.mesh, RULES_DECODE)["rows_BT"])
+
+    def locate(self, params, plain, informed, responses, step_ends, threshold: float = 2.0):
+        """Error localization in one scoring pass, without generation.
+
+        Per step s of a response y: llr_s = log p(y_s | informed prompt, y_<s) - log p(y_s | plain prompt, y_<s). Seeing
+        the reference makes a right step likelier and the first wrong one unlikelier: the location is the first step
+        whose llr falls below -threshold (nats).
+
+        Args:
+          plain, informed: prompt ids of each trace without and with the reference in view. responses: ids.
+          step_ends: offsets into each response where its steps end.
+
+        Returns: (llrs, locations): per trace a float32 array over its steps, and the step's index or None.
+        """
+        both = [list(p) + list(r) for prompts in (plain, informed) for p, r in zip(prompts, responses, strict=True)]
+        logps, _ = self.score(params, both)
+        count = len(responses)
+        if not count:
+            return [], []
+        width, steps = bucket(max(map(len, responses))), bucket(max(map(len, step_ends)), 8)
+        gain_BT = np.zeros((count, width), np.float32)
+        step_BT = np.full((count, width), steps, np.int32)
+        for i, response in enumerate(responses):
+            tail = slice(-len(response), None)
+            gain_BT[i, : len(response)] = logps[count + i][tail] - logps[i][tail]
+            step_BT[i, : len(response)] = np.searchsorted(step_ends[i], np.arange(len(response)), side="right")
+        llr_BJ, first_B = map(np.asarray, self._call(_locate, gain_BT, step_BT, steps, np.float32(threshold)))
+        llrs = [llr_BJ[i, : len(ends)] for i, ends in enumerate(step_ends)]
+        return llrs, [int(f) if f < len(e) else None for f, e in zip(first_B, step_ends, strict=True)]
+
+    # Splicing -----------------------------------------------------------------------------------------------------
+
+    def splice(self, tokens, prompt_lens, cuts, inserted):
+        """Cut each trace at `cuts` and append `inserted`; lists of id arrays. Returns [(tokens, span)], see splice.py.
+
+        Refuses, with the row, a cut outside the response and an empty intervention: nothing is ever clipped.
+        """
+        for row, (ids, start, cut, new) in enumerate(zip(tokens, prompt_lens, cuts, inserted, strict=True)):
+            if not start <= cut <= len(ids):
+                raise ValueError(f"splice, row {row}: cut {cut} is outside the response, tokens {start}..{len(ids)}")
+            if not len(new):
+                raise ValueError(f"splice, row {row}: the intervention is empty")
+        if not len(tokens):
+            return []
+
+        def padded(rows):
+            out = np.zeros((bucket(len(rows), 8), bucket(max(map(len, rows)), 32)), np.int32)
+            for row, ids in enumerate(rows):
+                out[row, : len(ids)] = ids
+            return out
+
+        def column(values):
+            return np.pad(np.asarray(values, np.int32), (0, bucket(len(tokens), 8) - len(tokens)))
+
+        spliced = self._call(
+            _splice, padded(tokens), column(prompt_lens), column(cuts), padded(inserted), column([len(i) for i in inserted])
+        )
+        out, lengths, spans = map(np.asarray, spliced)
+        return [(out[i, : lengths[i]], spans[i, : lengths[i]]) for i in range(len(tokens))]
+
+    # Training -----------------------------------------------------------------------------------------------------
+
+    def init(self, seed: int, tx: optax.GradientTransformation) -> State:
+        """A fresh training state, each array made where it lives."""
+        return self.state(jax.jit(self.model.init)(jax.random.key(seed)), tx)
+
+    def state(self, params, tx: optax.GradientTransformation) -> State:
+        """A training state at step 0 around given parameters (copied, since updates donate them)."""
+
+        def make(params):
+            return State(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), tx.init(params))
+
+        where = shardings(jax.eval_shape(make, params), self.mesh, RULES)
+        return jax.jit(make, out_shardings=where)(params)
+
+    def update(self, state: State, batch: Batch, tx, config: losses.LossConfig = losses.LossConfig()):
+        """One optimizer step on a global batch; SFT and policy gradient alike. `state` is donated.
+
+        Returns: (State, metrics), metrics a dict of float32 scalars.
+        """
+        return self._call(_update, state, self._put(batch, RULES), self.model, tx, config)
+
+
+_prefill = jax.jit(sample.prefill, static_argnums=0)
+_insert = jax.jit(sample.insert, donate_argnums=0)
+_grow = jax.jit(sample.grow, static_argnums=1)
+_decode = jax.jit(sample.decode, static_argnums=0, donate_argnums=2)
+_splice = jax.jit(splicing.splice)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(model: Model, params, tokens_BT, temperature):
+    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
+    hidden_BTD, _ = model.apply(params, tokens_BT, positions_BT)
+    temperature_BT = jnp.full(tokens_BT.shape, temperature)
+    return losses.token_logp(hidden_BTD, model.head_DV(params), tokens_BT, positions_BT, temperature_BT)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _locate(gain_BT, step_BT, steps: int, threshold):
+    """Sum of `gain` over each step's tokens, and the first step where it is below -threshold (steps if none)."""
+    llr_BJ = jax.vmap(lambda gain, step: jnp.zeros(steps).at[step].add(gain, mode="drop"))(gain_BT, step_BT)
+    fell_BJ = llr_BJ < -threshold
+    return llr_BJ, jnp.where(fell_BJ.any(axis=1), jnp.argmax(fell_BJ, axis=1), steps)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4), donate_argnums=0)
+def _update(state: State, batch: Batch, model: Model, tx, config: losses.LossConfig):
+    def loss_fn(params, micro: Batch):
+        hidden_BTD, _ = model.apply(
+            params, micro.tokens_MBT, micro.positions_MBT, micro.segments_MBT, remat=config.remat
+        )
+        logp_BT, entropy_BT = losses.token_logp(
+            hidden_BTD, model.head_DV(params), micro.tokens_MBT, micro.positions_MBT, micro.temperature_MBT, config.chunk
+        )
+        return losses.streams(logp_BT, entropy_BT, micro, config)
+
+    def one(carry, arrays):
+        (grads, sums), gap = carry
+        (_, (new_sums, new_gap)), new = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, batch._replace(**arrays)
+        )
+        return (jax.tree.map(jnp.add, (grads, sums), (new, new_sums)), jnp.maximum(gap, new_gap)), None
+
+    arrays = {name: getattr(batch, name) for name in batch._fields if name.endswith("_MBT")}
+    wide = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
+    zeros = (wide, dict.fromkeys(losses.SUMS, jnp.zeros(())))
+    ((grads, sums), gap), _ = jax.lax.scan(one, (zeros, jnp.zeros(())), arrays)
+    updates, opt = tx.update(grads, state.opt, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = losses.means(sums) | {
+        "logp_gap_max": gap,
+        "grad_norm": optax.global_norm(grads),
+        "update_norm": optax.global_norm(updates),
+        "param_norm": optax.global_norm(params),
+    }
+    return State(state.step + 1, params, opt), metrics

@@ -1,0 +1,140 @@
+"""Estimators over problems, each with a bootstrap interval, in plain Python numbers (ready for JSON).
+
+The problem is the unit of resampling: samples of one problem are not independent evidence.
+"""
+
+import collections
+from collections.abc import Sequence
+
+import numpy as np
+
+CHUNK = 1 << 20  # elements of one block of resampled values: 16 MB with their indices
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The chance that k of n samples, drawn without replacement, hold at least one of the c correct ones.
+
+    1 - C(n - c, k) / C(n, k) = 1 - prod_{i=n-c+1..n} (1 - k / i), unbiased for pass@k (Chen et al. 2021,
+    arXiv 2107.03374, eq. 1); in logarithms, so that neither large n nor small chances lose digits.
+
+    Raises:
+      ValueError: unless 1 <= k <= n and 0 <= c <= n.
+    """
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@k needs 1 <= k <= n, got k={k} of n={n} samples")
+    if not 0 <= c <= n:
+        raise ValueError(f"pass@k needs 0 <= c <= n, got c={c} correct of n={n} samples")
+    if n - c < k:
+        return 1.0
+    return abs(float(np.expm1(np.log1p(-k / np.arange(n - c + 1, n + 1)).sum())))
+
+
+def bootstrap_ci(
+    values: Sequence[float], seed: int = 0, resamples: int = 10_000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap of the mean.
+
+    Args:
+      values: [problems], one number a problem.
+      level: the interval's coverage, in (0, 1).
+
+    Returns:
+      (low, high), in the unit of `values`; both the value itself if there is but one problem.
+
+    Raises:
+      ValueError: there are no values.
+    """
+    values = np.asarray(values, np.float64)
+    if values.size == 0:
+        raise ValueError("bootstrap_ci got no values: there is no problem to resample")
+    rng = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    rows = max(1, CHUNK // values.size)
+    for start in range(0, resamples, rows):
+        block = means[start : start + rows]
+        block[:] = values[rng.integers(values.size, size=(block.size, values.size))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def paired_bootstrap_ci(
+    a: Sequence[float], b: Sequence[float], seed: int = 0, resamples: int = 10_000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap of mean(a - b), with a[i] and b[i] two measurements of problem i.
+
+    Raises:
+      ValueError: a and b differ in length, or are empty.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"a paired interval needs the same problems twice, got {len(a)} and {len(b)}")
+    return bootstrap_ci(np.asarray(a, np.float64) - np.asarray(b, np.float64), seed, resamples, level)
+
+
+def _row(values: Sequence[float], samples: int) -> dict:
+    """An estimate as results.json holds it: the mean over problems, its 95% interval, what it rests on."""
+    return {
+        "mean": float(np.mean(values)),
+        "ci95": list(bootstrap_ci(values)),
+        "problems": len(values),
+        "samples": int(samples),
+    }
+
+
+def summarize(counts: Sequence[tuple[int, int]], ks: Sequence[int] = (1, 8)) -> dict[str, dict]:
+    """pass@k over problems; pass@1 is the mean of c / n, which is also called avg@n.
+
+    Args:
+      counts: (n samples, c correct) of each problem; n may differ between problems.
+      ks: each at most the smallest n.
+
+    Returns:
+      {"pass@1": {"mean", "ci95": [low, high], "problems", "samples" (in all)}, ...}
+
+    Raises:
+      ValueError: there are no problems, or one has fewer than k samples.
+    """
+    samples = sum(n for n, _ in counts)
+    return {f"pass@{k}": _row([pass_at_k(n, c, k) for n, c in counts], samples) for k in ks}
+
+
+def maj_at_n(answers_per_problem: Sequence[Sequence[str | None]], golds: Sequence[str]) -> dict:
+    """Majority vote: the share of problems whose most frequent answer is the gold one, as text.
+
+    Args:
+      answers_per_problem: the extracted answers of each problem, in the order they were sampled. None does
+        not vote; the earliest answer wins a tie; a problem without votes is not solved.
+      golds: [problems].
+
+    Returns:
+      {"mean", "ci95": [low, high], "problems", "samples"}
+
+    Raises:
+      ValueError: the lengths differ, or there are no problems.
+    """
+    solved = []
+    for answers, gold in zip(answers_per_problem, golds, strict=True):
+        votes = collections.Counter(answer for answer in answers if answer is not None)
+        solved.append(float(bool(votes) and votes.most_common(1)[0][0] == gold))
+    return _row(solved, sum(map(len, answers_per_problem)))
+
+
+def effect_row(counts: Sequence[tuple[int, int]]) -> dict:
+    """One condition of the four-condition table (InT, arXiv 2601.14209).
+
+    Args:
+      counts: (n samples, c correct) of each problem.
+
+    Returns:
+      {"solved": problems with c > 0, "problems", "accuracy": mean of c / n, in [0, 1], "ci95": [low, high]}
+
+    Raises:
+      ValueError: there are no problems.
+    """
+    accuracies = [c / n for n, c in counts]
+    row = _row(accuracies, sum(n for n, _ in counts))
+    return {
+        "solved": int(sum(c > 0 for _, c in counts)),
+        "problems": row["problems"],
+        "accuracy": row["mean"],
+        "ci95": row["ci95"],
+    }

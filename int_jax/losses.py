@@ -1,0 +1,172 @@
+"""Log-probabilities of tokens (the only shift in the project), and the three streams of the loss.
+
+L = sum_t ce_t (-log p_t) / N_ce + sum_t rl_t PG_t / N_rl + sum_t kl_t KL_t / N_kl, with the totals N given. Supervised
+fine-tuning on prefix + intervention is the first stream, GRPO the second; both may be mixed. How a token is weighted
+(sum over sequences, token mean, sequence mean) is decided on the host, in `batch.py`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from int_jax.dims import check
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Switches of the policy-gradient stream.
+
+    Attributes:
+      clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]; InT's 4 and 4 cut only ratios above
+        5 (paper.md 1.9). old: "current" takes the first pass's own log-probabilities as the old ones (exact for one
+        update a batch), "sampler" takes the sampler's. ratio: "token", or "sequence" (GSPO: the geometric mean over
+        the sequence).
+      chunk: tokens whose logits exist at one time, per row. remat: recompute each layer in the backward pass.
+    """
+
+    clip_low: float = 4.0
+    clip_high: float = 4.0
+    old: str = "current"
+    ratio: str = "token"
+    chunk: int = 128
+    remat: bool = False
+
+
+SUMS = (
+    *("loss_ce", "loss_rl", "loss_kl", "trained_tokens", "entropy_sum"),
+    *("rl_tokens", "logp_gap_sum", "ratio_sum", "ratio_square_sum", "clipped_sum"),
+)
+
+
+def scaled_logits(hidden, head_DV, temperature):
+    """float32 logits / temperature; temperature 0 (greedy) is scored at 1. hidden [..., D], temperature [...]."""
+    logits = jnp.einsum("...D,DV->...V", hidden, head_DV, preferred_element_type=jnp.float32)
+    return logits / jnp.where(temperature > 0, temperature, 1.0)[..., None]
+
+
+@check
+def token_logp(hidden_BTD, head_DV, tokens_BT, positions_BT, temperature_BT, chunk: int = 128):
+    """log p(token t | tokens before t) and the entropy of that prediction, nats, float32.
+
+    The prediction of token t is read from the hidden state of t - 1; where the position is 0 both are 0. Logits exist
+    for `chunk` tokens of each row at a time, forward and backward, never as a [B, T, V] array.
+
+    Returns: (logp_BT, entropy_BT); no gradient flows through the entropy.
+    """
+    rows, length = tokens_BT.shape
+    previous_BTD = jnp.concatenate([hidden_BTD[:, :1], hidden_BTD[:, :-1]], axis=1)
+
+    @jax.checkpoint
+    def one(carry, piece):
+        hidden_BCD, tokens_BC, temperature_BC = piece
+        logits_BCV = scaled_logits(hidden_BCD, head_DV, temperature_BC)
+        norm_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
+        picked_BC = jnp.take_along_axis(logits_BCV, tokens_BC[..., None], axis=-1)[..., 0]
+        probs_BCV = jax.lax.stop_gradient(jnp.exp(logits_BCV - norm_BC[..., None]))
+        entropy_BC = jax.lax.stop_gradient(norm_BC - jnp.sum(probs_BCV * logits_BCV, axis=-1))
+        return carry, (picked_BC - norm_BC, entropy_BC)
+
+    chunk = min(chunk, length)
+    pad = -length % chunk
+
+    def cut(array):
+        padded = jnp.pad(array, [(0, 0), (0, pad)] + [(0, 0)] * (array.ndim - 2))
+        return jnp.moveaxis(padded.reshape(rows, -1, chunk, *array.shape[2:]), 1, 0)
+
+    _, pieces = jax.lax.scan(one, None, (cut(previous_BTD), cut(tokens_BT), cut(temperature_BT)))
+    logp_BT, entropy_BT = (jnp.moveaxis(p, 0, 1).reshape(rows, -1)[:, :length] for p in pieces)
+    seen_BT = positions_BT > 0
+    return jnp.where(seen_BT, logp_BT, 0.0), jnp.where(seen_BT, entropy_BT, 0.0)
+
+
+@check
+def sequence_mean_BT(values_BT, weight_BT, segments_BT):
+    """Each token's value replaced by its sequence's weighted mean; a sequence is one segment of one row."""
+    same_BTT = (segments_BT[:, :, None] == segments_BT[:, None, :]).astype(jnp.float32)
+    total_BT = jnp.einsum("bts,bs->bt", same_BTT, values_BT * weight_BT)
+    return total_BT / jnp.maximum(jnp.einsum("bts,bs->bt", same_BTT, weight_BT), 1e-8)
+
+
+def clipped_surrogate(logp, old_logp, advantage, clip_low: float, clip_high: float):
+    """-min(r A, clip(r, 1 - low, 1 + high) A) with r = exp(logp - old_logp), elementwise (PPO, Schulman et al. 2017)."""
+    ratio = jnp.exp(logp - old_logp)
+    clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
+    return -jnp.minimum(ratio * advantage, clipped * advantage)
+
+
+def k3(logp, reference_logp):
+    """The k3 estimate of KL(policy || reference): e^d - d - 1 with d = reference - policy (Schulman 2020); never < 0."""
+    gap = reference_logp - logp
+    return jnp.exp(gap) - gap - 1.0
+
+
+def streams(logp_BT, entropy_BT, batch, config: LossConfig):
+    """The loss of one micro-batch and its metrics, both as sums whose totals are the batch's.
+
+    Args:
+      logp_BT, entropy_BT: of the trained policy. batch: a Batch without its leading axis M.
+
+    Returns: (loss, metrics): summing either over micro-batches gives that of the global batch.
+    """
+    old_BT = jax.lax.stop_gradient(logp_BT) if config.old == "current" else batch.sampler_logp_MBT
+    inside_BT = (batch.rl_MBT > 0).astype(jnp.float32)
+    now_BT = logp_BT
+    if config.ratio == "sequence":
+        gap_BT = sequence_mean_BT(logp_BT - old_BT, inside_BT, batch.segments_MBT)
+        # The sequence's ratio, with each token's own gradient (GSPO-token, Zheng et al. 2025, eq. 14).
+        now_BT = old_BT + jax.lax.stop_gradient(gap_BT - logp_BT) + logp_BT
+    surrogate_BT = clipped_surrogate(now_BT, old_BT, batch.advantage_MBT, config.clip_low, config.clip_high)
+    ce = -jnp.sum(batch.ce_MBT * logp_BT) / batch.ce_total
+    rl = jnp.sum(batch.rl_MBT * surrogate_BT) / batch.rl_total
+    kl = jnp.sum(batch.kl_MBT * k3(logp_BT, batch.reference_logp_MBT)) / batch.kl_total
+
+    trained_BT = ((batch.ce_MBT + batch.rl_MBT) > 0).astype(jnp.float32)
+    gap_BT = jnp.abs(logp_BT - batch.sampler_logp_MBT) * inside_BT
+    ratio_BT = jnp.exp(logp_BT - batch.sampler_logp_MBT)
+    outside_BT = (ratio_BT > 1 + config.clip_high) | (ratio_BT < 1 - config.clip_low)
+    values = (
+        *(ce, rl, kl, jnp.sum(trained_BT), jnp.sum(entropy_BT * trained_BT)),
+        *(jnp.sum(inside_BT), jnp.sum(gap_BT), jnp.sum(ratio_BT * inside_BT)),
+        *(jnp.sum(ratio_BT**2 * inside_BT), jnp.sum(outside_BT * inside_BT)),
+    )
+    return ce + rl + kl, (dict(zip(SUMS, values, strict=True)), jnp.max(gap_BT))
+
+
+def means(sums: dict) -> dict:
+    """Metrics of one update from the sums over its micro-batches.
+
+    entropy, logp_gap (|trainer - sampler|), ratio, clipped: means per token. ess: effective sample size of the
+    trainer/sampler ratios as a share of the tokens, 1 on-policy.
+    """
+    trained, drawn = jnp.maximum(sums["trained_tokens"], 1.0), jnp.maximum(sums["rl_tokens"], 1.0)
+    return {
+        "loss": sums["loss_ce"] + sums["loss_rl"] + sums["loss_kl"],
+        **{name: sums[name] for name in ("loss_ce", "loss_rl", "loss_kl", "trained_tokens")},
+        "entropy": sums["entropy_sum"] / trained,
+        "logp_gap": sums["logp_gap_sum"] / drawn,
+        "ratio": sums["ratio_sum"] / drawn,
+        "clipped": sums["clipped_sum"] / drawn,
+        "ess": sums["ratio_sum"] ** 2 / jnp.maximum(sums["ratio_square_sum"] * drawn, 1e-8),
+    }
+
+
+def group_advantages(rewards, groups, divide_by_std: bool = False, std_floor: float = 1e-4):
+    """A = r - mean of its group (InT, and Dr. GRPO), divided by (std + floor) where asked (GRPO, Shao et al. 2024).
+
+    Args:
+      rewards: [n] host floats. groups: [n] hashable names; equal names form one group.
+
+    Returns: [n] float32; exactly zero in a group whose rewards are all equal.
+    """
+    rewards = np.asarray(rewards, np.float64)
+    out = np.zeros(len(rewards), np.float32)
+    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    for group in range(len(names)):
+        mine = rewards[index == group]
+        if np.ptp(mine) == 0:
+            continue
+        centred = mine - mine.mean()
+        out[index == group] = centred / (mine.std(ddof=1) + std_floor) if divide_by_std else centred
+    return out

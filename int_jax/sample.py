@@ -1,0 +1,200 @@
+"""The sampler's array functions: prefill, insert, decode. Pure; `engine.py` jits them and runs the slots.
+
+Slots are B rows of one cache. A row's last token is known but not yet in the cache: decoding reads it, writes its keys
+and values, and draws the next one. So prefill takes the prompt without its last token, draws nothing, and its result
+serves every sample of that prompt. Everything that shapes a draw is an array with one entry a row, so changing it
+compiles nothing; a row's draws depend on its key and its own position alone.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from int_jax.dims import check
+from int_jax.losses import scaled_logits
+from int_jax.models import Cache, Model, empty_cache
+
+
+class Draw(NamedTuple):
+    """How each row is drawn; arrays [B].
+
+    Attributes:
+      temperature_B: float32, 0 is greedy. top_k_B: int32, 0 keeps all. top_p_B: float32, 1 keeps all. min_p_B: float32,
+        0 keeps all. stop_BE: int32 stop ids, -1 where there are fewer.
+      seed_B, task_B, sample_B: uint32; the row's random stream.
+    """
+
+    temperature_B: Any
+    top_k_B: Any
+    top_p_B: Any
+    min_p_B: Any
+    stop_BE: Any
+    seed_B: Any
+    task_B: Any
+    sample_B: Any
+
+
+class Slots(NamedTuple):
+    """The sampler's state.
+
+    Attributes:
+      tokens_BS: int32 prompt and response. logp_BS: float32 of each drawn token, zero elsewhere.
+      length_B: known tokens. limit_B: the length at which a row ends. running_B: bool.
+      cache: keys and values of the first length - 1 tokens. draw: Draw.
+    """
+
+    tokens_BS: Any
+    logp_BS: Any
+    length_B: Any
+    limit_B: Any
+    running_B: Any
+    cache: Cache
+    draw: Draw
+
+
+def empty_slots(model: Model, rows: int, size: int, stops: int) -> Slots:
+    """Slots with nothing running; `size` cache positions, `stops` stop ids a row."""
+    def ints(*shape):
+        return jnp.zeros((rows, *shape), jnp.int32)
+
+    def floats(*shape):
+        return jnp.zeros((rows, *shape), jnp.float32)
+
+    def words():
+        return jnp.zeros(rows, jnp.uint32)
+
+    draw = Draw(floats(), ints(), floats(), floats(), ints(stops) - 1, words(), words(), words())
+    cache = empty_cache(model.config, rows, size)
+    return Slots(ints(size), floats(size), ints() + 1, ints() + 1, jnp.zeros(rows, bool), cache, draw)
+
+
+def grow(slots: Slots, size: int) -> Slots:
+    """The same slots with `size` cache positions; every row keeps what it has."""
+
+    def pad(array):
+        return jnp.pad(array, [(0, 0), (0, size - array.shape[1])] + [(0, 0)] * (array.ndim - 2))
+
+    return slots._replace(
+        tokens_BS=pad(slots.tokens_BS), logp_BS=pad(slots.logp_BS), cache=jax.tree.map(pad, slots.cache)
+    )
+
+
+def prefill(model: Model, params, tokens_UP) -> Cache:
+    """Keys and values of U distinct prompts, right-padded; the padding is never attended to."""
+    positions = jnp.broadcast_to(jnp.arange(tokens_UP.shape[1])[None], tokens_UP.shape)
+    return model.apply(params, tokens_UP, positions)[1]
+
+
+def insert(slots: Slots, prefilled: Cache, rows_B, prompts_B, tokens_BP, length_B, limit_B, draw: Draw) -> Slots:
+    """Start samples in free slots.
+
+    Args:
+      prefilled: of U prompts. rows_B: the slot of each new sample; one past the last slot drops the entry (padding).
+      prompts_B: which of the U prompts it continues. tokens_BP: its prompt, whole. length_B, limit_B, draw: as Slots.
+    """
+    width = min(prefilled.keys_BSNK[0].shape[1], slots.tokens_BS.shape[1])
+    tokens_BP = tokens_BP[:, : slots.tokens_BS.shape[1]]
+
+    def put(old, new):
+        return old.at[rows_B].set(new, mode="drop")
+
+    def put_cache(old, new):
+        return old.at[rows_B, :width].set(new[prompts_B, :width], mode="drop")
+
+    return Slots(
+        tokens_BS=slots.tokens_BS.at[rows_B, : tokens_BP.shape[1]].set(tokens_BP, mode="drop"),
+        logp_BS=put(slots.logp_BS, jnp.zeros((), jnp.float32)),
+        length_B=put(slots.length_B, length_B),
+        limit_B=put(slots.limit_B, limit_B),
+        running_B=put(slots.running_B, length_B < limit_B),
+        cache=jax.tree.map(put_cache, slots.cache, prefilled),
+        draw=jax.tree.map(put, slots.draw, draw),
+    )
+
+
+@check
+def keep(logits_BV, top_k_B, top_p_B, min_p_B):
+    """True for the tokens that may be drawn; filters in the order top-k, top-p, min-p, as `transformers` applies them.
+
+    top-p keeps the smallest set of the likeliest tokens, among those that top-k kept, whose probability reaches top_p
+    (Holtzman et al. 2020); min-p keeps p >= min_p x the largest p. The likeliest token always stays. Logits are already
+    divided by the temperature.
+    """
+    vocab = logits_BV.shape[1]
+    sorted_BV = -jnp.sort(-logits_BV, axis=-1)
+    count_B = jnp.where(top_k_B > 0, jnp.minimum(top_k_B, vocab), vocab)
+    kept_BV = jnp.where(jnp.arange(vocab)[None] < count_B[:, None], sorted_BV, -jnp.inf)
+    probs_BV = jax.nn.softmax(kept_BV, axis=-1)
+    before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
+    inside_BV = (before_BV < top_p_B[:, None]) & (kept_BV > -jnp.inf)
+    inside_BV = inside_BV.at[:, 0].set(True)
+    inside_BV = inside_BV & (probs_BV >= min_p_B[:, None] * probs_BV[:, :1])
+    threshold_B = jnp.min(jnp.where(inside_BV, sorted_BV, jnp.inf), axis=-1)
+    return logits_BV >= threshold_B[:, None]
+
+
+def row_keys(draw: Draw):
+    """One key a row from (seed, task, sample)."""
+
+    def one(seed, task, sample):
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), task), sample)
+
+    return jax.vmap(one)(draw.seed_B, draw.task_B, draw.sample_B)
+
+
+def choose(logits_BV, keys, draw: Draw):
+    """Draw one token a row (Gumbel-max), greedily where the temperature is 0. Returns token_B, int32."""
+    plain = jnp.all((draw.top_k_B <= 0) & (draw.top_p_B >= 1.0) & (draw.min_p_B <= 0.0))
+    kept_BV = jax.lax.cond(
+        plain,
+        lambda: jnp.ones(logits_BV.shape, bool),
+        lambda: keep(logits_BV, draw.top_k_B, draw.top_p_B, draw.min_p_B),
+    )
+    noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:], jnp.float32))(keys)
+    noise_BV = jnp.where(draw.temperature_B[:, None] > 0, noise_BV, 0.0)
+    return jnp.argmax(jnp.where(kept_BV, logits_BV + noise_BV, -jnp.inf), axis=-1).astype(jnp.int32)
+
+
+def decode(model: Model, params, slots: Slots, steps, wanted) -> Slots:
+    """Draw up to `steps` tokens a row; stops early once fewer than `wanted` rows are running.
+
+    The log-probability returned is that of the token at the row's temperature over the whole vocabulary, whatever
+    top-k, top-p and min-p kept: the same that `losses.token_logp` computes.
+    """
+    keys = row_keys(slots.draw)
+    rows = jnp.arange(slots.tokens_BS.shape[0])
+    head_DV = model.head_DV(params)
+
+    def step(carry):
+        count, slots = carry
+        last_B = slots.length_B - 1
+        hidden_BTD, cache = model.apply(
+            params, slots.tokens_BS[rows, last_B][:, None], last_B[:, None], cache=slots.cache
+        )
+        logits_BV = scaled_logits(hidden_BTD[:, 0], head_DV, slots.draw.temperature_B)
+        token_B = choose(logits_BV, jax.vmap(jax.random.fold_in)(keys, slots.length_B), slots.draw)
+        logp_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
+        logp_B = logp_B - jax.nn.logsumexp(logits_BV, axis=-1)
+        # Rows that do not run write their last token again: the value that is there already.
+        at_B = jnp.where(slots.running_B, slots.length_B, last_B)
+        tokens_BS = slots.tokens_BS.at[rows, at_B].set(
+            jnp.where(slots.running_B, token_B, slots.tokens_BS[rows, last_B])
+        )
+        logp_BS = slots.logp_BS.at[rows, at_B].set(jnp.where(slots.running_B, logp_B, slots.logp_BS[rows, last_B]))
+        length_B = slots.length_B + slots.running_B
+        stopped_B = jnp.any(token_B[:, None] == slots.draw.stop_BE, axis=-1) | (length_B >= slots.limit_B)
+        slots = slots._replace(
+            tokens_BS=tokens_BS,
+            logp_BS=logp_BS,
+            length_B=length_B,
+            running_B=slots.running_B & ~stopped_B,
+            cache=cache,
+        )
+        return count + 1, slots
+
+    def going(carry):
+        count, slots = carry
+        return (count < steps) & (jnp.sum(slots.running_B) >= jnp.maximum(wanted, 1))
+
+    return jax.lax.while_loop(going, step, (jnp.zeros((), jnp.int32), slots))[1]

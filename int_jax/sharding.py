@@ -1,0 +1,67 @@
+"""Where arrays live: a mesh with axes ("data", "model"), and one table from dimension letters to mesh axes.
+
+A parameter's sharding is read off its name (`q_DHK` -> D over "data", H over "model"). Training shards the
+parameters over both axes (fully sharded data parallel x tensor parallel); decoding keeps a whole copy of the weights
+along "data", because there a gather per token would cost more than the memory it saves.
+"""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from int_jax import dims
+
+RULES = {"B": "data", "D": "data", "H": "model", "N": "model", "F": "model", "V": "model"}
+RULES_DECODE = {"B": "data", "H": "model", "N": "model", "F": "model", "V": "model"}
+
+
+def make_mesh(data: int = -1, model: int = 1, devices=None) -> Mesh:
+    """A ("data", "model") mesh over `devices` (all of them by default); one size may be -1: what is left."""
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [data, model]
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = max(1, len(devices) // max(1, -data * model))
+    if sizes[0] * sizes[1] != len(devices):
+        raise ValueError(
+            f"mesh data={data} x model={model} does not fit {len(devices)} {devices[0].platform} device(s): "
+            f"choose sizes whose product is {len(devices)}"
+        )
+    grid = np.asarray(devices).reshape(sizes)
+    return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def spec(letters: str, shape, mesh: Mesh, rules: dict) -> PartitionSpec:
+    """The partition of an array whose axes are `letters`; an axis that the mesh does not divide is replicated."""
+    if len(letters) != len(shape):
+        raise ValueError(f"name suffix {letters} has {len(letters)} axes, the array has shape {tuple(shape)}")
+    axes, used = [], set()
+    for letter, size in zip(letters, shape, strict=True):
+        axis = rules.get(letter)
+        fits = axis is not None and axis not in used and size % mesh.shape[axis] == 0
+        axes.append(axis if fits else None)
+        used.add(axes[-1])
+    return PartitionSpec(*axes)
+
+
+def shardings(tree, mesh: Mesh, rules: dict):
+    """NamedShardings for every leaf of `tree`, read off the last name of its path; unnamed scalars are replicated."""
+
+    def one(path, leaf):
+        names = [str(getattr(k, "key", getattr(k, "name", ""))) for k in path]
+        letters = next((dims.suffix(name) for name in reversed(names) if name), "")
+        if np.ndim(leaf) == 0:
+            return NamedSharding(mesh, PartitionSpec())
+        try:
+            return NamedSharding(mesh, spec(letters, np.shape(leaf), mesh, rules))
+        except ValueError as error:
+            raise ValueError(f"parameter {'/'.join(names)}: {error}") from None
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def constrain(value, letters: str, rules: dict = RULES_DECODE):
+    """Pin an activation's sharding to the table under the mesh in context; without a mesh it is the identity."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return value
+    return jax.lax.with_sharding_constraint(value, NamedSharding(mesh, spec(letters, value.shape, mesh, rules)))

@@ -1,0 +1,174 @@
+"""Records: what the host keeps (Task, Verdict, Trace, Intervention) and what the device holds (NamedTuples of arrays).
+
+A trace is token ids first; text is only for display. Masks and positions come from lengths, never from ids, so a pad
+id that equals a stop id is harmless. Everything is right-padded.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+REASONS = ("correct", "wrong", "no_answer", "unparsable", "timeout", "truncated")
+
+
+class Verdict(NamedTuple):
+    """What the verifier says of one response: `reason` is one of REASONS, `passed` is true for "correct" alone."""
+
+    passed: bool
+    score: float
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One problem. The policy sees `problem` only; `reference` and `answer` are for proposers and verifiers."""
+
+    id: str
+    domain: str
+    problem: str
+    reference: str = ""
+    answer: str = ""
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Step(NamedTuple):
+    """Where an error may be located: tokens[start:end], its separator included, and the text for display."""
+
+    start: int
+    end: int
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """A prompt and its response, as token ids.
+
+    Attributes:
+      tokens: [length] int32, prompt and response; the stop token is kept.
+      prompt_len: the response is tokens[prompt_len:].
+      sampled: [length] bool, true where the policy itself drew the token (false for the prompt, a spliced
+        intervention, a partner's turn).
+      logp: [length] float32, log-probability (nats) of each drawn token at `temperature`, over the whole vocabulary;
+        zero where `sampled` is false.
+      step_ends: token offsets (exclusive) of the response's steps, recorded on the sampled ids.
+      stop: "stop" (a stop id was drawn), "length" (the limit was reached), "" (open: ready to be continued).
+      policy_update: the number of updates behind the parameters that drew it.
+      key: (seed, sample index); with the task's id it names the random stream.
+      spliced: offset of the first token of the last spliced intervention, -1 if there is none.
+    """
+
+    task: Task
+    tokens: np.ndarray
+    prompt_len: int
+    sampled: np.ndarray
+    logp: np.ndarray
+    temperature: float = 1.0
+    step_ends: tuple[int, ...] = ()
+    stop: str = ""
+    verdict: Verdict | None = None
+    policy_update: int = 0
+    key: tuple[int, int] = (0, 0)
+    spliced: int = -1
+
+    @property
+    def response(self) -> np.ndarray:
+        return self.tokens[self.prompt_len :]
+
+    def replace(self, **changes) -> "Trace":
+        return dataclasses.replace(self, **changes)
+
+    def step_starts(self) -> tuple[int, ...]:
+        """Token offsets where the steps begin: the response's start, then each earlier step's end."""
+        return (self.prompt_len, *self.step_ends[:-1]) if self.step_ends else ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervention:
+    """One corrective step.
+
+    Attributes:
+      step: zero-based index of the step it replaces (the paper's location minus one).
+      text: the step, without separator. ids: its token ids, separator included; () until it is spliced.
+      source: the proposer's name. raw: the proposer's whole output, for audit.
+    """
+
+    step: int
+    text: str
+    ids: tuple[int, ...] = ()
+    source: str = ""
+    raw: str = ""
+
+
+def to_json(record) -> dict:
+    """A record as plain JSON types; `from_json` brings it back bit for bit (float32 survives the trip)."""
+    out = {}
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if dataclasses.is_dataclass(value):
+            value = to_json(value)
+        elif isinstance(value, np.ndarray):
+            value = value.astype(int).tolist() if value.dtype == bool else value.tolist()
+        elif isinstance(value, Verdict):
+            value = list(value)
+        out[field.name] = value
+    return out
+
+
+def task_from_json(data: dict) -> Task:
+    return Task(**data)
+
+
+def trace_from_json(data: dict) -> Trace:
+    arrays = {"tokens": np.int32, "sampled": bool, "logp": np.float32}
+    return Trace(
+        **{
+            **data,
+            **{name: np.asarray(data[name], dtype) for name, dtype in arrays.items()},
+            "task": task_from_json(data["task"]),
+            "step_ends": tuple(data["step_ends"]),
+            "key": tuple(data["key"]),
+            "verdict": Verdict(*data["verdict"]) if data["verdict"] else None,
+        }
+    )
+
+
+def intervention_from_json(data: dict) -> Intervention:
+    return Intervention(**{**data, "ids": tuple(data["ids"])})
+
+
+class Batch(NamedTuple):
+    """One optimizer step's tokens, cut into micro-batches, with a weight per token for each of the three streams.
+
+    The loss is sum(ce) / ce_total + sum(rl) / rl_total + sum(kl) / kl_total: the totals are over the global batch and
+    are computed once, on the host, so that loss and gradient do not depend on how the batch was cut or packed.
+
+    Attributes:
+      tokens_MBT, positions_MBT: int32; positions restart with each packed sequence.
+      segments_MBT: int32, 0 = padding, 1.. = the packed sequences of a row.
+      ce_MBT, rl_MBT, kl_MBT: float32 weights of the token at t (predicted from the tokens before it).
+      advantage_MBT: float32. sampler_logp_MBT: float32, as the sampler drew it. reference_logp_MBT: float32.
+      temperature_MBT: float32, the sampling temperature at which the log-probability is taken.
+    """
+
+    tokens_MBT: Any
+    positions_MBT: Any
+    segments_MBT: Any
+    ce_MBT: Any
+    rl_MBT: Any
+    kl_MBT: Any
+    advantage_MBT: Any
+    sampler_logp_MBT: Any
+    reference_logp_MBT: Any
+    temperature_MBT: Any
+    ce_total: Any
+    rl_total: Any
+    kl_total: Any
+
+
+class State(NamedTuple):
+    """What a checkpoint holds, and nothing else: data order and randomness are functions of (seed, step)."""
+
+    step: Any
+    params: Any
+    opt: Any

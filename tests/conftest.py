@@ -1,0 +1,48 @@
+"""The strict environment of the tests: 8 fake CPU devices, rank promotion raises, no key is used twice.
+
+Warnings are errors, too (pyproject.toml). What is set through the environment also holds for the processes that tests
+start; what is set through `jax.config` holds for the tests' own process only.
+"""
+
+import os
+import pathlib
+
+DEVICES = 8  # enough for every mesh of two axes that the tests use: 8x1, 4x2, 2x4, 1x8
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    # Eight devices meet in a collective on as few as two cores: on a busy machine the last one may come late.
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES} "
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120 "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=300",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+import pytest  # noqa: E402
+
+
+def pytest_configure(config):
+    """Keep compiled programs in pytest's cache (`pytest --cache-clear` drops them), then make jax strict."""
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": str(config.cache.mkdir("jax")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    import jax  # the first import: it reads the environment
+
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_default_matmul_precision", "highest")
+    jax.config.update("jax_debug_key_reuse", True)
+
+
+def pytest_report_header():
+    import jax
+
+    return f"jax {jax.__version__}, {jax.device_count()} fake devices on {os.cpu_count()} cores"
+
+
+@pytest.fixture(scope="session")
+def tiny_dir() -> pathlib.Path:
+    """The embedded model, in Hugging Face format."""
+    return ROOT / "int_jax" / "assets" / "tiny_arithmetic"

@@ -1,0 +1,520 @@
+"""report.py: what is written is what was measured, whole, in order, safe to open, and readable again after a kill."""
+
+import copy
+import json
+import math
+import re
+import struct
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensorboardX.proto import event_pb2
+
+from int_jax import report
+from int_jax.types import Intervention, Task
+
+
+def measured(mean, low, high):
+    return {"mean": mean, "ci95": [low, high], "problems": 640, "samples": 16}
+
+
+def condition(solved, accuracy, low, high):
+    return {"solved": solved, "problems": 640, "accuracy": accuracy, "ci95": [low, high]}
+
+
+def curve(updates, shift=0.0):
+    ramp = np.linspace(0.0, 0.2, updates)
+    return {
+        "reward": (0.02 + shift + ramp).tolist(),
+        "zero_advantage": (0.9 - ramp).tolist(),
+        "never": (0.88 - 1.2 * ramp).tolist(),
+        "sometimes": (0.1 + ramp).tolist(),
+        "always": (0.02 + 0.2 * ramp).tolist(),
+        "length": (60 + ramp).tolist(),
+        "logp_gap": np.full(updates, 2e-6).tolist(),
+    }
+
+
+RESULTS = {
+    "config": {"name": "int.py:tiny", "rl": {"lr": 1e-5}},
+    "seed": 7,
+    "versions": {"jax": "0.10.0", "python": "3.11.7"},
+    "wall_s": {"attempts": 41.2, "rl": 214.7},
+    "tokens": {"attempts": 211_482, "rl": 1_402_377},
+    "funnel": {
+        **{
+            "problems": 640,
+            "attempts": 2560,
+            "wrong": 2531,
+            "proposed": 2529,
+            "unparsed": 41,
+            "out_of_range": 7,
+        },
+        **{"empty": 122, "leaked": 19, "too_long": 3, "spliced": 2337, "guided": 18712, "kept": 402},
+        **{"kept_right": 371, "problems_kept": 233, "a_new_reason": 5},
+    },
+    "effect": {
+        "problem": condition(41, 0.0071, 0.0048, 0.0097),
+        "prefix": condition(52, 0.0102, 0.0072, 0.0138),
+        "prefix_error": condition(31, 0.0043, 0.0028, 0.0061),
+        "prefix_intervention": condition(251, 0.1061, 0.0914, 0.1213),
+    },
+    "eval": {
+        "base": {"pass@1": measured(0.021, 0.013, 0.029), "pass@8": measured(0.093, 0.077, 0.109)},
+        "int_rl": {"pass@1": measured(0.142, 0.123, 0.161), "pass@8": measured(0.291, 0.266, 0.316)},
+    },
+    "eval_train": {
+        "base": {"pass@1": measured(0.0007, 0.0, 0.0047), "pass@8": measured(0.006, 0.0018, 0.0102)}
+    },
+    "proposers": {"self_verify": {"exact": 1894, "located": 2368, "traces": 2531, "ci95": [0.731, 0.765]}},
+    "rl": {"rl": curve(60), "int_rl": curve(50, 0.1)},
+    "drift": {
+        "nll": {"prefix": 0.112, "intervention": 0.871, "reference": 2.94},
+        "entropy": {"base": 0.26, "int": 0.29},
+    },
+}
+HOSTILE = '<script>alert("x")</script><img src="https://evil.example/a.png" onerror=alert(1)>\'"&</style>'
+
+
+def example(outcome="kept", text="Step", located=1, true_error=1, step=1, **changes) -> report.Example:
+    pieces = [text, " 1", "\n", "\n", text, " 2", "\n\n", "last", "<|im_end|>"]
+    fields = {
+        "task": Task("t/1", "arithmetic", f"{text} problem", f"{text} reference", f"{text} answer"),
+        "attempt": report.Attempt(pieces, [math.log(p) for p in np.linspace(0.001, 1, 9)], [4, 7, 8]),
+        "located": located,
+        "true_error": true_error,
+        "intervention": Intervention(step, f"{text} mended", source=f"{text} proposer"),
+        "outcome": outcome,
+        "continuations": [(f"{text} right", True), (f"{text} wrong", False)],
+    }
+    return report.Example(**{**fields, **changes})
+
+
+def leaves(value, path=()):
+    """(path, value) of each leaf of nested dicts and lists."""
+    items = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    )
+    return (
+        [(path, value)]
+        if items is None
+        else [leaf for key, item in items for leaf in leaves(item, (*path, key))]
+    )
+
+
+def dotted(path) -> str:
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).lstrip(".")
+
+
+# ---- results.json
+
+
+def test_results_come_back_and_equal_results_are_equal_bytes(tmp_path):
+    def reverse(value):
+        return {key: reverse(value[key]) for key in reversed(value)} if isinstance(value, dict) else value
+
+    report.write_results(tmp_path / "a.json", RESULTS)
+    report.write_results(tmp_path / "b.json", reverse(RESULTS))
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    back = json.loads((tmp_path / "a.json").read_text())
+    assert back == RESULTS
+    assert list(back)[:4] == ["config", "seed", "versions", "wall_s"]
+    assert list(back["effect"]) == ["problem", "prefix", "prefix_error", "prefix_intervention"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "b.json"]
+
+
+def test_pass_keys_are_written_by_k(tmp_path):
+    report.write_results(tmp_path / "r.json", {"eval": {"base": {f"pass@{k}": 0.5 for k in (128, 16, 8, 1)}}})
+    assert list(json.loads((tmp_path / "r.json").read_text())["eval"]["base"]) == [
+        "pass@1",
+        "pass@8",
+        "pass@16",
+        "pass@128",
+    ]
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data(), bad=st.sampled_from([math.nan, math.inf, -math.inf, np.float32("nan")]))
+def test_not_a_number_is_refused_by_its_key_path_and_nothing_is_written(tmp_path_factory, data, bad):
+    path, _ = data.draw(st.sampled_from(leaves(RESULTS)))
+    broken = copy.deepcopy(RESULTS)
+    inner = broken
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = bad
+    target = tmp_path_factory.mktemp("r") / "results.json"
+    with pytest.raises(ValueError, match=re.escape(f"results: {dotted(path)} is ")):
+        report.write_results(target, broken)
+    assert not target.exists()
+
+
+def test_numpy_is_written_as_numbers_and_other_types_are_refused_by_path(tmp_path):
+    report.write_results(
+        tmp_path / "r.json", {"a": np.float32(0.5), "b": np.arange(3), "c": (np.int64(1), True, None)}
+    )
+    assert json.loads((tmp_path / "r.json").read_text()) == {"a": 0.5, "b": [0, 1, 2], "c": [1, True, None]}
+    with pytest.raises(TypeError, match=r"results: a\.b\[1\] is a set"):
+        report.write_results(tmp_path / "r.json", {"a": {"b": [1, {2}]}})
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    target = tmp_path / "results.json"
+    report.write_results(target, {"seed": 1})
+
+    def full_disk(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        report.write_results(target, {"seed": 2})
+    assert json.loads(target.read_text()) == {"seed": 1}
+
+
+# ---- numbers
+
+
+@pytest.mark.parametrize(
+    ("fraction", "text"),
+    [
+        (0.123, "12.3%"),
+        (0, "0.0%"),
+        (1, "100.0%"),
+        (0.00098, "0.10%"),
+        (0.0005, "0.05%"),
+        (1e-6, "<0.01%"),
+        (0.5, "50.0%"),
+    ],
+)
+def test_percent(fraction, text):
+    assert report.percent(fraction) == text
+
+
+def test_estimate_and_duration():
+    assert report.estimate(0.123, (0.098, 0.149)) == "12.3% [9.8, 14.9]"
+    assert report.estimate(0.0043, (0.0028, 0.0061)) == "0.43% [0.28, 0.61]"
+    assert report.estimate(1.0, (0.98, 1.0)) == "100.0% [98.0, 100]"
+    assert [report.duration(s) for s in (7.25, 59.96, 492, 3600, 9000)] == [
+        *("7.2 s", "60.0 s", "8 min 12 s", "1 h 00 min", "2 h 30 min"),
+    ]
+
+
+@given(st.floats(min_value=1e-12, max_value=1))
+def test_what_is_positive_never_reads_as_zero(fraction):
+    assert float(report.percent(fraction).strip("<%")) > 0
+
+
+def test_effect_ratio_where_the_wrong_step_never_succeeds():
+    effect = copy.deepcopy(RESULTS["effect"])
+    assert report.effect_ratio(effect) == "24.7x"
+    effect["prefix_error"] = condition(0, 0.0, 0.0, 0.005)
+    assert report.effect_ratio(effect) == "> 21.2x"  # 0.1061 over the interval's end
+    effect["prefix_error"] = condition(0, 0.0, 0.0, 0.0)
+    assert report.effect_ratio(effect) == "> 67.9x"  # 0.1061 over one success in 640
+    effect["prefix_intervention"] = condition(0, 0.0, 0.0, 0.0)
+    assert report.effect_ratio(effect) == "undefined: neither ever succeeded"
+
+
+# ---- the screen
+
+
+def test_tables_hold_every_number():
+    screen = report.tables(RESULTS)
+    for count in (*RESULTS["funnel"].values(), *RESULTS["tokens"].values()):
+        assert re.search(rf"(?<![\d,]){count:,}(?![\d,])", screen), count
+    squeezed = re.sub(r"(?<=\[) +|(?<=,) +", "", screen)
+    for row in RESULTS["effect"].values():
+        assert f"{row['solved']}/640" in screen
+        assert report.estimate(row["accuracy"], row["ci95"]).replace(", ", ",") in squeezed
+    for split in ("eval", "eval_train"):
+        for row in RESULTS[split].values():
+            for item in row.values():
+                assert report.estimate(item["mean"], item["ci95"]).replace(", ", ",") in squeezed
+    for name, values in RESULTS["drift"].items():
+        assert all(f"{value:.3f}" in screen for value in values.values()), name
+    for text in (
+        "1,894/2,531",
+        "2,368/2,531",
+        "74.8% [73.1, 76.5]",
+        "InT + RL",
+        "24.7x",
+        "89.2% → 70.8%",
+        "seed 7",
+    ):
+        assert text in screen
+
+
+def test_missing_sections_are_left_out_and_each_can_stand_alone():
+    everything = {section.key: section.title.upper() for section in report.sections(RESULTS)}
+    assert list(everything) == ["funnel", "effect", "eval", "proposers", "rl", "drift", "cost"]
+    assert not report.sections({})
+    needs = {"eval_train": "eval", "tokens": "cost", "wall_s": "cost"}
+    for key in RESULTS.keys() - {"config", "seed", "versions"}:
+        screen = report.tables({key: RESULTS[key]})
+        assert [title for title in everything.values() if title in screen] == [
+            everything[needs.get(key, key)]
+        ]
+
+
+def test_rl_of_one_run_may_be_bare():
+    assert report.rl_runs({"rl": curve(3)}) == {"rl": curve(3)}
+    assert report.tables({"rl": curve(3)}) == report.tables({"rl": {"rl": curve(3)}})
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    methods=st.lists(
+        st.sampled_from(["base", "rl_matched", "int_rl", "a_baseline_with_a_very_long_name"]),
+        min_size=1,
+        unique=True,
+    ),
+    values=st.lists(st.floats(0, 1), min_size=3, max_size=3),
+    count=st.integers(0, 10**12),
+)
+def test_tables_fit_the_screen(methods, values, count):
+    low, mean, high = sorted(values)
+    row = {
+        f"pass@{k}": {"mean": mean, "ci95": [low, high], "problems": 1000, "samples": 128} for k in (1, 8, 64)
+    }
+    evals = dict.fromkeys(methods, row)
+    proposers = {
+        name: {"exact": 1, "located": 10**6, "traces": 10**6, "ci95": [low, high]} for name in methods
+    }
+    tokens = {**RESULTS["tokens"], "a_stage_with_quite_a_long_name_indeed": count}
+    results = {**RESULTS, "eval": evals, "eval_train": evals, "proposers": proposers, "tokens": tokens}
+    results["funnel"] = {**RESULTS["funnel"], "guided": count}
+    results["versions"] = {f"package_{i}": "1.2.3" for i in range(12)}
+    assert max(map(len, report.tables(results).splitlines())) <= report.WIDTH
+
+
+# ---- scalars
+
+
+def tb_events(logdir) -> list[tuple[int, str, float]]:
+    """(step, tag, value) of each scalar in the logdir's event files: TFRecord frames of Event messages."""
+    found = []
+    for path in sorted(logdir.glob("events.*")):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (length,) = struct.unpack("<Q", data[at : at + 8])
+            event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
+            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            at += 12 + length + 4
+    return found
+
+
+def lines(logdir) -> list[dict]:
+    return [json.loads(line) for line in (logdir / "scalars.jsonl").read_text().splitlines()]
+
+
+def test_scalars_reach_tensorboard_and_the_jsonl(tmp_path):
+    with report.Scalars(tmp_path) as scalars:
+        scalars.write(3, {"reward": np.float32(0.5), "length": 61}, "rl")
+        scalars.write(4, {"loss": 1.5})
+        scalars.write(5, {"loss": math.nan})
+    assert lines(tmp_path) == [
+        {"step": 3, "rl/reward": 0.5, "rl/length": 61.0},
+        {"step": 4, "loss": 1.5},
+        {"step": 5, "loss": None},
+    ]
+    assert tb_events(tmp_path)[:3] == [(3, "rl/reward", 0.5), (3, "rl/length", 61.0), (4, "loss", 1.5)]
+
+
+def test_a_line_is_on_disk_before_close(tmp_path):
+    scalars = report.Scalars(tmp_path)
+    scalars.write(0, {"loss": 1.0})
+    assert lines(tmp_path) == [{"step": 0, "loss": 1.0}]
+    scalars.close()
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    steps=st.lists(st.integers(0, 9), max_size=12).map(sorted),
+    resume=st.none() | st.integers(0, 10),
+    torn=st.booleans(),
+)
+def test_resume_drops_exactly_the_later_lines_and_a_torn_one(tmp_path_factory, steps, resume, torn):
+    logdir = tmp_path_factory.mktemp("log")
+    written = [json.dumps({"step": step, "n": n}) + "\n" for n, step in enumerate(steps)]
+    (logdir / "scalars.jsonl").write_text("".join(written) + ('{"step": 0, "n"' if torn else ""))
+    with report.Scalars(logdir, resume_step=resume) as scalars:
+        scalars.write(99, {"n": 0})
+    kept = [n for n, step in enumerate(steps) if resume is None or step < resume]
+    assert [line["n"] for line in lines(logdir)] == [*kept, 0]
+
+
+def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(tmp_path):
+    def write(logdir, steps, resume_step=None):
+        with report.Scalars(logdir, resume_step) as scalars:
+            for step in steps:
+                scalars.write(step, {"loss": 1 / (step + 1)}, "sft")
+
+    write(tmp_path / "whole", range(8))
+    write(tmp_path / "killed", range(6))
+    write(tmp_path / "killed", range(4, 8), resume_step=4)
+    assert (tmp_path / "whole/scalars.jsonl").read_bytes() == (tmp_path / "killed/scalars.jsonl").read_bytes()
+
+
+# ---- the page
+
+
+class Page(HTMLParser):
+    """Checks the balance of tags; collects elements, attributes and the text outside script and style."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "input", "hr"})
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.text = [], [], ""
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> at {self.getpos()} closes {self.open[-1:]}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        self.text += "" if self.open[-1:] in (["script"], ["style"]) else data
+
+    def count(self, tag, **attributes):
+        return sum(
+            t == tag and all(a.get(k.rstrip("_")) == v for k, v in attributes.items()) for t, a in self.tags
+        )
+
+
+EXAMPLES = [
+    example(),
+    example("no_success", located=0, step=0, true_error=2),
+    example("unparsed", located=None, intervention=None, continuations=[]),
+    example("out_of_range", located=9, step=9, true_error=None, continuations=[]),
+]
+
+
+@pytest.mark.parametrize(
+    "results",
+    [RESULTS, {}, {"rl": curve(1)}, {"eval": RESULTS["eval"]}],
+    ids=["full", "empty", "one update", "eval"],
+)
+@pytest.mark.parametrize("examples", [EXAMPLES, []], ids=["traces", "no traces"])
+def test_the_page_is_balanced_and_needs_nothing_else(results, examples):
+    text = report.html(results, examples)
+    page = Page(text)
+    assert not re.search(r"https?://|//[a-z]+\.|@import|url\((?!#)", text)
+    assert not [(tag, a) for tag, a in page.tags if a.keys() & {"src", "href", "srcset", "action", "data"}]
+    assert page.count("article") == len(examples)
+    assert "nan" not in " ".join(
+        a[key] for _, a in page.tags for key in a.keys() & {"points", "d", "x", "y", "cx", "cy", "width"}
+    )
+
+
+def test_hostile_text_stays_text():
+    results = copy.deepcopy(RESULTS)
+    results["config"]["name"] = HOSTILE
+    results["versions"][HOSTILE] = HOSTILE
+    results["funnel"][HOSTILE] = 1
+    results["proposers"][HOSTILE] = results["proposers"]["self_verify"]
+    results["eval"][HOSTILE] = results["eval"]["base"]
+    hostile = example(outcome=HOSTILE, text=HOSTILE)
+    page, plain = (
+        Page(report.html(results, [hostile], {HOSTILE: curve(4)})),
+        Page(report.html(RESULTS, [example()], {"rl": curve(4)})),
+    )
+    assert page.count("script") == plain.count("script") == 1
+    assert page.count("img") == 0
+    assert not [a for _, a in page.tags if any(name.startswith("on") for name in a)]
+    for part in ("problem", "reference", "answer", "mended", "proposer", "right", "wrong"):
+        assert f"{HOSTILE} {part}" in page.text
+    assert page.text.count(HOSTILE) > 12
+
+
+def test_only_the_pages_own_script_may_run():
+    text = report.html(RESULTS, EXAMPLES)
+    policy = next(a["content"] for tag, a in Page(text).tags if tag == "meta" and "http-equiv" in a)
+    script = re.search(r"<script>(.*)</script>", text, re.DOTALL)[1]
+    digest = report.base64.b64encode(report.hashlib.sha256(script.encode()).digest()).decode()
+    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+
+
+def test_the_page_holds_the_tables_numbers():
+    text = Page(report.html(RESULTS)).text
+    for section in report.sections(RESULTS):
+        assert section.title in text
+        for row in section.rows:
+            for cell in row[1:]:
+                assert " ".join(cell.split()) in " ".join(text.replace("\u2007", " ").split()), (
+                    section.key,
+                    cell,
+                )
+
+
+def test_steps_marks_and_verdicts():
+    right, wrong, nothing, outside = (Page(report.html({}, [item])) for item in EXAMPLES)
+    assert right.count("li", class_="step located true") == 1
+    assert (wrong.count("li", class_="step located"), wrong.count("li", class_="step true after")) == (1, 1)
+    assert "error located in step 1, the oracle says step 3" in " ".join(wrong.text.split())
+    assert "no error located" in nothing.text
+    assert "No intervention (dropped: unparsed)" in nothing.text
+    assert "error located in step 10, out of range" in " ".join(outside.text.split())
+    assert "Not spliced (dropped: out of range)" in outside.text
+    assert (right.count("li", class_="passed"), right.count("li", class_="failed")) == (1, 1)
+    assert ("✓" in right.text, "✗" in right.text, "1 of 2 correct" in right.text) == (True, True, True)
+    assert right.text.count("▶ located") == 1
+    assert "1 of 3 steps kept" in right.text
+
+
+def test_filters_count_every_trace_once():
+    page = Page(report.html({}, [*EXAMPLES, example()]))
+    boxes = [a["data-filter"] for tag, a in page.tags if tag == "button" and "data-filter" in a]
+    assert boxes == ["", "kept", "no_success", "out_of_range", "unparsed"]
+    assert [a["data-outcome"] for tag, a in page.tags if tag == "article"].count("kept") == 2
+
+
+@given(st.lists(st.tuples(st.text("ab\n \r", min_size=1), st.floats(-50, 0)), max_size=12))
+def test_drawn_tokens_hold_every_character_once(tokens):
+    pieces, logp = [piece for piece, _ in tokens], [value for _, value in tokens]
+    drawn = report._tokens(pieces, logp)
+    assert [t["text"].replace("↵\n", "\n").replace("↵", "\n") for t in drawn] == pieces
+    assert not "".join(t["text"] for t in drawn).endswith("\n")
+    for token, value in zip(drawn, logp, strict=True):
+        bounds = [1.0, *(least for least, _ in report.PROBABILITY_BANDS)]
+        assert bounds[token["band"] + 1] <= math.exp(value) <= bounds[token["band"]]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=120), st.booleans())
+def test_plots_stay_inside_their_box(values, is_share):
+    plot = report.line_plot("reward", {"rl": values, "int_rl": values[:1]}, is_share)
+    for series in plot["series"]:
+        for point in f"{series['raw']} {series['mean']}".split():
+            x, y = map(float, point.split(","))
+            assert report.LEFT <= x <= report.PLOT_W - report.RIGHT + 0.1
+            assert report.TOP - 0.1 <= y <= report.PLOT_H - report.BOTTOM + 0.1
+    heights = sorted(series["label_y"] for series in plot["series"])
+    assert heights[1] - heights[0] >= 15 - 1e-6
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-9, 1e6))
+def test_ticks_cover_the_range_with_few_round_steps(low, width):
+    made = report.ticks(low, low + width)
+    assert made[0] <= low + 1e-6 * abs(low) + 1e-6 * width
+    assert made[-1] >= low + width - 1e-6 * abs(low) - 1e-6 * width
+    assert 2 <= len(made) <= 8
+
+
+def test_smooth_keeps_a_constant_and_the_length():
+    np.testing.assert_allclose(report.smooth(np.full(50, 0.3), 7), 0.3)
+    assert report._window(150) % 2 == 1
+    np.testing.assert_array_equal(report.smooth([1.0, 2.0], report._window(2)), [1.0, 2.0])
+
+
+def test_write_html_is_whole_or_absent(tmp_path):
+    report.write_html(tmp_path / "report.html", RESULTS, EXAMPLES)
+    assert (tmp_path / "report.html").read_text() == report.html(RESULTS, EXAMPLES)
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
