@@ -87,11 +87,13 @@ def pack(sequences, row_length: int, rows: int, totals: dict[str, float] | None 
       totals: the denominators {"ce", "rl", "kl"}; what is missing is the sum of that stream's weights. Pass the global
         ones where this is a part of a global batch.
 
-    Returns: a Batch of numpy arrays [M, rows, row_length].
+    Returns: a Batch of numpy arrays [M, rows, row_length]. Sequences without any weight may be left out beforehand:
+    given the totals, loss and gradient are the same.
     """
     placed = _place([len(s.tokens) for s in sequences], row_length)
     micro = max(1, -(-len(placed) // rows))
-    shape = (micro * rows, row_length)
+    padded = 1 << (micro - 1).bit_length()  # a power of two, so that few shapes are compiled
+    shape = (padded * rows, row_length)
     ints = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "segments")}
     names = ("ce", "rl", "kl", "advantage", "sampler_logp", "reference_logp")
     floats = {name: np.zeros(shape, np.float32) for name in names}
@@ -109,7 +111,8 @@ def pack(sequences, row_length: int, rows: int, totals: dict[str, float] | None 
             temperature[row, span] = sequence.temperature
             start = span.stop
     arrays = {**ints, **floats, "temperature": temperature}
-    fields = {f"{name}_MBT": a.reshape(micro, rows, row_length) for name, a in arrays.items()}
+    fields = {f"{name}_MBT": a.reshape(padded, rows, row_length) for name, a in arrays.items()}
+    fields["micro"] = np.int32(micro)
     for name in ("ce", "rl", "kl"):
         total = (totals or {}).get(name, float(floats[name].sum(dtype=np.float64)))
         fields[f"{name}_total"] = np.float32(total or 1.0)

@@ -304,7 +304,8 @@ class Engine:
 
     # Splicing -----------------------------------------------------------------------------------------------------
 
-    def splice(self, tokens, prompt_lens, cuts, inserted):
+    @staticmethod
+    def splice(tokens, prompt_lens, cuts, inserted):
         """Cut each trace at `cuts` and append `inserted`; lists of id arrays. Returns [(tokens, span)], see splice.py.
 
         Refuses, with the row, a cut outside the response and an empty intervention: nothing is ever clipped.
@@ -316,18 +317,19 @@ class Engine:
                 raise ValueError(f"splice, row {row}: the intervention is empty")
         if not len(tokens):
             return []
+        rows = bucket(len(tokens), 8)
 
-        def padded(rows):
-            out = np.zeros((bucket(len(rows), 8), bucket(max(map(len, rows)), 32)), np.int32)
-            for row, ids in enumerate(rows):
+        def padded(lists):
+            out = np.zeros((rows, bucket(max(map(len, lists)), 32)), np.int32)
+            for row, ids in enumerate(lists):
                 out[row, : len(ids)] = ids
             return out
 
         def column(values):
-            return np.pad(np.asarray(values, np.int32), (0, bucket(len(tokens), 8) - len(tokens)))
+            return np.pad(np.asarray(values, np.int32), (0, rows - len(values)))
 
-        spliced = self._call(
-            _splice, padded(tokens), column(prompt_lens), column(cuts), padded(inserted), column([len(i) for i in inserted])
+        spliced = _splice(
+            padded(tokens), column(prompt_lens), column(cuts), padded(inserted), column([len(i) for i in inserted])
         )
         out, lengths, spans = map(np.asarray, spliced)
         return [(out[i, : lengths[i]], spans[i, : lengths[i]]) for i in range(len(tokens))]
@@ -389,17 +391,16 @@ def _update(state: State, batch: Batch, model: Model, tx, config: losses.LossCon
         )
         return losses.streams(logp_BT, entropy_BT, micro, config)
 
-    def one(carry, arrays):
+    def one(index, carry):
         (grads, sums), gap = carry
-        (_, (new_sums, new_gap)), new = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, batch._replace(**arrays)
-        )
-        return (jax.tree.map(jnp.add, (grads, sums), (new, new_sums)), jnp.maximum(gap, new_gap)), None
+        micro = batch._replace(**{name: array[index] for name, array in arrays.items()})
+        (_, (new_sums, new_gap)), new = jax.value_and_grad(loss_fn, has_aux=True)(state.params, micro)
+        return jax.tree.map(jnp.add, (grads, sums), (new, new_sums)), jnp.maximum(gap, new_gap)
 
     arrays = {name: getattr(batch, name) for name in batch._fields if name.endswith("_MBT")}
     wide = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
     zeros = (wide, dict.fromkeys(losses.SUMS, jnp.zeros(())))
-    ((grads, sums), gap), _ = jax.lax.scan(one, (zeros, jnp.zeros(())), arrays)
+    (grads, sums), gap = jax.lax.fori_loop(0, batch.micro, one, (zeros, jnp.zeros(())))
     updates, opt = tx.update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = losses.means(sums) | {

@@ -39,6 +39,10 @@ class Tokenizer:
         text = self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return self.encode(text)
 
+    def ending_with(self, text: str) -> tuple[int, ...]:
+        """The ids whose own text ends with `text`: stop ids that end a response after a separator."""
+        return tuple(i for i in range(self.vocab) if self.decode([i]).endswith(text))
+
     def step_ends(self, ids, start: int = 0, separator: str = "\n\n") -> tuple[int, ...]:
         """Token offsets (exclusive) where the steps of ids[start:] end: after the token that completes a separator.
 

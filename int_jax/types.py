@@ -149,6 +149,7 @@ class Batch(NamedTuple):
       ce_MBT, rl_MBT, kl_MBT: float32 weights of the token at t (predicted from the tokens before it).
       advantage_MBT: float32. sampler_logp_MBT: float32, as the sampler drew it. reference_logp_MBT: float32.
       temperature_MBT: float32, the sampling temperature at which the log-probability is taken.
+      micro: how many of the M micro-batches are in use; the rest are padding of the shape and cost nothing.
     """
 
     tokens_MBT: Any
@@ -161,6 +162,7 @@ class Batch(NamedTuple):
     sampler_logp_MBT: Any
     reference_logp_MBT: Any
     temperature_MBT: Any
+    micro: Any
     ce_total: Any
     rl_total: Any
     kl_total: Any

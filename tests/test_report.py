@@ -222,8 +222,9 @@ def test_effect_ratio_where_the_wrong_step_never_succeeds():
 
 def test_tables_hold_every_number():
     screen = report.tables(RESULTS)
-    for count in (*RESULTS["funnel"].values(), *RESULTS["tokens"].values()):
-        assert re.search(rf"(?<![\d,]){count:,}(?![\d,])", screen), count
+    for key, count in (RESULTS["funnel"] | RESULTS["tokens"]).items():
+        label = "rl" if key == "rl" else report._label(key)
+        assert re.search(rf"^ +{label} +{count:,}( |$)", screen, re.MULTILINE), key
     squeezed = re.sub(r"(?<=\[) +|(?<=,) +", "", screen)
     for row in RESULTS["effect"].values():
         assert f"{row['solved']}/640" in screen
@@ -282,7 +283,7 @@ def test_tables_fit_the_screen(methods, values, count):
     proposers = {
         name: {"exact": 1, "located": 10**6, "traces": 10**6, "ci95": [low, high]} for name in methods
     }
-    tokens = {**RESULTS["tokens"], "a_stage_with_quite_a_long_name_indeed": count}
+    tokens = {**RESULTS["tokens"], "a_stage_with_a_name" * 5: count}
     results = {**RESULTS, "eval": evals, "eval_train": evals, "proposers": proposers, "tokens": tokens}
     results["funnel"] = {**RESULTS["funnel"], "guided": count}
     results["versions"] = {f"package_{i}": "1.2.3" for i in range(12)}
@@ -292,17 +293,25 @@ def test_tables_fit_the_screen(methods, values, count):
 # ---- scalars
 
 
-def tb_events(logdir) -> list[tuple[int, str, float]]:
-    """(step, tag, value) of each scalar in the logdir's event files: TFRecord frames of Event messages."""
+def tb_frames(logdir) -> list[event_pb2.Event]:
+    """The Event messages of the logdir's event files: TFRecord frames (length, its checksum, message, checksum)."""
     found = []
     for path in sorted(logdir.glob("events.*")):
         data, at = path.read_bytes(), 0
         while at < len(data):
             (length,) = struct.unpack("<Q", data[at : at + 8])
-            event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
-            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            found.append(event_pb2.Event.FromString(data[at + 12 : at + 12 + length]))
             at += 12 + length + 4
     return found
+
+
+def tb_events(logdir) -> list[tuple[int, str, float]]:
+    """(step, tag, value) of each scalar in the logdir's event files."""
+    return [
+        (event.step, value.tag, value.simple_value)
+        for event in tb_frames(logdir)
+        for value in event.summary.value
+    ]
 
 
 def lines(logdir) -> list[dict]:
@@ -355,6 +364,17 @@ def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(tmp_path):
     write(tmp_path / "killed", range(6))
     write(tmp_path / "killed", range(4, 8), resume_step=4)
     assert (tmp_path / "whole/scalars.jsonl").read_bytes() == (tmp_path / "killed/scalars.jsonl").read_bytes()
+
+
+def test_tensorboard_is_told_from_which_step_to_forget(tmp_path):
+    for resume_step in (None, 4):
+        with report.Scalars(tmp_path / str(resume_step), resume_step) as scalars:
+            scalars.write(4, {"loss": 1.0})
+    starts = {
+        name: [event.step for event in tb_frames(tmp_path / name) if event.HasField("session_log")]
+        for name in ("None", "4")
+    }
+    assert starts == {"None": [], "4": [4]}
 
 
 # ---- the page

@@ -300,7 +300,7 @@ def test_all_workers_are_busy(fake):
         reasons(pool, [("x", "y")] * 4)
         start = time.monotonic()
         assert reasons(pool, [("hang", "y")] * 4) == ["timeout"] * 4
-        assert time.monotonic() - start < 2.5
+        assert time.monotonic() - start < 3.5
 
 
 def test_an_interrupted_batch_leaves_no_stale_answer(fake):
@@ -320,7 +320,8 @@ def test_an_interrupted_batch_leaves_no_stale_answer(fake):
 
 
 def test_workers_that_cannot_start_are_an_error(tmp_path, monkeypatch):
-    (tmp_path / "math_verify.py").write_text(f"print('!', file=open('{tmp_path}/starts', 'a')); raise ImportError")
+    fake = f"print('!', file=open('{tmp_path}/starts', 'a')); raise ImportError"
+    (tmp_path / "math_verify.py").write_text(fake)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(RuntimeError, match="3 workers in a row"), Pool(workers=1) as pool:
         reasons(pool, [("x", "y")])

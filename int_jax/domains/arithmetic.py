@@ -188,7 +188,11 @@ class Arithmetic:
 
     def __init__(self, tokenizer: Tokenizer, **knobs):
         self.tokenizer = tokenizer
-        self.knobs = {"exponent": NATURAL, "lengths": (5, 8), "rare": (2, 3), **knobs}
+        self.knobs = {"exponent": NATURAL, "lengths": (5, 8), "rare": (2, 3)}
+        for knob in knobs:
+            if knob not in self.knobs:
+                raise ValueError(f"arithmetic has no knob {knob!r}: it has {', '.join(self.knobs)}")
+        self.knobs |= knobs
 
     def tasks(self, split: str, seed: int, count: int) -> list[Task]:
         """`count` distinct problems of a split; the hard ones are long and hold rare operations."""
@@ -234,9 +238,20 @@ class Arithmetic:
             return Verdict(False, 0.0, "truncated")
         return Verdict(False, 0.0, "no_answer" if answer is None else "wrong")
 
+    def leaks(self, task: Task, text: str) -> bool:
+        """A step gives the answer away if it boxes something or arrives at the answer's value."""
+        return "\\boxed" in text or str(step_value(text)) == task.answer
+
     def reply(self, trace: Trace) -> list[int]:
         """Mathematics is a dialogue with a silent partner."""
         return []
 
     def first_error(self, trace: Trace) -> int | None:
         return first_wrong(trace.task.reference, self.step_texts(trace))
+
+    def correction(self, trace: Trace, step: int) -> str:
+        right = parse_problem(trace.task.problem).steps
+        return right[min(step, len(right) - 1)]
+
+
+build = Arithmetic

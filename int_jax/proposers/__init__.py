@@ -1,0 +1,47 @@
+"""Proposers: who finds the first error of a failed attempt and writes the corrective step.
+
+A proposer is a module here with
+
+    propose(engine, params, domain, traces, key, *, samples, sampling, drops) -> list[Intervention | None]
+
+None means that it cannot tell. `key` is the seed of its random stream; `samples` candidates are drawn for each trace
+and the first one that survives `screen` is taken: they exist as retries. Why a trace got none is counted in `drops`.
+"""
+
+import importlib
+import pkgutil
+from collections import Counter
+
+from int_jax.types import Intervention, Trace
+
+DROPS = ("unparsed", "out_of_range", "empty", "leaked", "too_long")
+
+
+def load(name: str):
+    """The `propose` function of int_jax/proposers/<name>.py."""
+    known = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "parse"]
+    if name not in known:
+        raise ValueError(f"no proposer {name!r} in int_jax/proposers: choose one of {', '.join(known)}")
+    return importlib.import_module(f"{__name__}.{name}").propose
+
+
+def fault(domain, trace: Trace, candidate: Intervention | None) -> str | None:
+    """Why a candidate cannot be used, one of DROPS; None if it can."""
+    if candidate is None:
+        return "unparsed"
+    if not candidate.text.strip():
+        return "empty"
+    if not 0 <= candidate.step < len(trace.step_ends):
+        return "out_of_range"
+    if domain.leaks(trace.task, candidate.text):
+        return "leaked"
+    return None
+
+
+def screen(domain, trace: Trace, candidates, drops: Counter) -> Intervention | None:
+    """The first usable candidate; where there is none, the first one's fault is counted."""
+    faults = [fault(domain, trace, candidate) for candidate in candidates]
+    if None in faults:
+        return candidates[faults.index(None)]
+    drops[faults[0]] += 1
+    return None

@@ -1,0 +1,63 @@
+"""Location without generation: the first step that the reference in view makes unlikelier; then one sampled step.
+
+The trace is scored twice, with and without the reference (`engine.locate`). The replacement is drawn from the model with
+the reference in view, after the steps before the location.
+"""
+
+import dataclasses
+from collections import Counter
+
+from int_jax.engine import Engine, Request, Sampling
+from int_jax.proposers import screen
+from int_jax.proposers.self_verify import stream
+from int_jax.rollout import cut_at, opened
+from int_jax.types import Intervention, Trace
+
+THRESHOLD = 2.0  # nats by which the reference must lower a step's log-likelihood
+
+
+def locations(engine: Engine, params, domain, traces: list[Trace]) -> list[int | None]:
+    """The index of each trace's first step whose log-likelihood ratio falls below -THRESHOLD."""
+    plain = [trace.tokens[: trace.prompt_len] for trace in traces]
+    informed = [opened(domain, trace.task, "teacher").tokens for trace in traces]
+    ends = [[end - trace.prompt_len for end in trace.step_ends] for trace in traces]
+    return engine.locate(params, plain, informed, [t.response for t in traces], ends, THRESHOLD)[1]
+
+
+def propose(
+    engine: Engine,
+    params,
+    domain,
+    traces: list[Trace],
+    key: int,
+    *,
+    samples: int,
+    sampling: Sampling,
+    max_prompt: int,
+    drops: Counter,
+    progress=lambda done: None,
+) -> list[Intervention | None]:
+    """See `proposers`. A trace in which no step falls away is counted as "unparsed": it cannot tell."""
+    tokenizer = domain.tokenizer
+    stops = tuple({*sampling.stop_ids, *tokenizer.ending_with(domain.separator)})
+    sampling = dataclasses.replace(sampling, seed=key, stop_ids=stops)
+    steps = locations(engine, params, domain, traces)
+    prompts = []
+    for trace, step in zip(traces, steps, strict=True):
+        informed = opened(domain, trace.task, "teacher").tokens.tolist()
+        kept = [] if step is None else trace.tokens[trace.prompt_len : cut_at(trace, step)].tolist()
+        prompts.append((*informed, *kept))
+    told = [i for i, step in enumerate(steps) if step is not None]
+    fits = [i for i in told if len(prompts[i]) <= max_prompt]
+    drops["unparsed"] += len(traces) - len(told)
+    drops["too_long"] += len(told) - len(fits)
+    requests = [Request(prompts[i], stream(traces[i], "replace"), k) for i in fits for k in range(samples)]
+    responses = engine.generate(params, requests, sampling, progress)
+    out: list[Intervention | None] = [None] * len(traces)
+    for j, i in enumerate(fits):
+        candidates = [
+            Intervention(steps[i], tokenizer.text(r.tokens[len(prompts[i]) :]).strip("\n"), source="likelihood_ratio")
+            for r in responses[j * samples : (j + 1) * samples]
+        ]
+        out[i] = screen(domain, traces[i], candidates, drops)
+    return out

@@ -1,0 +1,126 @@
+"""Host side of sampling: tasks to traces, traces to longer traces, each judged by its domain."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from int_jax.engine import Engine, Request, Sampling
+from int_jax.tokenizer import Tokenizer
+from int_jax.types import Intervention, Task, Trace
+
+
+def opened(domain, task: Task, role: str = "solver") -> Trace:
+    """A trace that holds only the role's prompt, ready to be continued."""
+    prompt = np.asarray(domain.tokenizer.render(domain.view(task, [], role)), np.int32)
+    return Trace(task, prompt, len(prompt), np.zeros(len(prompt), bool), np.zeros(len(prompt), np.float32))
+
+
+def continued(
+    engine: Engine,
+    params,
+    domain,
+    traces: list[Trace],
+    samples: int,
+    sampling: Sampling,
+    stream: str = "",
+    first_sample: int = 0,
+    policy_update: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[list[Trace]]:
+    """Continue each open trace `samples` times until the policy stops and its partner is silent, and judge the results.
+
+    Args:
+      params: laid out by `engine.decode_params`. stream: names the random stream besides the task's id, so that two
+        stages draw different samples for one task. first_sample: index of the first sample.
+
+    Returns: for each trace its continuations; `sampled` marks what the policy drew, `verdict` what the domain says.
+    """
+    running = [
+        [dataclasses.replace(t, key=(sampling.seed, first_sample + g)) for g in range(samples)] for t in traces
+    ]
+    flat = [trace for group in running for trace in group]
+    waiting = list(range(len(flat)))
+    while waiting:
+        requests = [Request(tuple(flat[i].tokens.tolist()), flat[i].task.id + stream, flat[i].key[1]) for i in waiting]
+        for i, response in zip(waiting, engine.generate(params, requests, sampling, progress), strict=True):
+            flat[i] = extended(domain, flat[i], response, sampling.temperature, policy_update)
+        replies = [domain.reply(flat[i]) for i in waiting]
+        for i, reply in zip(waiting, replies, strict=True):
+            if len(reply):
+                flat[i] = told(flat[i], reply)
+        waiting = [i for i, reply in zip(waiting, replies, strict=True) if len(reply)]
+    judged = [trace.replace(verdict=domain.verify(trace)) for trace in flat]
+    return [judged[i * samples : (i + 1) * samples] for i in range(len(traces))]
+
+
+def extended(domain, trace: Trace, response, temperature: float, policy_update: int) -> Trace:
+    """The trace with what the policy drew after it."""
+    new = len(response.tokens) - len(trace.tokens)
+    return trace.replace(
+        tokens=response.tokens,
+        sampled=np.concatenate([trace.sampled, np.ones(new, bool)]),
+        logp=np.concatenate([trace.logp, response.logp[len(trace.tokens) :]]),
+        temperature=temperature,
+        step_ends=domain.steps(response.tokens, trace.prompt_len),
+        stop=response.stop,
+        policy_update=policy_update,
+    )
+
+
+def told(trace: Trace, reply) -> Trace:
+    """The trace with a partner's turn after it: in view, but not drawn by the policy. It is open again."""
+    return trace.replace(
+        tokens=np.concatenate([trace.tokens, np.asarray(reply, np.int32)]),
+        sampled=np.concatenate([trace.sampled, np.zeros(len(reply), bool)]),
+        logp=np.concatenate([trace.logp, np.zeros(len(reply), np.float32)]),
+        stop="",
+    )
+
+
+def cut_at(trace: Trace, step: int) -> int:
+    """The token offset where a step starts; IndexError, naming both, where the trace has no such step."""
+    if not 0 <= step < len(trace.step_ends):
+        raise IndexError(f"task {trace.task.id}: step {step} of an attempt of {len(trace.step_ends)} steps (0-based)")
+    return trace.step_starts()[step]
+
+
+def truncated(trace: Trace, end: int) -> Trace:
+    """The first `end` tokens of a trace, open again."""
+    return trace.replace(
+        tokens=trace.tokens[:end],
+        sampled=trace.sampled[:end],
+        logp=trace.logp[:end],
+        step_ends=tuple(e for e in trace.step_ends if e <= end),
+        stop="",
+        verdict=None,
+    )
+
+
+def spliced(traces: list[Trace], interventions: list[Intervention], tokenizer: Tokenizer, separator: str = "\n\n"):
+    """The guided attempts: steps before the located one, then the intervention; open, ready to be continued.
+
+    The prefix keeps its ids; only the intervention is encoded, with its separator, and is marked as not drawn by the
+    policy. Everything after the located step is dropped.
+    """
+    cuts = [cut_at(trace, one.step) for trace, one in zip(traces, interventions, strict=True)]
+    ids = [tokenizer.encode(one.text.rstrip("\n") + separator) if one.text.strip() else [] for one in interventions]
+    rows = Engine.splice([t.tokens for t in traces], [t.prompt_len for t in traces], cuts, ids)
+    out = []
+    for trace, cut, new, (tokens, _) in zip(traces, cuts, ids, rows, strict=True):
+        prefix = truncated(trace, cut)
+        out.append(
+            prefix.replace(
+                tokens=tokens,
+                sampled=np.concatenate([prefix.sampled, np.zeros(len(new), bool)]),
+                logp=np.concatenate([prefix.logp, np.zeros(len(new), np.float32)]),
+                step_ends=(*prefix.step_ends, len(tokens)),
+                spliced=cut,
+            )
+        )
+    return out
+
+
+def splice(trace: Trace, intervention: Intervention, tokenizer: Tokenizer) -> Trace:
+    """`spliced` for one trace: the guided attempt, ready to be continued."""
+    return spliced([trace], [intervention], tokenizer)[0]
