@@ -9,8 +9,12 @@ directory: config.json, model.safetensors, tokenizer.json, chat template.
 """
 
 import json
+import sys
 import time
+from collections import Counter
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 import numpy as np
@@ -21,12 +25,14 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from int_jax import batch as batching
-from int_jax import checkpoint
+from int_jax import checkpoint, intervention_training, proposers
 from int_jax import models as families
 from int_jax.domains import arithmetic
-from int_jax.engine import Engine
+from int_jax.engine import Engine, Sampling
 from int_jax.losses import LossConfig
+from int_jax.stages import write_atomically
 from int_jax.tokenizer import Tokenizer as Chat
+from int_jax.types import Task
 
 WORKDIR = flags.DEFINE_string("workdir", None, "where the checkpoint and the log go", required=True)
 
@@ -108,6 +114,7 @@ def batch_at(chat: Chat, domain, seed: int, step: int, own: list) -> batching.Ba
 
 
 UPDATES, OWN_ERRORS_AT, WARMUP, PEAK = 2400, 1500, 100, 3e-3
+OWN_PROBLEMS, OWN_TRIES = 2048, 4
 
 
 def schedule(step):
@@ -122,11 +129,61 @@ def schedule(step):
     )(step)
 
 
+def training_problems(seed: int, count: int) -> list[Task]:
+    """Problems of every length with up to four rare operations, none of which belongs to a held-out split."""
+    rng = np.random.default_rng([seed, 1])
+    found: dict[str, Task] = {}
+    while len(found) < count:
+        one = arithmetic.chain(rng, int(rng.integers(2, arithmetic.MAX_STEPS + 1)), rare=int(rng.integers(0, 5)))
+        if arithmetic.split_of(one.problem) == "train":
+            found.setdefault(one.problem, arithmetic.task(one, f"own-{len(found)}"))
+    return list(found.values())
+
+
+def own_errors(engine: Engine, params, chat: Chat, domain) -> list[tuple[str, list[str]]]:
+    """The model's own wrong attempts: (problem, steps)."""
+    tasks = training_problems(0, OWN_PROBLEMS)
+    draws = Sampling(96, temperature=0.8, stop_ids=chat.stop_ids)
+    groups = intervention_training.attempts(
+        engine, engine.decode_params(params), domain, tasks, OWN_TRIES, draws
+    )
+    found = []
+    for trace in (trace for group in groups for trace in group):
+        steps = domain.step_texts(trace)
+        if trace.stop == "stop" and domain.first_error(trace) is not None:
+            found.append((trace.task.problem, steps))
+    return found
+
+
+def scores(engine: Engine, params, chat: Chat, domain) -> dict[str, float]:
+    """The model card's numbers: shares of right responses, and of exactly located first errors."""
+    decoding = engine.decode_params(params)
+    draws = Sampling(96, 0.7, 20, 0.8, stop_ids=chat.stop_ids)
+    out = {}
+    easy = domain.tasks("train", 7, 256)
+    hard = domain.tasks("hard_validation", 7, 256)
+    for name, tasks in {"easy": easy, "hard": hard}.items():
+        groups = intervention_training.attempts(engine, decoding, domain, tasks, 4, draws)
+        out[f"solved_{name}"] = float(np.mean([t.verdict.passed for group in groups for t in group]))
+    wrong = intervention_training.failures(groups, 1)
+    truth = [domain.first_error(trace) for trace in wrong]
+    for name in ("self_verify", "likelihood_ratio"):
+        found, drops = intervention_training.proposals(
+            engine, decoding, domain, proposers.load(name), wrong, 0, samples=2, sampling=draws, max_prompt=256
+        )
+        out[f"exact_location_{name}"] = float(np.mean([o is not None and o.step == t for o, t in zip(found, truth)]))
+        located = {i: o.step for i, o in enumerate(found) if o}
+        out[f"exact_of_located_{name}"] = float(np.mean([truth[i] == step for i, step in located.items()]))
+        print(name, Counter(drops.values()))
+    out["wrong_attempts"] = len(wrong)
+    return out
+
+
 def main(_):
     workdir = Path(WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
-    build_tokenizer(workdir / "model")
-    chat = Chat(workdir / "model")
+    build_tokenizer(workdir / "tokenizer")
+    chat = Chat(workdir / "tokenizer")
     domain = arithmetic.Arithmetic(chat)
     config = families.Config(
         "qwen3", chat.vocab, 128, 4, 4, 2, 32, 384, 512, qk_norm=True, tied=True, rope_theta=10_000.0
@@ -135,17 +192,24 @@ def main(_):
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.05))
     state = engine.init(0, tx)
     state = checkpoint.restore(workdir / "state", state) or state
+    own_file = workdir / "own_errors.json"
+    own: list = json.loads(own_file.read_text()) if own_file.exists() else []
     start = time.time()
-    log = (workdir / "log.jsonl").open("a")
-    for step in range(int(state.step), OWN_ERRORS_AT):
-        state, metrics = engine.update(state, batch_at(chat, domain, 0, step, []), tx, LossConfig(chunk=ROW_LENGTH))
-        if step % 20 == 0:
-            line = {"step": step, "wall_s": round(time.time() - start, 1)}
-            line |= {k: round(float(v), 4) for k, v in jax.device_get(metrics).items()}
-            print(json.dumps(line), file=log, flush=True)
-        if step % 250 == 249:
-            checkpoint.save(workdir / "state", state)
-    checkpoint.save(workdir / "state", state)
+    with (workdir / "log.jsonl").open("a") as log:
+        for step in range(int(state.step), UPDATES):
+            if step >= OWN_ERRORS_AT and not own:
+                own = own_errors(engine, state.params, chat, domain)
+                write_atomically(own_file, json.dumps(own))
+            batch = batch_at(chat, domain, 0, step, own)
+            state, metrics = engine.update(state, batch, tx, LossConfig(chunk=ROW_LENGTH))
+            if step % 20 == 0:
+                line = {"step": step, "wall_s": round(time.time() - start, 1), "own_errors": len(own)}
+                line |= {k: round(float(v), 4) for k, v in jax.device_get(metrics).items()}
+                print(json.dumps(line), file=log, flush=True)
+            if step % 250 == 249 or step == UPDATES - 1:
+                checkpoint.save(workdir / "state", state)
+    checkpoint.save_hf(workdir / "model", config, state.params, workdir / "tokenizer")
+    print(json.dumps(scores(engine, state.params, chat, domain), indent=1))
 
 
 if __name__ == "__main__":

@@ -1,29 +1,93 @@
-"""State to and from disk (Orbax). A checkpoint is State and nothing else."""
+"""To and from disk: State (Orbax; State and nothing else) and models in Hugging Face format (safetensors)."""
 
+import contextlib
+import dataclasses
+import errno
+import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
+from int_jax import dims
+from int_jax.models import Config, build, family, hf
+from int_jax.sharding import RULES, make_mesh, shardings
+from int_jax.tokenizer import Tokenizer
 from int_jax.types import State
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model"),
+)
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # here: in a file's header
+SHARD_BYTES = 4 << 30
+FULL = ("No space left", "Disk quota exceeded")  # as the kernel, safetensors and tensorstore put it
+
+
+@contextlib.contextmanager
+def _room(path: Path, tree):
+    """Write `tree` under `path`; a disk that is, or runs, full ends in one message."""
+    bytes_needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    disk = next(place for place in (path, *path.parents) if place.exists())
+
+    def full():
+        free = shutil.disk_usage(disk).free
+        message = (
+            f"the disk is full: {path} needs {bytes_needed / 1e6:.1f} MB, {disk} has {free / 1e6:.1f} MB left"
+        )
+        return OSError(errno.ENOSPC, f"{message}. Nothing was changed there: make room and run again")
+
+    if bytes_needed > shutil.disk_usage(disk).free:
+        raise full()
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        if any(words in str(error) for words in FULL):
+            raise full() from None
+        raise
+
+
+# State ------------------------------------------------------------------------------------------------------
 
 
 def save(directory: str | Path, state: State) -> None:
-    """Write the state as `directory`/<step>, then remove the older ones; a half-written one is never seen."""
+    """Write the state as `directory`/<step>, then remove all others.
+
+    Only a complete checkpoint is ever named by digits alone: it is written under another name and renamed, and renamed
+    again before it is removed, so a process may be killed at any moment.
+    """
     directory = Path(directory).absolute()
-    step = int(state.step)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory / str(step), state, force=True)
-    for old in saved(directory):
-        if old != step:
-            shutil.rmtree(directory / str(old))
+    step = str(int(state.step))
+    fresh, stale = directory / f"{step}.fresh", directory / f"{step}.stale"
+    with _room(directory, state):
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(fresh, state, force=True)
+        except BaseException:
+            for part in directory.glob(f"{step}.fresh*"):
+                shutil.rmtree(part)
+            raise
+    if (directory / step).exists():
+        shutil.rmtree(stale, ignore_errors=True)
+        (directory / step).rename(stale)
+    fresh.rename(directory / step)
+    for old in directory.iterdir():
+        if old.name.isdigit() and old.name != step:
+            old = old.rename(old.with_name(f"{old.name}.stale"))
+        if ".stale" in old.name or ".fresh" in old.name:
+            shutil.rmtree(old)
 
 
 def saved(directory: str | Path) -> list[int]:
     """The steps whose checkpoints are complete, ascending."""
-    directory = Path(directory)
-    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+    return sorted(int(path.name) for path in Path(directory).glob("*") if path.name.isdigit())
 
 
 def restore(directory: str | Path, like: State) -> State | None:
@@ -34,3 +98,262 @@ def restore(directory: str | Path, like: State) -> State | None:
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(Path(directory).absolute() / str(steps[-1]), abstract)
+
+
+# Hugging Face format: reading -------------------------------------------------------------------------------
+
+
+class Weight(NamedTuple):
+    """One parameter: its path and shape here, its shape in a file."""
+
+    path: str
+    letters: str
+    shape: tuple[int, ...]
+    hf_shape: tuple[int, ...]
+
+
+class Header(NamedTuple):
+    """What a safetensors file says of one tensor."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def _flat(tree) -> dict[str, Any]:
+    """The leaves of a nested dict by path: {"layer_0/q_DHK": ...}."""
+    return {
+        "/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _weights(config: Config, like) -> dict[str, Weight]:
+    """The tensors a file of this model must hold, by their names there."""
+    names = family(config.family).NAMES
+    out = {}
+    for path, leaf in _flat(like).items():
+        letters = dims.suffix(path)
+        out[hf.tensor_name(names, path)] = Weight(
+            path, letters, leaf.shape, hf.shape_to_hf(letters, leaf.shape)
+        )
+    return out
+
+
+def read_config(path: str | Path, dtype: str = "float32") -> Config:
+    """The Config of a model directory, with `dtype` for compute and parameters."""
+    directory = Path(path)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory}: there is no such directory (looked in {Path.cwd()})")
+    file = directory / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file}: missing; a model directory holds config.json and {SINGLE} (or {INDEX})"
+        )
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype = {dtype!r} is not one of {sorted(DTYPES)}")
+    try:
+        data = json.loads(file.read_text())
+        config = family(hf.need(data, "model_type")).config_from_hf(data)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
+
+
+def _headers(directory: Path) -> dict[str, Header]:
+    """Every tensor of a model directory, single file or shards, from the files' headers alone."""
+    if (directory / SINGLE).is_file():
+        files = [directory / SINGLE]
+    elif (directory / INDEX).is_file():
+        shards = json.loads((directory / INDEX).read_text())["weight_map"].values()
+        files = [directory / name for name in sorted(set(shards))]
+    else:
+        raise FileNotFoundError(f"{directory}: neither {SINGLE} nor {INDEX} is there")
+    headers: dict[str, Header] = {}
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: missing, but named by {directory / INDEX}")
+        try:
+            with safe_open(file, "np") as reader:
+                for name in reader.keys():  # noqa: SIM118 (it is not a dict)
+                    tensor = reader.get_slice(name)
+                    headers[name] = Header(file, tuple(tensor.get_shape()), tensor.get_dtype())
+        except SafetensorError as error:
+            raise ValueError(f"{file}: not a complete safetensors file ({error})") from None
+    return headers
+
+
+def _compare(directory: Path, weights: dict[str, Weight], headers: dict[str, Header], optional: str) -> None:
+    """Refuse files that do not hold exactly these tensors; `optional` may be there or not."""
+    where = directory / (SINGLE if (directory / SINGLE).is_file() else INDEX)
+    faults = []
+    for name in weights.keys() - headers.keys():
+        faults.append(f"{where}: tensor {name} is missing, expected shape {weights[name].hf_shape}")
+    for name in headers.keys() - weights.keys() - {optional}:
+        found = headers[name]
+        faults.append(
+            f"{found.file}: tensor {name} of shape {found.shape} is not part of the model in config.json"
+        )
+    for name in weights.keys() & headers.keys():
+        weight, found = weights[name], headers[name]
+        if found.shape != weight.hf_shape:
+            faults.append(
+                f"{found.file}: tensor {name} (our {weight.path}) has shape {found.shape}, expected {weight.hf_shape}"
+            )
+        if found.dtype not in DTYPES.values():
+            faults.append(
+                f"{found.file}: tensor {name} has dtype {found.dtype}, expected one of {[*DTYPES.values()]}"
+            )
+    if faults:
+        more = f"\n... and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise ValueError("\n".join(sorted(faults)[:5]) + more)
+
+
+def load_hf(
+    path: str | Path, mesh=None, dtype: str = "float32", rules: dict | None = None
+) -> tuple[Config, Any]:
+    """A model in Hugging Face format, on the mesh.
+
+    Every header is checked before the first tensor is read; then each goes from its file to its devices, one by one.
+
+    Args:
+      path: the directory. mesh: all devices along "data" by default. dtype: that of the parameters and of the compute.
+      rules: the sharding table, `sharding.RULES` by default.
+
+    Returns: (Config, params).
+    """
+    directory = Path(path)
+    config = read_config(directory, dtype)
+    like = jax.eval_shape(build(config).init, jax.random.key(0))
+    weights, headers = _weights(config, like), _headers(directory)
+    names = family(config.family).NAMES
+    _compare(directory, weights, headers, optional=names["head_DV"] if config.tied else "")
+    mesh = make_mesh() if mesh is None else mesh
+    placed = _flat(shardings(like, mesh, RULES if rules is None else rules))
+    with contextlib.ExitStack() as stack:
+        files = {h.file for h in headers.values()}
+        readers = {file: stack.enter_context(safe_open(file, "np")) for file in files}
+
+        def read(name: str) -> np.ndarray:
+            return readers[headers[name].file].get_tensor(name)
+
+        if config.tied and names["head_DV"] in headers:
+            head, embed = names["head_DV"], names["embed_VD"]
+            if headers[head].shape != headers[embed].shape or not np.array_equal(read(head), read(embed)):
+                raise ValueError(
+                    f"{headers[head].file}: {head} differs from {embed}, yet config.json ties the two"
+                )
+        params = {}
+        for name, weight in weights.items():
+            array = hf.from_hf(weight.letters, read(name), weight.shape).astype(dtype)
+            params[weight.path] = jax.device_put(array, placed[weight.path])
+    return config, jax.tree.unflatten(jax.tree.structure(like), [params[path] for path in _flat(like)])
+
+
+# Hugging Face format: writing -------------------------------------------------------------------------------
+
+
+def save_hf(
+    path: str | Path,
+    config: Config,
+    params,
+    tokenizer_path: str | Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a model directory that `load_hf`, transformers and vLLM read: config.json, weights, tokenizer.
+
+    All of it is written beside `path` and then renamed. In a directory that exists, other files (a model card) stay,
+    and from the first change to the last there is no config.json, so that nothing loads it.
+
+    Args:
+      params: arrays of any supported dtype, written as they are. tokenizer_path: a directory whose tokenizer files (and
+        generation_config.json) are copied. shard_bytes: above it the weights are cut into several files with an index.
+    """
+    target = Path(path).absolute()
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(f"{target}: a model is saved as a directory, and this is a file")
+    weights = _weights(config, jax.eval_shape(build(config).init, jax.random.key(0)))
+    flat = _flat(params)
+    wanted = {weight.path: weight.shape for weight in weights.values()}
+    found = {key: leaf.shape for key, leaf in flat.items()}
+    if wanted != found:
+        wrong = sorted(set(wanted.items()) ^ set(found.items()))[:5]
+        raise ValueError(f"{target}: the parameters are not those of config, which differ at {wrong}")
+    # A sibling, not a temporary directory elsewhere: only within one file system is renaming atomic.
+    draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
+    with _room(target, params):
+        draft.mkdir(parents=True)
+        try:
+            _write_weights(draft, weights, flat, shard_bytes)
+            _write_configs(
+                draft, dataclasses.replace(config, param_dtype=str(flat["embed_VD"].dtype)), tokenizer_path
+            )
+            _publish(draft, target, tokenizer_path is not None)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write_weights(directory: Path, weights: dict[str, Weight], flat: dict, shard_bytes: int) -> None:
+    shards: list[list[str]] = [[]]
+    room = shard_bytes
+    for name, weight in weights.items():
+        size = flat[weight.path].nbytes
+        if size > room and shards[-1]:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(name)
+        room -= size
+    files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    files = [SINGLE] if len(shards) == 1 else files
+    for file, names in zip(files, shards, strict=True):
+        arrays = {
+            name: hf.to_hf(weights[name].letters, np.asarray(flat[weights[name].path])) for name in names
+        }
+        # safetensors writes the buffer as it lies in memory: a transposed view would come back scrambled.
+        save_file(
+            {name: np.ascontiguousarray(array) for name, array in arrays.items()},
+            directory / file,
+            {"format": "pt"},
+        )
+        (directory / file).chmod(0o644)
+    if len(shards) > 1:
+        total = sum(flat[weight.path].nbytes for weight in weights.values())
+        where = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def _write_configs(directory: Path, config: Config, tokenizer_path: str | Path | None) -> None:
+    token_ids: dict[str, int | None] = {}
+    generation: Path | None = None
+    if tokenizer_path is not None:
+        source = Path(tokenizer_path)
+        tokenizer = Tokenizer(source)
+        token_ids = {
+            key: getattr(tokenizer.hf, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+        }
+        for name in TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, directory / name)
+        generation = source / "generation_config.json"
+    if generation is not None and generation.is_file():
+        shutil.copyfile(generation, directory / generation.name)
+    else:
+        _write_json(directory / "generation_config.json", token_ids)
+    _write_json(directory / "config.json", family(config.family).config_to_hf(config, token_ids))
+
+
+def _write_json(file: Path, data: dict) -> None:
+    file.write_text(json.dumps(data, indent=2) + "\n")
+
+
+def _publish(draft: Path, target: Path, with_tokenizer: bool) -> None:
+    """Rename the draft to `target`, or, where that exists, its files into it: config.json is the last to come back."""
+    if not target.exists():
+        draft.rename(target)
+        return
+    (target / "config.json").unlink(missing_ok=True)
+    for old in (*target.glob("model*.safetensors"), target / INDEX):
+        old.unlink(missing_ok=True)
+    for name in TOKENIZER_FILES if with_tokenizer else ():
+        (target / name).unlink(missing_ok=True)
+    for file in sorted(draft.iterdir(), key=lambda file: file.name == "config.json"):
+        file.replace(target / file.name)

@@ -80,7 +80,7 @@ class Engine:
 
     Attributes:
       slots: rows of the sampler, kept full while samples wait. chunk: tokens drawn between two looks of the host.
-      programs: the names and shapes of the programs compiled so far.
+      programs: the names and shapes of the programs compiled so far. drawn: tokens drawn by `generate` so far.
     """
 
     model: Model
@@ -89,6 +89,7 @@ class Engine:
     chunk: int = 16
     score_tokens: int = 8192
     programs: set = dataclasses.field(default_factory=set)
+    drawn: int = 0
 
     def __post_init__(self):
         self.mesh = make_mesh() if self.mesh is None else self.mesh
@@ -181,7 +182,13 @@ class Engine:
                     responses[owner[row]] = Response(tail, logps[row, : lengths[row]].astype(np.float32), stop)
                 owner[done] = -1
                 progress(len(done))
+        self.drawn += sum(len(r.tokens) - len(q.prompt) for r, q in zip(responses, requests, strict=True))
         return responses
+
+    def take_drawn(self) -> int:
+        """Tokens drawn since the last call of this."""
+        count, self.drawn = self.drawn, 0
+        return count
 
     def _prefill(self, params, prompts, part: int):
         width = bucket(max(max(map(len, prompts)) - 1, 1), 32)

@@ -5,12 +5,12 @@ A proposer is a module here with
     propose(engine, params, domain, traces, key, *, samples, sampling, drops) -> list[Intervention | None]
 
 None means that it cannot tell. `key` is the seed of its random stream; `samples` candidates are drawn for each trace
-and the first one that survives `screen` is taken: they exist as retries. Why a trace got none is counted in `drops`.
+and the first one that survives `screen` is taken: they exist as retries. Why a trace got none is noted in `drops`, by
+the trace's index.
 """
 
 import importlib
 import pkgutil
-from collections import Counter
 
 from int_jax.types import Intervention, Trace
 
@@ -38,10 +38,10 @@ def fault(domain, trace: Trace, candidate: Intervention | None) -> str | None:
     return None
 
 
-def screen(domain, trace: Trace, candidates, drops: Counter) -> Intervention | None:
-    """The first usable candidate; where there is none, the first one's fault is counted."""
+def screen(domain, index: int, trace: Trace, candidates, drops: dict[int, str]) -> Intervention | None:
+    """The first usable candidate; where there is none, the first one's fault is noted at drops[index]."""
     faults = [fault(domain, trace, candidate) for candidate in candidates]
     if None in faults:
         return candidates[faults.index(None)]
-    drops[faults[0]] += 1
+    drops[index] = faults[0]
     return None

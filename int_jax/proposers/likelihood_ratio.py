@@ -5,7 +5,6 @@ the reference in view, after the steps before the location.
 """
 
 import dataclasses
-from collections import Counter
 
 from int_jax.engine import Engine, Request, Sampling
 from int_jax.proposers import screen
@@ -34,10 +33,10 @@ def propose(
     samples: int,
     sampling: Sampling,
     max_prompt: int,
-    drops: Counter,
+    drops: dict[int, str],
     progress=lambda done: None,
 ) -> list[Intervention | None]:
-    """See `proposers`. A trace in which no step falls away is counted as "unparsed": it cannot tell."""
+    """See `proposers`. A trace in which no step falls away is noted as "unparsed": it cannot tell."""
     tokenizer = domain.tokenizer
     stops = tuple({*sampling.stop_ids, *tokenizer.ending_with(domain.separator)})
     sampling = dataclasses.replace(sampling, seed=key, stop_ids=stops)
@@ -49,8 +48,8 @@ def propose(
         prompts.append((*informed, *kept))
     told = [i for i, step in enumerate(steps) if step is not None]
     fits = [i for i in told if len(prompts[i]) <= max_prompt]
-    drops["unparsed"] += len(traces) - len(told)
-    drops["too_long"] += len(told) - len(fits)
+    drops.update({i: "unparsed" for i, step in enumerate(steps) if step is None})
+    drops.update({i: "too_long" for i in told if i not in fits})
     requests = [Request(prompts[i], stream(traces[i], "replace"), k) for i in fits for k in range(samples)]
     responses = engine.generate(params, requests, sampling, progress)
     out: list[Intervention | None] = [None] * len(traces)
@@ -59,5 +58,5 @@ def propose(
             Intervention(steps[i], tokenizer.text(r.tokens[len(prompts[i]) :]).strip("\n"), source="likelihood_ratio")
             for r in responses[j * samples : (j + 1) * samples]
         ]
-        out[i] = screen(domain, traces[i], candidates, drops)
+        out[i] = screen(domain, i, traces[i], candidates, drops)
     return out

@@ -1,7 +1,5 @@
 """The exact proposer, where the domain knows the first error and its correction: an upper bound, never the method."""
 
-from collections import Counter
-
 from int_jax.proposers import screen
 from int_jax.types import Intervention, Trace
 
@@ -16,14 +14,14 @@ def propose(
     samples: int,
     sampling,
     max_prompt: int,
-    drops: Counter,
+    drops: dict[int, str],
     progress=lambda done: None,
 ) -> list[Intervention | None]:
-    """See `proposers`. An attempt in which the domain sees no wrong step is counted as "unparsed"."""
+    """See `proposers`. An attempt in which the domain sees no wrong step is noted as "unparsed"."""
     out = []
-    for trace in traces:
+    for i, trace in enumerate(traces):
         step = domain.first_error(trace)
         one = None if step is None else Intervention(step, domain.correction(trace, step), source="oracle")
-        out.append(screen(domain, trace, [one], drops))
+        out.append(screen(domain, i, trace, [one], drops))
         progress(samples)
     return out

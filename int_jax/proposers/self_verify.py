@@ -5,7 +5,6 @@ of the same conversation (paper.md 1.4 in InT: n = 1, then K candidates).
 """
 
 import dataclasses
-from collections import Counter
 
 from int_jax.engine import Engine, Request, Sampling
 from int_jax.proposers import screen
@@ -23,15 +22,15 @@ def propose(
     samples: int,
     sampling: Sampling,
     max_prompt: int,
-    drops: Counter,
+    drops: dict[int, str],
     progress=lambda done: None,
 ) -> list[Intervention | None]:
-    """See `proposers`. A conversation longer than `max_prompt` tokens is counted as "too_long", never cut."""
+    """See `proposers`. A conversation longer than `max_prompt` tokens is noted as "too_long", never cut."""
     sampling = dataclasses.replace(sampling, seed=key)
     chats = conversations(engine, params, domain, traces, sampling)
     prompts = [tuple(domain.tokenizer.render(chat)) for chat in chats]
     fits = [i for i, prompt in enumerate(prompts) if len(prompt) <= max_prompt]
-    drops["too_long"] += len(prompts) - len(fits)
+    drops.update({i: "too_long" for i in range(len(prompts)) if i not in fits})
     requests = [Request(prompts[i], stream(traces[i], "check"), k) for i in fits for k in range(samples)]
     responses = engine.generate(params, requests, sampling, progress)
     out: list[Intervention | None] = [None] * len(traces)
@@ -39,7 +38,7 @@ def propose(
         texts = [domain.tokenizer.text(r.tokens[len(prompts[i]) :]) for r in responses[j * samples : (j + 1) * samples]]
         candidates = [parse_intervention(text) for text in texts]
         named = [c and dataclasses.replace(c, source="self_verify") for c in candidates]
-        out[i] = screen(domain, traces[i], named, drops)
+        out[i] = screen(domain, i, traces[i], named, drops)
     return out
 
 

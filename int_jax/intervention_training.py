@@ -1,0 +1,265 @@
+"""Intervention Training (InT, arXiv 2601.14209), to be read beside the paper.
+
+Sample attempts at problems with a reference solution; keep those that fail. Let the model find the first error of each,
+by checking it against the reference, and write one corrective step. Cut the attempt before that step and append the
+step. Continue the result a few times and keep it if a continuation succeeds. Fine-tune on (prefix + intervention); from
+there, train with a policy gradient on outcome rewards alone, without references.
+
+Every function takes values, not configs, and returns records; what it draws depends only on its arguments and `seed`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import optax
+
+from int_jax import batch as batching
+from int_jax import losses
+from int_jax import rollout
+from int_jax.engine import Engine, Sampling
+from int_jax.types import Intervention, State, Task, Trace
+
+
+SHOWN = 4  # continuations of a guided attempt whose text is kept for the report
+
+
+def silent(done: int) -> None:
+    """The progress callback of callers that show none."""
+
+
+def attempts(engine: Engine, params, domain, tasks: list[Task], samples: int, sampling: Sampling, progress=silent):
+    """`samples` attempts at each problem, from the problem alone: list of lists of judged traces."""
+    prompts = [rollout.opened(domain, task) for task in tasks]
+    return rollout.continued(engine, params, domain, prompts, samples, sampling, "/attempts", progress=progress)
+
+
+def failures(groups: list[list[Trace]], keep: int) -> list[Trace]:
+    """The first `keep` wrong attempts at each problem that no attempt solved."""
+    unsolved = [group for group in groups if not any(trace.verdict.passed for trace in group)]
+    return [trace for group in unsolved for trace in group[:keep]]
+
+
+def proposals(
+    engine: Engine, params, domain, propose: Callable, wrong: list[Trace], seed: int, **knobs
+) -> tuple[list[Intervention | None], dict[int, str]]:
+    """One intervention for each wrong attempt, or None; and why there is none, by the attempt's index."""
+    drops: dict[int, str] = {}
+    found = propose(engine, params, domain, wrong, seed, drops=drops, **knobs)
+    return found, drops
+
+
+def patched(domain, wrong: list[Trace], interventions: list[Intervention]) -> list[Trace]:
+    """The guided attempts: the steps before the error, then the intervention. Everything after the error is dropped."""
+    return rollout.spliced(wrong, interventions, domain.tokenizer, domain.separator)
+
+
+@dataclasses.dataclass(frozen=True)
+class Guided:
+    """A guided attempt and how its continuations fared.
+
+    Attributes:
+      tries, successes: continuations drawn, and right. tokens: generated. shown: (text, passed) of the first few.
+    """
+
+    trace: Trace
+    tries: int = 0
+    successes: int = 0
+    tokens: int = 0
+    shown: tuple[tuple[str, bool], ...] = ()
+
+
+def guided(
+    engine: Engine,
+    params,
+    domain,
+    traces: list[Trace],
+    tries: int,
+    sampling: Sampling,
+    stop_at_success: bool = True,
+    at_once: int = 8,
+    progress=silent,
+) -> list[Guided]:
+    """Continue each guided attempt up to `tries` times, `at_once` in a round.
+
+    With `stop_at_success` a guided attempt leaves after the round that brought its first success: the filter asks only
+    whether there is one. Without it all tries are drawn, as in the paper (32), and success rates are unbiased.
+    """
+    results = [Guided(trace) for trace in traces]
+    for start in range(0, tries, at_once):
+        waiting = [i for i, r in enumerate(results) if not (stop_at_success and r.successes)]
+        count = min(at_once, tries - start)
+        streams = [
+            traces[i].replace(task=dataclasses.replace(traces[i].task, id=f"{traces[i].task.id}/{traces[i].key[1]}"))
+            for i in waiting
+        ]
+        groups = rollout.continued(
+            engine, params, domain, streams, count, sampling, "/guided", first_sample=start, progress=progress
+        )
+        for i, group in zip(waiting, groups, strict=True):
+            done, prompt = results[i], len(traces[i].tokens)
+            results[i] = dataclasses.replace(
+                done,
+                tries=done.tries + count,
+                successes=done.successes + sum(trace.verdict.passed for trace in group),
+                tokens=done.tokens + sum(len(trace.tokens) - prompt for trace in group),
+                shown=done.shown
+                or tuple((domain.tokenizer.text(t.tokens[prompt:]), t.verdict.passed) for t in group[:SHOWN]),
+            )
+    return results
+
+
+def kept(results: list[Guided]) -> list[Trace]:
+    """The guided attempts with at least one right continuation."""
+    return [result.trace for result in results if result.successes]
+
+
+def sft(
+    engine: Engine,
+    state: State,
+    tx: optax.GradientTransformation,
+    traces: list[Trace],
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    row_length: int,
+    rows: int,
+    prefix: float = 1.0,
+    intervention: float = 1.0,
+    end_of_turn: int | None = None,
+    loss: losses.LossConfig = losses.LossConfig(),
+) -> Iterator[tuple[State, dict]]:
+    """Fine-tune on prefix + intervention given the problem: -sum_t w_t log p_t / sum_t w_t over each batch.
+
+    No suffix is trained, and no end-of-turn token unless its id is given. Starts at `state.step`; yields the state and
+    metrics after each update. The order is a function of (seed, epoch).
+    """
+    steps = sft_steps(len(traces), epochs, batch_size)
+    for step in range(int(state.step), steps):
+        chosen = [traces[i] for i in epoch_slice(len(traces), batch_size, seed, step)]
+        sequences = [sft_sequence(trace, prefix, intervention, end_of_turn) for trace in chosen]
+        state, metrics = engine.update(state, batching.pack(sequences, row_length, rows), tx, loss)
+        yield state, metrics
+
+
+def sft_sequence(trace: Trace, prefix: float, intervention: float, end_of_turn: int | None) -> batching.Sequence:
+    """A guided attempt with its weights; the end-of-turn token is appended and trained only if its id is given."""
+    weights = batching.intervention_weights(trace, prefix, intervention)
+    tokens = trace.tokens
+    if end_of_turn is not None:
+        tokens, weights = np.append(tokens, end_of_turn), np.append(weights, np.float32(intervention))
+    return batching.supervised(tokens, weights)
+
+
+def sft_steps(count: int, epochs: int, batch_size: int) -> int:
+    return epochs * -(-count // batch_size)
+
+
+def epoch_slice(count: int, size: int, seed: int, step: int) -> list[int]:
+    """Which of `count` items the step takes: consecutive slices of one permutation an epoch, the last one shorter."""
+    per_epoch = -(-count // size)
+    order = np.random.default_rng([seed, step // per_epoch]).permutation(count)
+    return order[step % per_epoch * size :][:size].tolist()
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyGradient:
+    """The reinforcement knobs; defaults are InT's (paper.md 1.9).
+
+    Attributes:
+      problems, group: problems an update and samples a problem. divide_by_std: GRPO's advantage. normalise: "sequences"
+      (token sum over the number of sequences), "tokens" (token mean), "sequence_mean". kl: weight of the KL stream to the
+      starting policy. loss: clipping and ratios.
+    """
+
+    problems: int = 32
+    group: int = 8
+    divide_by_std: bool = False
+    normalise: str = "sequences"
+    kl: float = 0.0
+    loss: losses.LossConfig = losses.LossConfig()
+
+
+def reinforce(
+    engine: Engine,
+    state: State,
+    tx: optax.GradientTransformation,
+    domain,
+    tasks: list[Task],
+    knobs: PolicyGradient,
+    sampling: Sampling,
+    row_length: int,
+    rows: int,
+    reference_params=None,
+) -> Iterator[tuple[State, dict]]:
+    """Group-relative policy gradient on outcome rewards: no reference solution, no hint.
+
+    Starts at `state.step`, runs for as long as it is asked; yields the state and metrics after each update. The problems
+    of an update are a function of (seed, step). Groups of one outcome have no advantage and are left out of the packed
+    batch; they count in its totals, so the gradient is that of the whole batch.
+
+    Raises: ValueError for rollouts drawn with top-k, top-p or min-p, whose log-probabilities are not the policy's.
+    """
+    if sampling.top_k or sampling.top_p < 1 or sampling.min_p:
+        raise ValueError(
+            f"reinforce: top_k={sampling.top_k}, top_p={sampling.top_p}, min_p={sampling.min_p} draw from a truncated "
+            "policy, whose log-probabilities the update does not see; set top_k=0, top_p=1, min_p=0"
+        )
+    if knobs.kl and reference_params is None:
+        raise ValueError(f"reinforce: kl={knobs.kl} needs reference_params, the policy to stay near")
+    while True:
+        step = int(state.step)
+        chosen = [tasks[i] for i in epoch_slice(len(tasks), knobs.problems, sampling.seed, step)]
+        prompts = [rollout.opened(domain, task) for task in chosen]
+        groups = rollout.continued(
+            engine,
+            engine.decode_params(state.params),
+            domain,
+            prompts,
+            knobs.group,
+            sampling,
+            f"/update{step}",
+            policy_update=step,
+        )
+        batch = policy_gradient_batch(engine, groups, knobs, row_length, rows, reference_params)
+        state, metrics = engine.update(state, batch, tx, knobs.loss)
+        yield state, {**metrics, **group_metrics(groups)}
+
+
+def policy_gradient_batch(
+    engine: Engine, groups: list[list[Trace]], knobs: PolicyGradient, row_length: int, rows: int, reference_params=None
+):
+    """The packed batch of one update: advantages within each group, weights and totals by `knobs.normalise`."""
+    traces = [trace for group in groups for trace in group]
+    names = [index for index, group in enumerate(groups) for _ in group]
+    advantages = losses.group_advantages([t.verdict.score for t in traces], names, knobs.divide_by_std)
+    reference: list = [None] * len(traces)
+    if knobs.kl:
+        reference, _ = engine.score(reference_params, [t.tokens for t in traces], traces[0].temperature)
+    sequences = [
+        batching.reinforced(trace, advantage, knobs.normalise, logp)
+        for trace, advantage, logp in zip(traces, advantages, reference, strict=True)
+        if advantage or knobs.kl
+    ]
+    drawn = float(sum(trace.sampled.sum() for trace in traces))
+    totals = {"rl": drawn if knobs.normalise == "tokens" else float(len(traces))}
+    totals["kl"] = totals["rl"] / knobs.kl if knobs.kl else 1.0
+    return batching.pack(sequences, row_length, rows, totals)
+
+
+def group_metrics(groups: list[list[Trace]]) -> dict[str, float]:
+    """reward; shares of groups without success ("never"), with some, with nothing but; response length; tokens drawn."""
+    rates = np.array([[trace.verdict.passed for trace in group] for group in groups], float)
+    never, always = float((rates.max(1) == 0).mean()), float((rates.min(1) == 1).mean())
+    lengths = np.array([trace.sampled.sum() for group in groups for trace in group])
+    stops = [trace.stop for group in groups for trace in group]
+    return {
+        "reward": float(rates.mean()),
+        "never": never,
+        "sometimes": 1.0 - never - always,
+        "always": always,
+        "zero_advantage": never + always,
+        "length": float(lengths.mean()),
+        "truncated": stops.count("length") / len(stops),
+        "tokens": float(lengths.sum()),
+    }

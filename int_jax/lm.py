@@ -1,0 +1,165 @@
+"""`load` and `LM`: a model, its parameters, its tokenizer and its engine, behind four methods."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from int_jax import checkpoint
+from int_jax.engine import Engine, Request, Sampling
+from int_jax.models import Model, build
+from int_jax.sharding import RULES_DECODE, make_mesh
+from int_jax.tokenizer import Tokenizer
+from int_jax.types import Task, Trace
+
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "tokenizer.model")
+
+
+def load(path_or_hub_id: str | Path, mesh=None, dtype: str = "float32") -> "LM":
+    """A model directory in Hugging Face format, or the id of one on the hub, ready to generate and score.
+
+    Args:
+      mesh: where it lives (`sharding.make_mesh`), by default all devices along "data", each with a whole copy.
+      dtype: of parameters and compute: float32, bfloat16 or float16. Logits are float32 always.
+    """
+    path = _directory(path_or_hub_id)
+    config = checkpoint.read_config(path, dtype)
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise FileNotFoundError(
+            f"{path / 'tokenizer.json'}: missing, and there is no other tokenizer file beside it"
+        )
+    tokenizer = Tokenizer(path)
+    if tokenizer.vocab > config.vocab:
+        raise ValueError(
+            f"{path}: the tokenizer has {tokenizer.vocab} ids, but vocab_size in config.json is {config.vocab}"
+        )
+    mesh = make_mesh() if mesh is None else mesh
+    config, params = checkpoint.load_hf(path, mesh, dtype, RULES_DECODE)
+    model = build(config)
+    return LM(model, params, tokenizer, Engine(model, mesh))
+
+
+def _directory(path_or_hub_id: str | Path) -> Path:
+    """The directory itself, or the snapshot of a hub id."""
+    path = Path(path_or_hub_id)
+    if path.is_dir():
+        return path
+    tried = f"{path_or_hub_id}: there is no such directory (looked in {Path.cwd()})"
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(path_or_hub_id)):
+        raise FileNotFoundError(
+            f"{tried}, and it is not the id of a model on the Hugging Face hub (owner/name)"
+        )
+    try:
+        from huggingface_hub import snapshot_download  # slow to import, and needed for hub ids alone
+
+        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=list(HUB_FILES)))
+    except (ImportError, OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise FileNotFoundError(
+            f"{tried}, and huggingface_hub.snapshot_download({str(path_or_hub_id)!r}) failed: "
+            f"{type(error).__name__}: {reason}"
+        ) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class LM:
+    """A language model: `params` may be replaced (`dataclasses.replace`) by those of a later update."""
+
+    model: Model
+    params: Any
+    tokenizer: Tokenizer
+    engine: Engine
+
+    def generate(
+        self,
+        prompts,
+        samples: int = 1,
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        stop_ids=None,
+        seed: int = 0,
+    ) -> list[list[Trace]]:
+        """Draw `samples` responses to each prompt.
+
+        A response is a function of (params, prompt ids, seed, sample index): the same prompt given twice, in one call
+        or in two, gets the same responses, wherever it stands in the list. For other responses change the seed.
+
+        Args:
+          prompts: strings, rendered as a user turn, or sequences of token ids, taken as they are.
+          temperature: 0 is greedy. top_k: 0 keeps every token, as do top_p 1 and min_p 0.
+          stop_ids: a response ends with any of these; by default the eos ids of tokenizer and generation_config.json.
+
+        Returns: for each prompt its `samples` Traces, in order; their task's problem is the prompt as text.
+        """
+        if isinstance(prompts, str):
+            raise TypeError(f"prompts is one string, {prompts[:40]!r}: pass a list of prompts")
+        if samples < 1:
+            raise ValueError(f"samples = {samples}: at least 1 is needed")
+        stop_ids = self.stop_ids() if stop_ids is None else tuple(int(i) for i in stop_ids)
+        sampling = Sampling(max_new_tokens, temperature, top_k, top_p, min_p, stop_ids, seed)
+        rendered = [self._render(prompt) for prompt in prompts]
+        requests = [
+            Request(tuple(ids), task.id, sample) for task, ids in rendered for sample in range(samples)
+        ]
+        responses = iter(self.engine.generate(self.params, requests, sampling))
+        return [
+            [self._trace(task, len(ids), next(responses), sampling, sample) for sample in range(samples)]
+            for task, ids in rendered
+        ]
+
+    def score(self, token_ids) -> list[np.ndarray]:
+        """log p(token t | tokens before t) in nats, float32, for each sequence of ids; element 0 is 0."""
+        return self.engine.score(self.params, [self._checked(ids) for ids in token_ids])[0]
+
+    def save(self, path: str | Path) -> None:
+        """Write config, weights and tokenizer in Hugging Face format; `load(path)` brings back the same bits."""
+        checkpoint.save_hf(path, self.model.config, self.params, self.tokenizer.path)
+
+    def stop_ids(self) -> tuple[int, ...]:
+        """The eos ids of the tokenizer and of generation_config.json."""
+        file = Path(self.tokenizer.path) / "generation_config.json"
+        eos = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+        return tuple(sorted({*self.tokenizer.stop_ids, *np.atleast_1d([] if eos is None else eos).tolist()}))
+
+    def _checked(self, ids) -> list[int]:
+        """Token ids as ints, each within the vocabulary: an index beyond it would be clipped in silence."""
+        ids = np.asarray(ids)
+        if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+            raise TypeError(
+                f"token ids are a flat sequence of integers, not {ids.dtype} of shape {ids.shape}"
+            )
+        vocab = self.model.config.vocab
+        wrong = ids[(ids < 0) | (ids >= vocab)]
+        if wrong.size:
+            raise ValueError(f"token id {wrong[0]} is outside the vocabulary, 0..{vocab - 1}")
+        return ids.astype(int).tolist()
+
+    def _render(self, prompt) -> tuple[Task, list[int]]:
+        """A prompt's ids, and the task that names its random stream by them."""
+        if isinstance(prompt, str):
+            ids, problem = self.tokenizer.render([{"role": "user", "content": prompt}]), prompt
+        else:
+            ids = self._checked(prompt)
+            problem = self.tokenizer.decode(ids)
+        digest = hashlib.blake2b(np.asarray(ids, "<i4").tobytes(), digest_size=8).hexdigest()
+        return Task(id=f"prompt-{digest}", domain="", problem=problem), ids
+
+    def _trace(self, task: Task, prompt_len: int, response, sampling: Sampling, sample: int) -> Trace:
+        return Trace(
+            task=task,
+            tokens=response.tokens,
+            prompt_len=prompt_len,
+            sampled=np.arange(len(response.tokens)) >= prompt_len,
+            logp=response.logp,
+            temperature=sampling.temperature,
+            step_ends=self.tokenizer.step_ends(response.tokens, prompt_len),
+            stop=response.stop,
+            key=(sampling.seed, sample),
+        )

@@ -1,0 +1,188 @@
+"""The public face, and nothing but it: what notebooks, benchmarks and outside checks may call."""
+
+import inspect
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import int_jax
+
+WORDS = ["<pad>", "<|im_start|>", "<|im_end|>", "<unk>", "user", "assistant", "\n", "\n\n", *"0123456789+-= "]
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory):
+    """A random model with a tokenizer of some words, in Hugging Face format."""
+    import jax
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    from int_jax import checkpoint
+    from int_jax.models import Config, build
+
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.add_tokens([AddedToken(word, normalized=False) for word in WORDS[4:]])
+    words.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="<|im_end|>", pad_token="<pad>", unk_token="<unk>",
+        additional_special_tokens=["<|im_start|>"],
+    )  # fmt: skip
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    root = tmp_path_factory.mktemp("public")
+    tokenizer.save_pretrained(root / "tokenizer")
+    # a second stop id, which the tokenizer does not know of
+    (root / "tokenizer" / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
+    config = Config("qwen3", len(WORDS), 16, 2, 2, 1, 8, 24, 128, qk_norm=True, tied=True)
+    params = build(config).init(jax.random.key(5))
+    checkpoint.save_hf(root / "model", config, params, root / "tokenizer")
+    return root / "model"
+
+
+@pytest.fixture(scope="session")
+def lm(model_dir):
+    return int_jax.load(model_dir)
+
+
+def tokens_of(traces):
+    return [[trace.tokens.tolist() for trace in group] for group in traces]
+
+
+def test_the_face_is_the_one_in_the_design(lm):
+    assert int_jax.__all__ == ["LM", "load", "parse_intervention", "pass_at_k", "splice", "verify"]
+    assert set(int_jax.__all__) <= set(dir(int_jax))
+    assert isinstance(lm, int_jax.LM)
+    assert list(inspect.signature(int_jax.LM).parameters) == ["model", "params", "tokenizer", "engine"]
+    defaults = {n: p.default for n, p in inspect.signature(lm.generate).parameters.items()}
+    assert defaults == {
+        **{"prompts": inspect.Parameter.empty, "samples": 1, "max_new_tokens": 256, "temperature": 1.0},
+        **{"top_k": 0, "top_p": 1.0, "min_p": 0.0, "stop_ids": None, "seed": 0},
+    }
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        int_jax.nonsense  # noqa: B018
+    assert int_jax.verify("so \\boxed{4}", "4").passed
+    assert int_jax.pass_at_k(2, 1, 1) == 0.5
+    assert int_jax.parse_intervention("nothing of the kind") is None
+
+
+def test_importing_it_imports_no_jax():
+    code = (
+        "import sys, int_jax; int_jax.verify; assert not {'jax', 'transformers', 'flax'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("first", ["int_jax.splice", "int_jax.verify", "int_jax.engine"])
+def test_a_submodule_never_hides_the_function_of_its_name(first):
+    code = f"import int_jax, {first}; assert callable(int_jax.verify) and callable(int_jax.splice)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_traces_are_records_of_what_was_drawn(lm):
+    traces = lm.generate(["1+2", "3-4"], samples=3, max_new_tokens=24, temperature=0.9, seed=7)
+    assert [len(group) for group in traces] == [3, 3]
+    assert traces[0][0].task.id != traces[1][0].task.id
+    for problem, group in zip(["1+2", "3-4"], traces, strict=True):
+        prompt = lm.tokenizer.render([{"role": "user", "content": problem}])
+        for sample, trace in enumerate(group):
+            assert (trace.task.problem, trace.key, trace.temperature) == (problem, (7, sample), 0.9)
+            assert trace.tokens[: trace.prompt_len].tolist() == prompt
+            assert trace.sampled.tolist() == [False] * len(prompt) + [True] * len(trace.response)
+            assert (trace.logp[~trace.sampled] == 0).all() and (trace.logp[trace.sampled] < 0).all()
+            ended = trace.tokens[-1] in (2, 7)  # of the tokenizer, of generation_config.json
+            assert trace.stop == ("stop" if ended else "length")
+            assert ended or len(trace.response) == 24
+            assert not np.isin(trace.response[:-1], (2, 7)).any()
+            assert trace.step_ends[-1] == len(trace.tokens)
+    ends = {
+        trace.tokens[-1] for group in lm.generate(["1+2"], samples=40, max_new_tokens=64) for trace in group
+    }
+    assert {2, 7} <= ends
+
+
+def test_a_response_depends_on_prompt_seed_and_sample_alone(lm):
+    draw = {"samples": 2, "max_new_tokens": 12}
+    pair = tokens_of(lm.generate(["1+2", "3-4"], **draw))
+    assert tokens_of(lm.generate(["3-4", "5=5", "1+2", "3-4"], **draw))[0::2] == [pair[1], pair[0]]
+    assert tokens_of(lm.generate(["3-4", "3-4"], **draw)) == [pair[1], pair[1]]
+    assert tokens_of(lm.generate(["1+2"], samples=1, max_new_tokens=12))[0] == pair[0][:1]
+    ids = np.array(lm.tokenizer.render([{"role": "user", "content": "1+2"}]))
+    assert tokens_of(lm.generate([ids], **draw)) == [pair[0]]
+    assert tokens_of(lm.generate(["1+2"], **draw, seed=1)) != [pair[0]]
+    assert pair[0][0] != pair[0][1]
+
+
+def test_token_ids_are_taken_as_they_are_and_no_prompts_are_no_traces(lm):
+    (trace,), = lm.generate([[8, 9, 10]], max_new_tokens=5, stop_ids=[], temperature=0.0)  # fmt: skip
+    assert (trace.prompt_len, len(trace.tokens), trace.stop) == (3, 8, "length")
+    assert trace.tokens[:3].tolist() == [8, 9, 10]
+    assert trace.task.problem == "012"
+    assert lm.generate([]) == lm.score([]) == []
+
+
+def test_score_agrees_with_generate(lm):
+    traces = [trace for group in lm.generate(["1+2", "3-4"], samples=2, max_new_tokens=30) for trace in group]
+    scores = lm.score([trace.tokens for trace in traces])
+    for trace, score in zip(traces, scores, strict=True):
+        assert score.dtype == np.float32 and score.shape == trace.tokens.shape and score[0] == 0
+        np.testing.assert_allclose(score[trace.sampled], trace.logp[trace.sampled], atol=1e-5)
+    # log-probabilities of the second token sum to one over the vocabulary
+    seconds = [score[1] for score in lm.score([[8, i] for i in range(len(WORDS))])]
+    np.testing.assert_allclose(np.exp(seconds).sum(), 1, atol=1e-5)
+
+
+def test_save_and_load_give_the_same_model(lm, tmp_path):
+    lm.save(tmp_path / "again")
+    again = int_jax.load(str(tmp_path / "again"))
+    draw = {"samples": 2, "max_new_tokens": 20}
+    assert tokens_of(again.generate(["1+2"], **draw)) == tokens_of(lm.generate(["1+2"], **draw))
+    np.testing.assert_array_equal(again.score([[8, 9, 10]])[0], lm.score([[8, 9, 10]])[0])
+    again.save(tmp_path / "again")  # onto itself
+    assert {p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()} == {
+        p.name: p.read_bytes() for p in type(tmp_path)(lm.tokenizer.path).iterdir()
+    }
+
+
+def test_bfloat16_loads_and_scores_alike(lm, model_dir):
+    low = int_jax.load(model_dir, dtype="bfloat16")
+    score, exact = low.score([[8, 9, 10, 11]])[0], lm.score([[8, 9, 10, 11]])[0]
+    assert score.dtype == np.float32
+    np.testing.assert_allclose(score, exact, atol=0.05)
+    assert np.abs(score - exact).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda lm: lm.generate("1+2"), TypeError, ["one string", "list"]),
+        (lambda lm: lm.generate(["1"], samples=0), ValueError, ["samples = 0"]),
+        (lambda lm: lm.generate([1, 2]), TypeError, ["flat sequence of integers"]),
+        (lambda lm: lm.generate([[]]), ValueError, ["empty prompt"]),
+        (lambda lm: lm.generate(["1"], top_p=0.0), ValueError, ["top_p=0.0"]),
+        (lambda lm: lm.score([[8, 22]]), ValueError, ["token id 22", "0..21"]),
+        (lambda lm: lm.score([[0.5]]), TypeError, ["float64"]),
+        (lambda lm: int_jax.load("no/such/place"), FileNotFoundError, ["no/such/place", "no such directory"]),
+        (lambda lm: int_jax.load("/no/such"), FileNotFoundError, ["/no/such", "no such directory"]),
+        (
+            lambda lm: int_jax.load("owner/name"),
+            FileNotFoundError,
+            ["owner/name", "snapshot_download", "HF_HUB_OFFLINE"],
+        ),
+    ],
+)
+def test_a_mistake_ends_in_a_message_that_names_it(lm, call, error, words):
+    with pytest.raises(error) as caught:
+        call(lm)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_model_without_its_tokenizer_is_refused(lm, tmp_path):
+    lm.save(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json: missing"):
+        int_jax.load(tmp_path)

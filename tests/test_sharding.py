@@ -1,0 +1,124 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from int_jax.models import Config, build
+from int_jax.sharding import RULES, RULES_DECODE, constrain, make_mesh, shardings, spec
+
+MODEL = build(Config("test", vocab=54, dim=16, layers=2, heads=4, kv_heads=2, head_dim=4, ffw=24, max_len=64, qk_norm=True))
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(4, 2)
+
+
+def specs(tree):
+    return {jax.tree_util.keystr(k).split("'")[-2]: v.spec for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def test_parameters_are_sharded_by_their_suffix(mesh):
+    params = jax.eval_shape(MODEL.init, jax.random.key(0))
+    assert specs(shardings(params, mesh, RULES)) == {
+        "embed_VD": P("model", "data"),
+        "head_DV": P("data", "model"),
+        "final_norm_D": P("data"),
+        "attn_norm_D": P("data"),
+        "ffw_norm_D": P("data"),
+        "q_DHK": P("data", "model", None),
+        "k_DNK": P("data", "model", None),
+        "v_DNK": P("data", "model", None),
+        "o_HKD": P("model", None, "data"),
+        "q_norm_K": P(None),
+        "k_norm_K": P(None),
+        "gate_DF": P("data", "model"),
+        "up_DF": P("data", "model"),
+        "down_FD": P("model", "data"),
+    }
+
+
+def test_decoding_keeps_the_weights_whole_along_data(mesh):
+    params = jax.eval_shape(MODEL.init, jax.random.key(0))
+    for name, where in specs(shardings(params, mesh, RULES_DECODE)).items():
+        assert "data" not in where, name
+    assert specs(shardings(params, mesh, RULES_DECODE))["down_FD"] == P("model", None)
+
+
+def test_the_optimizer_is_sharded_like_its_parameters(mesh):
+    params = jax.eval_shape(MODEL.init, jax.random.key(0))
+    opt = jax.eval_shape(optax.adamw(1e-3).init, params)
+    where = shardings(opt, mesh, RULES)
+    assert where[0].mu == where[0].nu == shardings(params, mesh, RULES)
+    assert where[0].count.spec == P()
+
+
+SIZES = st.integers(1, 12)
+
+
+@given(st.lists(st.tuples(st.sampled_from("BDHNFVKTLS"), SIZES), max_size=5), st.sampled_from([(8, 1), (4, 2), (2, 4)]))
+def test_an_axis_is_split_where_the_mesh_divides_it_and_used_once(axes, sizes):
+    mesh = make_mesh(*sizes)
+    letters, shape = "".join(letter for letter, _ in axes), tuple(size for _, size in axes)
+    got = spec(letters, shape, mesh, RULES)
+    assert len(got) == len(shape)
+    seen = set()
+    for letter, size, axis in zip(letters, shape, got, strict=True):
+        wanted = {"B": "data", "D": "data", "H": "model", "N": "model", "F": "model", "V": "model"}.get(letter)
+        splits = wanted is not None and wanted not in seen and size % mesh.shape[wanted] == 0
+        assert axis == (wanted if splits else None)
+        seen |= {axis} - {None}
+
+
+def test_an_indivisible_axis_is_whole_on_every_device(mesh):
+    array = jax.device_put(np.arange(10.0).reshape(5, 2), shardings({"w_DF": np.zeros((5, 2))}, mesh, RULES)["w_DF"])
+    assert array.sharding.spec == P(None, "model")
+    assert {shard.data.shape for shard in array.addressable_shards} == {(5, 1)}
+    np.testing.assert_array_equal(array, np.arange(10.0).reshape(5, 2))
+
+
+@pytest.mark.parametrize("name, shape", [("q_DHK", (16, 4)), ("norm_D", (4, 4)), ("embed_VD", (3, 4, 5)), ("weight", (4,))])
+def test_a_rank_that_disagrees_with_its_name_names_the_parameter(mesh, name, shape):
+    with pytest.raises(ValueError, match=rf"layer_1/{name}: .*\({', '.join(map(str, shape))}"):
+        shardings({"layer_1": {name: np.zeros(shape)}}, mesh, RULES)
+
+
+def test_scalars_need_no_suffix(mesh):
+    assert shardings({"count": np.zeros(())}, mesh, RULES)["count"].spec == P()
+
+
+@pytest.mark.parametrize(
+    "given_sizes, shape", [((-1, 1), (8, 1)), ((-1, 2), (4, 2)), ((2, -1), (2, 4)), ((1, 8), (1, 8)), ((-1, 8), (1, 8))]
+)
+def test_mesh_sizes(given_sizes, shape):
+    mesh = make_mesh(*given_sizes)
+    assert tuple(mesh.shape.values()) == shape and mesh.axis_names == ("data", "model")
+    assert mesh.axis_types == (AxisType.Auto, AxisType.Auto)
+    assert list(mesh.devices.flat) == jax.devices()
+
+
+@pytest.mark.parametrize("sizes", [(3, 1), (4, 4), (-1, 3), (3, -1), (-1, 16), (0, 1), (-1, -1), (1, 1)])
+def test_mesh_sizes_that_do_not_fit(sizes):
+    with pytest.raises(ValueError, match=r"does not fit 8 cpu device\(s\): choose sizes whose product is 8"):
+        make_mesh(*sizes)
+
+
+def test_a_mesh_over_some_devices():
+    assert dict(make_mesh(2, 2, jax.devices()[2:6]).shape) == {"data": 2, "model": 2}
+    with pytest.raises(ValueError, match="fit 3 cpu"):
+        make_mesh(2, 2, jax.devices()[:3])
+
+
+def test_constrain_pins_under_a_mesh_and_is_the_identity_without(mesh):
+    value = jnp.zeros((8, 3, 16))
+    assert constrain(value, "BTD") is value
+    with jax.sharding.set_mesh(make_mesh(1, 1, jax.devices()[:1])):
+        assert jax.jit(lambda v: constrain(v, "BTD"))(value).sharding.num_devices == 1
+    with jax.sharding.set_mesh(mesh):
+        out = jax.jit(lambda v: constrain(v * 1.0, "BTD"))(value)
+    assert {shard.data.shape for shard in out.addressable_shards} == {(2, 3, 16)}
