@@ -408,11 +408,12 @@ def run_seed(config: ConfigDict, seed: int, workdir: Path, lm) -> dict:
     policies |= reinforce_all(run, policies, pool, results)
 
     sets = {"test": test, "train": pool[: config.eval.train_problems]}
-    results |= {"eval": {}, "eval_train": {}}
+    results |= {"eval": {}, "eval_train": {}, "counts": {}}
     results["tokens"]["eval"] = 0
     for name, params in policies.items():
         found = evaluate(run, name, params, sets)
         results["tokens"]["eval"] += found["tokens"]
+        results["counts"][name] = {which: found[which] for which in sets}
         results["eval"][name] = estimates.summarize(found["test"], config.eval.ks)
         results["eval_train"][name] = estimates.summarize(found["train"], config.eval.ks)
     results["drift"] = drift(run, policies, guided_traces, wrong)
@@ -529,6 +530,23 @@ def reinforce_all(run: Run, policies: dict, pool: list, results: dict) -> dict:
     return trained
 
 
+def across_seeds(every: list[dict], k: int) -> dict:
+    """pass@1 and pass@k on the held-out problems over all seeds: each policy, and each one's paired gain over RL alone."""
+    out: dict = {}
+    for kk in (1, k):
+        rates = {
+            arm: [[estimates.pass_at_k(n, c, kk) for n, c in r["counts"][arm]["test"]] for r in every]
+            for arm in every[0]["counts"]
+        }
+        rows = {arm: estimates.seeds_ci(values) for arm, values in rates.items()}
+        for baseline in ("rl", "rl_matched"):
+            if "int_rl" in rates and baseline in rates:
+                gains = [np.subtract(a, b) for a, b in zip(rates["int_rl"], rates[baseline], strict=True)]
+                rows[f"int_rl - {baseline}"] = estimates.seeds_ci(gains)
+        out[f"pass@{kk}"] = rows
+    return out
+
+
 def main(argv):
     del argv
     logging.set_verbosity(logging.WARNING)
@@ -544,6 +562,10 @@ def main(argv):
         folder = workdir if len(config.seeds) == 1 else workdir / f"seed{seed}"
         every.append(run_seed(config, seed, folder, lm))
         print("\n" + report.tables(every[-1]))
+    if len(every) > 1:
+        summary = across_seeds(every, config.eval.ks[-1])
+        report.write_results(workdir / "seeds.json", summary)
+        print("\n" + report.seeds_table(summary))
     print(f"\n{every[-1]['programs']} compiled programs · {time.perf_counter() - start:.0f} s · {folder / 'report.html'}")
 
 

@@ -484,6 +484,19 @@ def _draw(section: Section) -> list[str]:
     return [" " + section.title.upper(), *(line.rstrip() for line in [lines[0], rule, *lines[1:]]), *note]
 
 
+def seeds_table(summary: Mapping[str, Mapping]) -> str:
+    """The comparison over seeds: {"pass@1": {policy or "a - b": {"mean", "ci95", "seeds"}}, ...} as text."""
+    rows = []
+    for metric, policies in summary.items():
+        cells = _aligned([(row["mean"], row["ci95"]) for row in policies.values()])
+        for (name, row), cell in zip(policies.items(), cells, strict=True):
+            label = " - ".join(_label(part) for part in name.split(" - "))
+            rows.append([metric, label, cell, "  ".join(f"{100 * mean:.1f}" for mean in row["seeds"])])
+    note = "Held-out problems; the interval resamples seeds, then problems."
+    columns = ["", "policy", "mean [95% interval]", "each seed, %"]
+    return "\n".join(_draw(Section("seeds", "Over all seeds", columns, rows, note, (0, 1))))
+
+
 def tables(results: Mapping) -> str:
     """The end-of-run screen: plain text, at most 100 columns, a table for each section that has numbers."""
     items = [

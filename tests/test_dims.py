@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from int_jax import dims
@@ -14,13 +14,16 @@ LETTERS = st.text(st.sampled_from(sorted(KEY)), min_size=1, max_size=5)
 WORDS = st.from_regex(r"[a-z][a-z0-9]{0,6}(_[a-z0-9]{1,4})?", fullmatch=True)
 
 
+@settings(deadline=None)
 @given(WORDS, LETTERS)
 def test_a_suffix_is_what_follows_the_last_underscore(word, letters):
     assert suffix(f"{word}_{letters}") == letters
     assert suffix(word) == suffix(word.upper()) * 0 == ""
 
 
-@pytest.mark.parametrize("name", ["", "_", "seed", "D", "BTD", "q_", "q_Dx", "q_dhk", "q_D1", "RULES_DECODE", "max_len"])
+@pytest.mark.parametrize(
+    "name", ["", "_", "seed", "D", "BTD", "q_", "q_Dx", "q_dhk", "q_D1", "A_DECODE", "max_len"]
+)
 def test_names_without_a_shape(name):
     assert suffix(name) == ""
 
@@ -36,6 +39,7 @@ def mix(hidden_BTD, head_DV=None, pair=None, table=None, pieces_BT=(), seed=0):
     return hidden_BTD
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from("BTDV"), st.integers(0, 4), min_size=4))
 def test_any_sizes_pass_where_each_letter_has_one(size):
     def made(letters):
@@ -43,13 +47,16 @@ def test_any_sizes_pass_where_each_letter_has_one(size):
 
     pair = Pair(made("BT"), made("BD"), note=np.zeros(7))
     hidden = made("BTD")
-    assert mix(hidden, made("DV"), pair, {"embed_VD": made("VD")}, [made("BT"), made("BT")], np.zeros(9)) is hidden
+    assert (
+        mix(hidden, made("DV"), pair, {"embed_VD": made("VD")}, [made("BT"), made("BT")], np.zeros(9))
+        is hidden
+    )
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"head_DV": (5, 7)},
+        {"head_DV": np.zeros((5, 7))},
         {"pair": Pair(np.zeros((2, 3)), np.zeros((2, 5)))},
         {"table": {"layer": {"scale_D": np.zeros(5)}}},
         {"table": [{"scale_D": np.zeros(5)}]},
@@ -58,15 +65,18 @@ def test_any_sizes_pass_where_each_letter_has_one(size):
     ids=["argument", "namedtuple", "mapping", "mapping-in-list", "list"],
 )
 def test_a_size_that_disagrees_is_named(arguments):
-    arguments = {k: np.zeros(v) if isinstance(v, tuple) and not hasattr(v, "_fields") else v for k, v in arguments.items()}
     axis = "T" if "pieces_BT" in arguments else "D"
-    with pytest.raises(ValueError, match=rf"mix: axis {axis} \({KEY[axis].split()[0]}.* has size 5, .* it is \d"):
+    with pytest.raises(
+        ValueError, match=rf"mix: axis {axis} \({KEY[axis].split()[0]}.* has size 5, .* it is \d"
+    ):
         mix(np.zeros((2, 3, 4)), **arguments)
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (2, 3), (2, 3, 4, 1)])
 def test_a_wrong_rank_is_named(shape):
-    with pytest.raises(ValueError, match=r"mix: hidden_BTD names 3 axes but has shape \(" + ", ".join(map(str, shape))):
+    with pytest.raises(
+        ValueError, match=r"mix: hidden_BTD names 3 axes but has shape \(" + ", ".join(map(str, shape))
+    ):
         mix(np.zeros(shape))
 
 
@@ -76,7 +86,7 @@ def test_one_letter_twice_in_a_name():
         return mask_BTT
 
     same(np.zeros((2, 3, 3)))
-    with pytest.raises(ValueError, match="axis T .* has size 4"):
+    with pytest.raises(ValueError, match=r"axis T .* has size 4"):
         same(np.zeros((2, 3, 4)))
 
 
@@ -90,9 +100,9 @@ def test_the_result_is_checked_against_the_arguments():
         return Pair(np.zeros((2, 3)), np.zeros((2, 9)))
 
     turned_DB(np.zeros((3, 3)))
-    with pytest.raises(ValueError, match="axis D .* of turned_DB has size 2"):
+    with pytest.raises(ValueError, match=r"axis D .* of turned_DB has size 2"):
         turned_DB(np.zeros((2, 3)))
-    with pytest.raises(ValueError, match="axis D .* of right_BD has size 9"):
+    with pytest.raises(ValueError, match=r"axis D .* of right_BD has size 9"):
         pair(np.zeros((2, 3)))
 
 

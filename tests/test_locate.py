@@ -9,7 +9,9 @@ from int_jax.models import Config, build
 from int_jax.sharding import make_mesh
 
 VOCAB = 40
-MODEL = build(Config("test", vocab=VOCAB, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffw=16, max_len=256))
+MODEL = build(
+    Config("test", vocab=VOCAB, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffw=16, max_len=256)
+)
 IDS = st.integers(0, VOCAB - 1)
 
 
@@ -65,7 +67,8 @@ def fixed(seed, count):
     out = []
     for _ in range(count):
         ends = np.cumsum(rng.integers(2, 6, 4)).tolist()
-        out.append(tuple(rng.integers(0, VOCAB, n).tolist() for n in (5, 20, ends[-1])) + (tuple(ends),))
+        ids = [rng.integers(0, VOCAB, n).tolist() for n in (5, 20, ends[-1])]
+        out.append((*ids, tuple(ends)))
     return out
 
 

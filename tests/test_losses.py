@@ -9,12 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from int_jax.batch import pack, reinforced
-from int_jax.engine import Engine, _score
-from int_jax.losses import LossConfig, clipped_surrogate, group_advantages, k3, sequence_mean_BT, streams, token_logp
+from int_jax.batch import pack, reinforced, supervised
+from int_jax.engine import Engine, _score, _update
+from int_jax.losses import (
+    LossConfig,
+    clipped_surrogate,
+    group_advantages,
+    k3,
+    sequence_mean_BT,
+    streams,
+    token_logp,
+)
 from int_jax.models import Config, build
 from int_jax.sharding import make_mesh
-from int_jax.types import Batch, Task, Trace
+from int_jax.types import Batch, State, Task, Trace
 
 ROWS, LENGTH, DIM, VOCAB = 3, 11, 8, 23
 SEEDS = st.integers(0, 2**32 - 1)
@@ -52,7 +60,7 @@ def test_token_logp_and_entropy_equal_float64(seed, temperature):
     (logp, entropy), expected = jax.jit(token_logp)(*arguments), oracle(*arguments)
     assert logp.dtype == entropy.dtype == jnp.float32
     np.testing.assert_allclose(logp, expected[0], atol=2e-5 / temperature, rtol=1e-5)
-    np.testing.assert_allclose(entropy, expected[1], atol=2e-5 / temperature, rtol=1e-5)
+    np.testing.assert_allclose(entropy, expected[1], atol=2e-4, rtol=1e-5)
 
 
 def test_the_prediction_of_a_token_is_read_from_the_one_before():
@@ -63,11 +71,15 @@ def test_the_prediction_of_a_token_is_read_from_the_one_before():
     for t in (1, 5, LENGTH - 1):
         other = tokens.copy()
         other[:, t] = (other[:, t] + 1) % VOCAB
-        changed = np.flatnonzero((token_logp(hidden, head, other, positions, temperature)[0] != before).any(0))
+        changed = np.flatnonzero(
+            (token_logp(hidden, head, other, positions, temperature)[0] != before).any(0)
+        )
         assert changed.tolist() == [t]
         moved = hidden.copy()
         moved[:, t - 1] += 1
-        changed = np.flatnonzero((token_logp(moved, head, tokens, positions, temperature)[0] != before).any(0))
+        changed = np.flatnonzero(
+            (token_logp(moved, head, tokens, positions, temperature)[0] != before).any(0)
+        )
         assert changed.tolist() == [t]
 
 
@@ -98,10 +110,12 @@ def gradients(chunk, seed=3):
 
 def test_values_and_gradients_equal_torch():
     torch = pytest.importorskip("torch")
-    hidden, head, tokens, positions, temperature = inputs(3, 0.7)
+    hidden, head, tokens, positions, _ = inputs(3, 0.7)
     weight = torch.tensor(np.random.default_rng(3).normal(size=tokens.shape).astype(np.float32)).double()
     h, w = (torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in (hidden, head))
-    logp = torch.log_softmax(h[:, :-1] @ w / 0.7, -1).gather(-1, torch.tensor(tokens[:, 1:, None]).long())[..., 0]
+    logp = torch.log_softmax(h[:, :-1] @ w / 0.7, -1).gather(-1, torch.tensor(tokens[:, 1:, None]).long())[
+        ..., 0
+    ]
     loss = (weight[:, 1:] * logp * torch.tensor(positions[:, 1:] > 0)).sum()
     loss.backward()
     value, (d_hidden, d_head) = gradients(4)
@@ -143,15 +157,24 @@ def test_the_logits_of_a_whole_row_never_exist(chunk, found):
     ints, floats = jnp.zeros((rows, length), jnp.int32), jnp.zeros((rows, length))
     arguments = jnp.zeros((rows, length, dim)), jnp.zeros((dim, vocab)), ints, ints, floats
     program = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*arguments).compile().as_text()
-    assert bool(whole_logits(program, rows, length, vocab)) == found  # a chunk of all tokens shows that it would be seen
+    # A chunk of all tokens shows that it would be seen.
+    assert bool(whole_logits(program, rows, length, vocab)) == found
 
 
 def test_score_and_update_hold_no_whole_logits():
-    model = build(Config("test", vocab=97, dim=8, layers=1, heads=2, kv_heads=1, head_dim=4, ffw=8, max_len=512))
+    model = build(
+        Config("test", vocab=97, dim=8, layers=1, heads=2, kv_heads=1, head_dim=4, ffw=8, max_len=512)
+    )
     params = jax.eval_shape(model.init, jax.random.key(0))
     tokens = jax.ShapeDtypeStruct((2, 256), jnp.int32)  # twice the chunk of 128
-    program = _score.lower(model, params, tokens, np.float32(1)).compile().as_text()
-    assert "f32[2,128,97]" in program and not whole_logits(program, 2, 256, 97)
+    batch, tx = pack([supervised([1] * 256, [1.0] * 256)] * 2, 256, 2), optax.sgd(1.0)
+    state = State(jax.ShapeDtypeStruct((), jnp.int32), params, tx.init(params))
+    for lowered in (
+        _score.lower(model, params, tokens, np.float32(1)),
+        _update.lower(state, batch, model, tx, LossConfig(chunk=128)),
+    ):
+        program = lowered.compile().as_text()
+        assert "f32[2,128,97]" in program and not whole_logits(program, 2, 256, 97)
 
 
 # --- the policy gradient ---
@@ -251,7 +274,8 @@ def test_sequence_means_are_those_of_each_segment(seed):
     got = np.asarray(sequence_mean_BT(logp, batch.rl_MBT, batch.segments_MBT))
     for row, segment in ((0, 1), (0, 2), (1, 1)):
         mine = batch.segments_MBT[row] == segment
-        np.testing.assert_allclose(got[row, mine], np.average(logp[row, mine], weights=batch.rl_MBT[row, mine]), rtol=1e-5)
+        mean = np.average(logp[row, mine], weights=batch.rl_MBT[row, mine])
+        np.testing.assert_allclose(got[row, mine], mean, rtol=1e-5)
 
 
 @settings(deadline=None, max_examples=20)
@@ -272,14 +296,16 @@ def test_the_three_streams_equal_a_loop(seed, old):
     for name, value in {"loss_ce": ce, "loss_rl": rl, "loss_kl": kl, "logp_gap_sum": gap}.items():
         assert float(sums[name]) == pytest.approx(value, rel=1e-4, abs=1e-5)
     assert float(sums["rl_tokens"]) == (b.rl_MBT > 0).sum()
-    assert float(gap_max) == pytest.approx(np.max(np.abs(logp - b.sampler_logp_MBT) * (b.rl_MBT > 0)), rel=1e-5)
+    widest = np.max(np.abs(logp - b.sampler_logp_MBT) * (b.rl_MBT > 0))
+    assert float(gap_max) == pytest.approx(widest, rel=1e-5)
 
 
 # --- advantages ---
 
-REWARDS = st.lists(st.tuples(st.sampled_from(["a", "b", "c", "d"]), st.sampled_from([0.0, 0.1, 1.0])), max_size=24)
+REWARDS = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from([0.0, 0.1, 1.0])), max_size=24)
 
 
+@settings(deadline=None)
 @given(REWARDS, st.booleans())
 def test_group_advantages_equal_numpy(pairs, divide):
     groups, rewards = [g for g, _ in pairs], [r for _, r in pairs]
@@ -298,6 +324,7 @@ def test_group_advantages_equal_numpy(pairs, divide):
         assert abs(np.sum(got[index], dtype=np.float64)) < 1e-5
 
 
+@settings(deadline=None)
 @given(st.floats(-1e6, 1e6), st.integers(1, 40), st.booleans())
 def test_a_uniform_group_is_exactly_zero(reward, size, divide):
     assert (group_advantages([reward] * size, ["one"] * size, divide) == 0).all()
@@ -314,10 +341,15 @@ def drawn_trace(rng, prompt=2, length=9):
     return Trace(Task("t", "d", "p"), tokens, prompt, sampled, np.where(sampled, -1.0, 0).astype(np.float32))
 
 
-@pytest.mark.parametrize("rewards, still", [([1, 1, 1, 1], True), ([0, 0, 0, 0], True), ([1, 0, 1, 1], False)])
+@pytest.mark.parametrize(
+    "rewards, still", [([1, 1, 1, 1], True), ([0, 0, 0, 0], True), ([1, 0, 1, 1], False)]
+)
 def test_an_update_on_one_outcome_moves_nothing(rewards, still):
-    model = build(Config("test", vocab=29, dim=8, layers=1, heads=2, kv_heads=1, head_dim=4, ffw=8, max_len=64))
-    engine, tx, rng = Engine(model, make_mesh(1, 1, jax.devices()[:1]), slots=4), optax.sgd(1.0), np.random.default_rng(0)
+    model = build(
+        Config("test", vocab=29, dim=8, layers=1, heads=2, kv_heads=1, head_dim=4, ffw=8, max_len=64)
+    )
+    engine = Engine(model, make_mesh(1, 1, jax.devices()[:1]), slots=4)
+    tx, rng = optax.sgd(1.0), np.random.default_rng(0)
     state = engine.init(0, tx)
     before = jax.tree.map(np.asarray, jax.device_get(state.params))
     advantages = group_advantages(rewards, ["g"] * 4)

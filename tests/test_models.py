@@ -107,6 +107,7 @@ def test_bfloat16_compute_is_close_and_logits_are_float32():
     exact = logits_of(GROUPED, params, tokens_BT)
     rounded = logits_of(dataclasses.replace(GROUPED, dtype="bfloat16"), params, tokens_BT)
     assert exact.dtype == rounded.dtype == jnp.float32
+    assert (rounded != rounded.astype(jnp.bfloat16)).any(), "the logits were rounded on the way"
     # bf16 keeps 8 bits: 0.4% a rounding, some dozens of roundings deep
     assert 0 < np.abs(rounded - exact).max() < 0.05 * np.abs(exact).max()
 
@@ -229,10 +230,15 @@ def test_a_family_is_the_module_named_by_model_type():
         family("gpt_oss")
 
 
-def test_every_weight_layout_comes_back():
-    shape = {"D": 2, "H": 3, "N": 3, "K": 4, "F": 5, "V": 7}
-    for letters in ("DHK", "DNK", "HKD", "DF", "FD", "DV", "VD", "D", "K", "HK"):
-        ours = np.arange(np.prod([shape[x] for x in letters])).reshape([shape[x] for x in letters])
+def test_every_weight_layout_is_that_of_torch_and_comes_back():
+    sizes = {"D": 2, "H": 3, "N": 3, "K": 4, "F": 5, "V": 7}
+    shapes = {"DHK": (12, 2), "DNK": (12, 2), "HKD": (2, 12), "DF": (5, 2), "FD": (2, 5), "DV": (7, 2)}
+    shapes |= {"VD": (7, 2), "D": (2,), "K": (4,), "HK": (12,)}
+    for letters, shape in shapes.items():
+        ours = np.random.default_rng(0).normal(size=[sizes[x] for x in letters])
         theirs = hf.to_hf(letters, ours)
-        assert theirs.shape == hf.shape_to_hf(letters, ours.shape)
+        assert theirs.shape == hf.shape_to_hf(letters, ours.shape) == shape
         np.testing.assert_array_equal(hf.from_hf(letters, theirs, ours.shape), ours)
+        if letters not in ("VD", "D", "K", "HK"):  # a linear map: y = W x
+            x = np.random.default_rng(1).normal(size=ours.shape[: 2 if letters == "HKD" else 1])
+            np.testing.assert_allclose(np.tensordot(x, ours, x.ndim).ravel(), theirs @ x.ravel())

@@ -188,7 +188,7 @@ class Arithmetic:
 
     def __init__(self, tokenizer: Tokenizer, **knobs):
         self.tokenizer = tokenizer
-        self.knobs = {"exponent": NATURAL, "lengths": (5, 8), "rare": (2, 3)}
+        self.knobs = {"exponent": NATURAL, "lengths": (5, 8), "rare": (3, 5)}
         for knob in knobs:
             if knob not in self.knobs:
                 raise ValueError(f"arithmetic has no knob {knob!r}: it has {', '.join(self.knobs)}")

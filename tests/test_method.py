@@ -1,0 +1,370 @@
+"""The method's own functions: who is kept, what is trained, what an update sees."""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from int_jax import batch as batching
+from int_jax import intervention_training as method
+from int_jax import losses, rollout
+from int_jax.domains.arithmetic import Arithmetic
+from int_jax.engine import Engine, Sampling
+from int_jax.models import Config, build
+from int_jax.sharding import make_mesh
+from int_jax.tokenizer import Tokenizer
+from int_jax.types import Intervention, Task, Trace, Verdict
+
+SAMPLING = Sampling(max_new_tokens=10, stop_ids=(2, *range(20, 24)), seed=11)
+ROW = dict(row_length=128, rows=4)
+
+
+class Lucky(Arithmetic):
+    """Chance decides, by the response's tokens: a random model then succeeds in one try of `odds`. Remembers each try."""
+
+    odds = 9
+
+    def __init__(self, tokenizer):
+        super().__init__(tokenizer)
+        self.tries = {}
+
+    def verify(self, trace):
+        name = trace.task.id, trace.key[1]
+        assert name not in self.tries, "drawn twice"
+        passed = int(trace.response.sum()) % self.odds == 0
+        self.tries[name] = trace.response.tolist(), passed
+        return Verdict(passed, float(passed), "correct" if passed else "wrong")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_dir):
+    return Tokenizer(tiny_dir)
+
+
+@pytest.fixture(scope="module")
+def engine(tokenizer):
+    model = build(Config("qwen3", tokenizer.vocab, 32, 2, 4, 2, 8, 64, 512, qk_norm=True, tied=True))
+    return Engine(model, make_mesh(1, 1, jax.devices()[:1]), slots=8, chunk=8, score_tokens=1024)
+
+
+@pytest.fixture(scope="module")
+def params(engine):
+    return engine.decode_params(jax.jit(engine.model.init)(jax.random.key(4)))
+
+
+def made(prompt=3, steps=(4, 5), passed=False, **changes) -> Trace:
+    """A trace of random-looking ids: a prompt and steps of the given lengths."""
+    ends = tuple((prompt + np.cumsum(steps, dtype=int)).tolist())
+    length = ends[-1] if ends else prompt
+    tokens = (np.arange(length) * 37 % 90 + 4).astype(np.int32)
+    verdict = Verdict(passed, float(passed), "correct" if passed else "wrong")
+    drawn = np.arange(length) >= prompt
+    logp = np.where(drawn, -1.5, 0).astype(np.float32)
+    return Trace(Task("t", "d", "p"), tokens, prompt, drawn, logp, 1.0, ends, "stop", verdict).replace(**changes)
+
+
+# --- failures, kept ---
+
+OUTCOMES = st.lists(st.lists(st.booleans(), min_size=1, max_size=5), max_size=6)
+
+
+@given(OUTCOMES, st.integers(1, 6))
+def test_failures_are_the_first_attempts_at_what_nobody_solved(outcomes, keep):
+    groups = [[made(passed=p, key=(i, k)) for k, p in enumerate(group)] for i, group in enumerate(outcomes)]
+    got = [trace.key for trace in method.failures(groups, keep)]
+    expected = []
+    for i, group in enumerate(outcomes):
+        if sum(group) == 0:
+            expected += [(i, k) for k in range(min(keep, len(group)))]
+    assert got == expected
+
+
+@given(st.lists(st.integers(0, 3), max_size=6))
+def test_kept_are_those_with_a_success(successes):
+    results = [method.Guided(made(key=(0, i)), 8, n) for i, n in enumerate(successes)]
+    assert [t.key[1] for t in method.kept(results)] == [i for i, n in enumerate(successes) if n > 0]
+
+
+# --- guided ---
+
+
+@pytest.fixture(scope="module")
+def guided_attempts(tokenizer):
+    """Eight guided attempts, two of each problem."""
+    domain = Arithmetic(tokenizer)
+    out = []
+    for task, k in itertools.product(domain.tasks("train", 1, 4), range(2)):
+        ids = tokenizer.encode(f"1 + {k} = 9\n\n9 + 1 = 3\n\n\\boxed{{3}}")
+        prompt = rollout.opened(domain, task).tokens.tolist()
+        tokens = np.array(prompt + ids, np.int32)
+        drawn = np.arange(len(tokens)) >= len(prompt)
+        zeros = np.zeros(len(tokens), np.float32)
+        ends = domain.steps(tokens, len(prompt))
+        trace = Trace(task, tokens, len(prompt), drawn, zeros, step_ends=ends, stop="stop", key=(0, k))
+        out.append(rollout.splice(trace, Intervention(1, "9 + 1 = 10"), tokenizer))
+    return out
+
+
+def drawn(engine, params, tokenizer, traces, **knobs):
+    domain = Lucky(tokenizer)
+    return method.guided(engine, params, domain, traces, sampling=SAMPLING, **knobs), domain.tries
+
+
+@pytest.fixture(scope="module")
+def full(engine, params, tokenizer, guided_attempts):
+    return drawn(engine, params, tokenizer, guided_attempts, tries=14, stop_at_success=False, at_once=5)
+
+
+def name(trace: Trace, k: int):
+    return f"{trace.task.id}/{trace.key[1]}", k
+
+
+def test_all_tries_are_drawn_where_asked_and_counted(full, guided_attempts):
+    results, tries = full
+    assert len(tries) == 14 * len(guided_attempts)
+    assert len({tuple(response) for response, _ in tries.values()}) > 0.9 * len(tries)  # of two attempts, too
+    for result, trace in zip(results, guided_attempts, strict=True):
+        mine = [tries[name(trace, k)] for k in range(14)]
+        assert result.trace is trace and result.tries == 14
+        assert result.successes == sum(passed for _, passed in mine)
+        given = len(trace.response)
+        assert result.tokens == sum(len(response) - given for response, _ in mine)
+        assert len(result.shown) == method.SHOWN and [p for _, p in result.shown] == [p for _, p in mine[: method.SHOWN]]
+    assert 0 < len(method.kept(results)) < len(results)  # else this file tests nothing
+
+
+@pytest.mark.parametrize("at_once", [1, 5, 14, 32])
+def test_early_stop_keeps_the_same_attempts_and_draws_a_prefix_of_the_same_tries(
+    engine, params, tokenizer, guided_attempts, full, at_once
+):
+    results, tries = drawn(engine, params, tokenizer, guided_attempts, tries=14, stop_at_success=True, at_once=at_once)
+    full_results, full_tries = full
+    assert tries.items() <= full_tries.items()
+    for result, other, trace in zip(results, full_results, guided_attempts, strict=True):
+        outcomes = [full_tries[name(trace, k)][1] for k in range(14)]
+        first = outcomes.index(True) if any(outcomes) else 13
+        rounds = -(-(first + 1) // at_once)
+        assert result.tries == min(rounds * at_once, 14)  # it leaves after the round of its first success
+        assert {k for n, k in tries if n == name(trace, 0)[0]} == set(range(result.tries))
+        assert (result.successes > 0) == (other.successes > 0)
+        assert result.successes == sum(outcomes[: result.tries])
+    assert [t.key for t in method.kept(results)] == [t.key for t in method.kept(full_results)]
+
+
+def test_nothing_to_continue(engine, params, tokenizer):
+    assert method.guided(engine, params, Lucky(tokenizer), [], 8, SAMPLING) == []
+
+
+# --- what is trained ---
+
+STEPS = st.lists(st.integers(1, 5), min_size=1, max_size=5)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5), STEPS, st.integers(1, 4), st.data())
+def test_sft_trains_prefix_and_intervention_and_nothing_else(prompt, steps, inserted, data):
+    """Whatever the switches: no prompt, no suffix, and an end-of-turn token only if its id is given."""
+    cut = prompt + sum(steps[: data.draw(st.integers(0, len(steps) - 1))])
+    end = cut + inserted
+    whole = made(prompt, steps)
+    ends = (*[e for e in whole.step_ends if e <= cut], end)
+    trace = made(prompt, [end - prompt], step_ends=ends, spliced=cut, stop="")
+    prefix, intervention = data.draw(st.sampled_from([0.0, 0.5, 1.0])), data.draw(st.sampled_from([0.0, 0.25, 1.0]))
+    for end_of_turn in (None, 2):
+        sequence = method.sft_sequence(trace, prefix, intervention, end_of_turn)
+        spans = [0.0] * prompt + [prefix] * (cut - prompt) + [intervention] * inserted
+        extra = [] if end_of_turn is None else [2]
+        assert sequence.tokens.tolist() == trace.tokens.tolist() + extra
+        assert sequence.ce.tolist() == spans + [intervention] * len(extra)
+        assert not sequence.rl.any() and not sequence.kl.any() and sequence.temperature == 1.0
+    # A trace that was continued, or a later step, is not trained behind the intervention.
+    longer = made(prompt, [end - prompt, 3], step_ends=(*ends, end + 3), spliced=cut)
+    assert method.sft_sequence(longer, prefix, intervention, None).ce.tolist() == [*spans, 0.0, 0.0, 0.0]
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 2**32 - 1))
+def test_every_epoch_is_a_permutation(count, size, seed):
+    per_epoch = -(-count // size)
+    assert method.sft_steps(count, 3, size) == 3 * per_epoch
+    slices = [method.epoch_slice(count, size, seed, step) for step in range(3 * per_epoch)]
+    for epoch in range(3):
+        parts = slices[epoch * per_epoch : (epoch + 1) * per_epoch]
+        assert sorted(i for part in parts for i in part) == list(range(count))
+        assert all(len(part) == size for part in parts[:-1]) and 1 <= len(parts[-1]) <= size
+    again = [method.epoch_slice(count, size, seed, step) for step in reversed(range(3 * per_epoch))]
+    assert again[::-1] == slices  # of (seed, step) alone, not of what was asked before
+
+
+def test_epochs_and_seeds_differ():
+    orders = {tuple(method.epoch_slice(50, 50, seed, step)) for seed in range(3) for step in range(3)}
+    assert len(orders) == 9
+
+
+def span_logp(engine, params, traces):
+    """Mean log-probability of the interventions, and of the prefixes."""
+    scored, _ = engine.score(params, [t.tokens for t in traces])
+    inside = [logp[t.spliced :].mean() for t, logp in zip(traces, scored, strict=True)]
+    before = [logp[t.prompt_len : t.spliced].mean() for t, logp in zip(traces, scored, strict=True)]
+    return np.mean(inside), np.mean(before)
+
+
+@pytest.fixture(scope="module")
+def tuned(engine, params, guided_attempts):
+    """States after each update of three epochs of two, as (step, params, metrics)."""
+    tx = optax.adam(3e-3)
+    runs = method.sft(engine, engine.state(params, tx), tx, guided_attempts, 3, 4, 7, **ROW)
+    return [(int(state.step), jax.device_get(state), metrics) for state, metrics in runs]
+
+
+def test_sft_raises_the_interventions_probability(engine, params, guided_attempts, tuned):
+    assert [step for step, _, _ in tuned] == [1, 2, 3, 4, 5, 6]
+    before, after = (span_logp(engine, p, guided_attempts) for p in (params, tuned[-1][1].params))
+    assert after[0] > before[0] + 0.3 and after[1] > before[1] + 0.3
+    trained = sum(len(t.response) for t in guided_attempts) * 3
+    assert sum(float(m["trained_tokens"]) for _, _, m in tuned) == trained
+
+
+def test_sft_goes_on_from_its_step_as_if_uninterrupted(engine, guided_attempts, tuned):
+    tx = optax.adam(3e-3)
+    step, state, _ = tuned[2]
+    state = jax.tree.map(jax.numpy.asarray, state)
+    runs = method.sft(engine, state, tx, guided_attempts, 3, 4, 7, **ROW)
+    later = [jax.device_get(s) for s, _ in runs]
+    assert len(later) == 6 - step
+    for got, expected in zip(jax.tree.leaves(later[-1]), jax.tree.leaves(tuned[-1][1]), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+# --- reinforcement ---
+
+
+@pytest.mark.parametrize(
+    ("knobs", "word"), [({"top_k": 20}, "top_k=20"), ({"top_p": 0.8}, "top_p=0.8"), ({"min_p": 0.1}, "min_p=0.1")]
+)
+def test_truncated_policies_are_refused(engine, params, tokenizer, knobs, word):
+    sampling = dataclasses.replace(SAMPLING, **knobs)
+    runs = method.reinforce(engine, None, None, Lucky(tokenizer), [], method.PolicyGradient(), sampling, **ROW)
+    with pytest.raises(ValueError, match=word):
+        next(runs)
+
+
+def test_a_kl_without_its_reference_is_refused(engine, tokenizer):
+    knobs = method.PolicyGradient(kl=0.1)
+    with pytest.raises(ValueError, match=r"kl=0\.1 needs reference_params"):
+        next(method.reinforce(engine, None, None, Lucky(tokenizer), [], knobs, SAMPLING, **ROW))
+
+
+REWARDS = ([0, 0, 0], [1, 0, 1], [1, 1, 1], [0, 1, 0], [0, 0, 0])
+
+
+@pytest.fixture(scope="module")
+def groups(engine, params, tokenizer):
+    """Rollouts of the model itself; the outcomes are set by hand."""
+    domain = Arithmetic(tokenizer)
+    opened = [rollout.opened(domain, t) for t in domain.tasks("train", 2, len(REWARDS))]
+    drawn = rollout.continued(engine, params, domain, opened, 3, SAMPLING)
+    return [
+        [t.replace(verdict=Verdict(bool(r), float(r), "correct" if r else "wrong")) for t, r in zip(g, rs, strict=True)]
+        for g, rs in zip(drawn, REWARDS, strict=True)
+    ]
+
+
+def updated(engine, params, batch, tx):
+    state, metrics = engine.update(engine.state(params, tx), batch, tx, losses.LossConfig())
+    return jax.device_get(state.params), metrics
+
+
+@pytest.mark.parametrize("normalise", ["sequences", "tokens", "sequence_mean"])
+@pytest.mark.parametrize("divide_by_std", [False, True])
+def test_leaving_out_groups_of_one_outcome_changes_nothing(engine, params, groups, normalise, divide_by_std):
+    knobs = method.PolicyGradient(normalise=normalise, divide_by_std=divide_by_std)
+    dropped = method.policy_gradient_batch(engine, groups, knobs, **ROW)
+    sequences = []
+    for group in groups:
+        rewards = np.array([t.verdict.score for t in group])
+        scale = rewards.std(ddof=1) + 1e-4 if divide_by_std else 1.0
+        sequences += [batching.reinforced(t, a, normalise) for t, a in zip(group, (rewards - rewards.mean()) / scale, strict=True)]
+    total = sum(int(t.sampled.sum()) for g in groups for t in g) if normalise == "tokens" else 15
+    kept = batching.pack(sequences, totals={"rl": total}, **ROW)
+    assert float(dropped.rl_total) == float(kept.rl_total) == total
+    assert np.count_nonzero(dropped.rl_MBT) == sum(int(t.sampled.sum()) for g in (groups[1], groups[3]) for t in g)
+    tx = optax.sgd(1.0, momentum=0.9)
+    (one, metrics), (other, _) = (updated(engine, params, batch, tx) for batch in (dropped, kept))
+    assert float(metrics["grad_norm"]) > 1e-3
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_groups_of_one_outcome_alone_move_nothing(engine, params, groups):
+    batch = method.policy_gradient_batch(engine, [groups[0], groups[2]], method.PolicyGradient(), **ROW)
+    after, metrics = updated(engine, params, batch, optax.sgd(1.0))
+    assert float(metrics["grad_norm"]) == 0 and float(batch.rl_total) == 6
+    for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(jax.device_get(params)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_with_a_kl_every_group_stays(engine, params, groups):
+    knobs = method.PolicyGradient(kl=0.5)
+    batch = method.policy_gradient_batch(engine, groups, knobs, **ROW, reference_params=params)
+    drawn = sum(int(t.sampled.sum()) for g in groups for t in g)
+    assert np.count_nonzero(batch.kl_MBT) == np.count_nonzero(batch.rl_MBT) == drawn
+    assert float(batch.rl_total) == 15 and float(batch.kl_total) == 30
+    inside = batch.kl_MBT > 0
+    np.testing.assert_allclose(batch.reference_logp_MBT[inside], batch.sampler_logp_MBT[inside], atol=1e-5)
+
+
+def test_an_update_of_reinforce(engine, params, tokenizer):
+    """Two updates: their problems, their streams, and that the same state gives the same update again."""
+    tx = optax.sgd(0.1)
+    domain, tasks = Lucky(tokenizer), Arithmetic(tokenizer).tasks("train", 3, 5)
+    domain.odds = 2
+    knobs = method.PolicyGradient(problems=3, group=4)
+    runs = method.reinforce(engine, engine.state(params, tx), tx, domain, tasks, knobs, SAMPLING, **ROW)
+    seen, states = [], []
+    for _ in range(2):
+        domain.tries.clear()
+        state, metrics = next(runs)
+        seen.append(dict(domain.tries))
+        states.append(jax.device_get(state))
+        rate = np.mean([passed for _, passed in domain.tries.values()])
+        assert metrics["reward"] == pytest.approx(rate) and float(metrics["logp_gap_max"]) < 1e-4
+    for step, tries in enumerate(seen):
+        chosen = {tasks[i].id for i in method.epoch_slice(5, 3, SAMPLING.seed, step)}
+        assert {task for task, _ in tries} == chosen and len(tries) == 4 * len(chosen)
+    domain.tries.clear()
+    fresh = jax.tree.map(jax.numpy.asarray, states[0])
+    state, _ = next(method.reinforce(engine, fresh, tx, domain, tasks, knobs, SAMPLING, **ROW))
+    assert domain.tries == seen[1]
+    for a, b in zip(jax.tree.leaves(jax.device_get(state)), jax.tree.leaves(states[1]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 4).flatmap(lambda g: st.lists(st.lists(st.tuples(st.booleans(), st.integers(1, 9), st.booleans()), min_size=g, max_size=g), min_size=1, max_size=5)))
+def test_group_metrics_against_a_plain_loop(outcomes):
+    groups = [[made(2, [n], passed=p, stop="length" if cut else "stop") for p, n, cut in group] for group in outcomes]
+    got = method.group_metrics(groups)
+    count = never = always = right = tokens = truncated = 0
+    for group in outcomes:
+        passed = [p for p, _, _ in group]
+        never += not any(passed)
+        always += all(passed)
+        for p, n, cut in group:
+            count, right, tokens, truncated = count + 1, right + p, tokens + n, truncated + cut
+    sizes = len(outcomes)
+    expected = {
+        "reward": right / count,
+        "never": never / sizes,
+        "sometimes": (sizes - never - always) / sizes,
+        "always": always / sizes,
+        "zero_advantage": (never + always) / sizes,
+        "length": tokens / count,
+        "truncated": truncated / count,
+        "tokens": tokens,
+    }
+    assert got == pytest.approx(expected, abs=1e-12)

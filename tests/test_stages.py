@@ -1,0 +1,283 @@
+"""The working directory of a run: what survives a kill, a full disk, a changed config, a bad file."""
+
+import errno
+import json
+import os
+import pathlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from int_jax.datasets import read_tasks
+from int_jax.stages import StageError, Workdir, read_jsonl, write_atomically
+
+CONFIG = {"seed": 1, "inputs": {}, "sft": {"epochs": 4, "rate": 1e-6}, "splits": ["a", "b"]}
+VERSIONS = {"jax": "0"}
+
+
+def workdir(**kwargs):
+    return Workdir(**{"config": CONFIG, "versions": VERSIONS, **kwargs})
+
+
+def square(calls):
+    """A stage's work, which notes what it was called for."""
+
+    def work(part):
+        calls.append(part)
+        return [{"part": part, "square": part**2}, {"part": part}], {"rows": 2, "sum": part / 2}
+
+    return work
+
+
+# --- the config ---
+
+
+def test_the_same_config_goes_on(tmp_path):
+    workdir(path=tmp_path / "run")
+    workdir(path=tmp_path / "run", config=json.loads(json.dumps(CONFIG)))
+    workdir(path=tmp_path / "run", config={**CONFIG, "splits": ("a", "b")}, versions={"jax": "1"})  # JSON's own equality
+
+
+@pytest.mark.parametrize(
+    ("config", "lines"),
+    [
+        ({**CONFIG, "seed": 2}, ["seed: 1 there, 2 now"]),
+        ({**CONFIG, "sft": {"epochs": 8, "rate": 1e-5}}, ["sft.epochs: 4 there, 8 now", "sft.rate: 1e-06 there, 1e-05 now"]),
+        ({**CONFIG, "new": None}, ["new: 'unset' there, None now"]),
+        ({k: v for k, v in CONFIG.items() if k != "seed"}, ["seed: 1 there, 'unset' now"]),
+        ({**CONFIG, "inputs": {"attempts": "x.jsonl"}}, ["inputs.attempts: 'unset' there, 'x.jsonl' now"]),
+        ({**CONFIG, "splits": ["a"]}, ["splits: ['a', 'b'] there, ['a'] now"]),
+    ],
+)
+def test_another_config_is_refused_with_every_differing_key_and_both_values(tmp_path, config, lines):
+    workdir(path=tmp_path)
+    before = (tmp_path / "manifest.json").read_text()
+    with pytest.raises(StageError) as error:
+        workdir(path=tmp_path, config=config)
+    said = [line.strip() for line in str(error.value).splitlines()]
+    assert said[1:-1] == lines  # these and no others
+    assert str(tmp_path) in said[0] and "--workdir" in said[-1]
+    assert (tmp_path / "manifest.json").read_text() == before
+
+
+# --- shards ---
+
+
+def test_rows_come_in_order_counts_are_summed_and_nothing_is_computed_twice(tmp_path):
+    calls, seen = [], []
+    rows, totals = workdir(path=tmp_path).rows("stage", [3, 1, 2], square(calls), seen.append)
+    assert rows == [row for p in (3, 1, 2) for row in ({"part": p, "square": p**2}, {"part": p})]
+    assert totals == {"rows": 6, "sum": 3.0} and calls == seen == [3, 1, 2]
+    again = workdir(path=tmp_path).rows("stage", [3, 1, 2], square(calls), seen.append)
+    assert again == (rows, totals) and calls == [3, 1, 2] and seen == [3, 1, 2] * 2
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.dictionaries(st.text(), JSON, max_size=3), max_size=4))
+def test_rows_come_back_as_they_were(tmp_path_factory, made):
+    """Also with line separators of Unicode, quotes, and floats of any size in them."""
+    run = workdir(path=tmp_path_factory.mktemp("run"))
+    for _ in range(2):
+        assert run.rows("stage", [0], lambda part: (made, {})) == (made, {})
+
+
+@pytest.mark.parametrize("stopper", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("where", ["work", "write"])
+def test_an_interrupted_shard_is_done_again_and_no_other(tmp_path, monkeypatch, stopper, where):
+    calls = []
+
+    def stop(*_):
+        raise stopper
+
+    def work(part):
+        if part == 2:
+            stop() if where == "work" else monkeypatch.setattr(os, "fsync", stop)
+        return square(calls)(part)
+
+    with pytest.raises(stopper):
+        workdir(path=tmp_path).rows("stage", [0, 1, 2, 3], work)
+    monkeypatch.undo()
+    assert sorted(p.name for p in (tmp_path / "stage").glob("*.jsonl")) == ["00000.jsonl", "00001.jsonl"]
+    calls.clear()
+    rows, totals = workdir(path=tmp_path).rows("stage", [0, 1, 2, 3], square(calls))
+    assert calls == [2, 3] and [r["part"] for r in rows] == [0, 0, 1, 1, 2, 2, 3, 3] and totals["rows"] == 8
+
+
+def test_stages_do_not_share_shards(tmp_path):
+    run = workdir(path=tmp_path)
+    assert run.rows("a", [1], square([]))[0] != run.rows("b", [2], square([]))[0]
+
+
+def test_a_file_of_the_users_own_is_read_instead(tmp_path):
+    own = tmp_path / "own.jsonl"
+    own.write_text('{"x": 1}\n{"x": 2}\n')
+    run = workdir(path=tmp_path / "run", config={**CONFIG, "inputs": {"a": str(own)}})
+    calls = []
+    assert run.rows("a", [1, 2, 3], square(calls)) == ([{"x": 1}, {"x": 2}], {}) and calls == []
+    assert len(run.rows("b", [1], square(calls))[0]) == 2 and calls == [1]
+
+
+# --- bad files ---
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 5), st.sampled_from(["{", '{"a": 1', "nonsense", "{'a': 1}", '{"a": 1} {"b": 2}']))
+def test_a_bad_line_is_named_with_file_and_line(tmp_path_factory, before, bad):
+    path = tmp_path_factory.mktemp("x") / "rows.jsonl"
+    path.write_text('{"a": 1}\n' * before + bad + "\n" + '{"a": 1}\n')
+    with pytest.raises(StageError, match=rf"rows\.jsonl, line {before + 1}: not JSON"):
+        list(read_jsonl(path))
+
+
+def test_a_line_that_is_no_utf8_is_named_with_file_and_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": "\xff"}\n')
+    with pytest.raises(StageError, match=r"rows\.jsonl"):
+        list(read_jsonl(path))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    for call in (lambda p: list(read_jsonl(p)), lambda p: read_tasks(p, "math")):
+        with pytest.raises(StageError, match=r"none\.jsonl: no such file"):
+            call(tmp_path / "none.jsonl")
+
+
+# --- a full disk ---
+
+
+def full(code=errno.ENOSPC):
+    def fail(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("target", [(os, "fsync"), (pathlib.Path, "replace"), (pathlib.Path, "mkdir")], ids=lambda t: t[1])
+def test_a_full_disk_ends_in_one_message_and_leaves_what_was_finished(tmp_path, monkeypatch, code, target):
+    run, calls = workdir(path=tmp_path), []
+    run.rows("stage", [0], square([]))
+    monkeypatch.setattr(*target, full(code))
+    with pytest.raises(StageError, match=r"no space left on the disk.*run the same command again") as error:
+        run.rows("stage", [0, 1], square(calls))
+    monkeypatch.undo()
+    assert str(tmp_path / "stage" / "00001.jsonl") in str(error.value) and error.value.__cause__ is None
+    assert [p.name for p in (tmp_path / "stage").iterdir()] == ["00000.jsonl"]  # nothing half-written is left
+    assert [r["part"] for r in workdir(path=tmp_path).rows("stage", [0, 1], square([]))[0]] == [0, 0, 1, 1]
+
+
+def test_another_failure_of_the_disk_is_raised_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", full(errno.EIO))
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        write_atomically(tmp_path / "x", "text")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux only")
+def test_a_full_disk_while_the_clock_is_noted(tmp_path):
+    (tmp_path / "clock.jsonl").symlink_to("/dev/full")
+    with pytest.raises(StageError, match=r"clock\.jsonl: no space left"):
+        workdir(path=tmp_path).rows("stage", [0], square([]))
+
+
+def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
+    path = tmp_path / "a" / "x"
+    write_atomically(path, "old")
+    monkeypatch.setattr(os, "fsync", full())
+    with pytest.raises(StageError):
+        write_atomically(path, "new" * 10_000)
+    assert path.read_text() == "old"
+    monkeypatch.undo()
+    write_atomically(path, "é\n")
+    assert path.read_text(encoding="utf-8") == "é\n" and [p.name for p in path.parent.iterdir()] == ["x"]
+
+
+# --- the clock ---
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 100)), max_size=60))
+def test_time_adds_up_over_restarts(tmp_path_factory, spent):
+    """To a tenth of a second, however many short pieces it is made of."""
+    path = tmp_path_factory.mktemp("run")
+    for stage, seconds in spent:
+        workdir(path=path).clock(stage, seconds)
+    got = workdir(path=path).wall_s()
+    assert got.keys() == {stage for stage, _ in spent}
+    for stage, seconds in got.items():
+        assert seconds == pytest.approx(sum(s for name, s in spent if name == stage), abs=0.051 + 0.0005 * len(spent))
+
+
+def test_a_shard_that_exists_costs_no_time(tmp_path):
+    workdir(path=tmp_path).rows("stage", [0, 1], square([]))
+    before = (tmp_path / "clock.jsonl").read_text()
+    workdir(path=tmp_path).rows("stage", [0, 1], square([]))
+    assert (tmp_path / "clock.jsonl").read_text() == before and len(before.splitlines()) == 2
+
+
+def test_half_a_line_of_the_clock_costs_that_entry_not_the_run(tmp_path):
+    """A kill or a full disk may leave one; the same command must still end."""
+    run = workdir(path=tmp_path)
+    run.clock("a", 2.0)
+    with (tmp_path / "clock.jsonl").open("a") as file:
+        file.write('{"stage": "a", "sec')
+    workdir(path=tmp_path).clock("a", 3.0)
+    assert workdir(path=tmp_path).wall_s()["a"] >= 2.0
+
+
+# --- tasks from files ---
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_tasks_from_a_file(tmp_path):
+    path = write(
+        tmp_path / "olympiad.jsonl",
+        {"problem": "p", "answer": 36, "reference_solution": "r", "source": "x"},
+        {"problem": "q", "answer": 0},
+    )
+    first, second = read_tasks(path, "math")
+    assert (first.id, first.domain, first.problem, first.answer, first.reference) == ("olympiad-1", "math", "p", "36", "r")
+    assert (second.id, second.answer, second.reference) == ("olympiad-2", "0", "")
+
+
+GOOD = {"problem": "p", "answer": "1"}
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "found"),
+    [
+        ({"problem": "p"}, "answer", "problem"),
+        ({"problem": "p", "answer": ""}, "answer", "problem, answer"),
+        ({"problem": "p", "answer": " \n"}, "answer", "problem, answer"),
+        ({"problem": "p", "answer": None}, "answer", "problem, answer"),
+        ({"problem": None, "answer": "1"}, "problem", "problem, answer"),
+        ({"question": "p", "answer": "1"}, "problem", "question, answer"),
+        ({}, "problem", "none"),
+    ],
+)
+def test_a_row_without_problem_or_answer_is_named_with_file_row_and_columns(tmp_path, row, column, found):
+    path = write(tmp_path / "x.jsonl", GOOD, GOOD, row, GOOD)
+    with pytest.raises(StageError, match=rf"x\.jsonl, row 3: no '{column}'; columns found: {found}$"):
+        read_tasks(path, "math")
+
+
+def test_a_missing_reference_is_empty(tmp_path):
+    assert read_tasks(write(tmp_path / "x.jsonl", {**GOOD, "reference_solution": None}), "math")[0].reference == ""
+
+
+@pytest.mark.parametrize("row", [[1], 3, "text", None])
+def test_a_row_that_is_no_mapping_is_named(tmp_path, row):
+    with pytest.raises(StageError, match=r"x\.jsonl, row 2"):
+        read_tasks(write(tmp_path / "x.jsonl", GOOD, row), "math")
