@@ -82,7 +82,7 @@ def sharded(run: Run, stage: str, items: list, size: int, per_item: int, work):
         def counted(part):
             run.engine.take_drawn()
             rows = work(part, shown.update)
-            return rows
+            return rows, {"tokens": run.engine.take_drawn()}
 
         return run.work.rows(stage, chunks(items, size), counted, done)
 
