@@ -13,21 +13,23 @@
 Names are imported when they are first used: `import int_jax` imports no jax.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 
 # At once, because it shares its module's name: loaded later, the submodule would take its place. It is light.
 from int_jax.verify import verify
 
 __all__ = ["LM", "load", "parse_intervention", "pass_at_k", "splice", "verify"]
 
-_HOME = {"LM": "lm", "load": "lm", "parse_intervention": "proposers.parse", "pass_at_k": "eval"}
+_HOME = {
+    "LM": "lm",
+    "load": "lm",
+    "parse_intervention": "proposers.parse",
+    "pass_at_k": "eval",
+    "splice": "rollout",
+}
 
 
 def __getattr__(name: str):
-    if name == "splice":
-        return import_module("int_jax.splice")
     if name not in _HOME:
         raise AttributeError(f"module 'int_jax' has no attribute {name!r}")
     return getattr(import_module(f"int_jax.{_HOME[name]}"), name)
@@ -35,20 +37,3 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Splice(ModuleType):
-    """`int_jax.splice` is the module of array functions, and called it is the public function of the same name."""
-
-    def __call__(self, trace, intervention, tokenizer):
-        return import_module("int_jax.rollout").splice(trace, intervention, tokenizer)
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name, value):
-        if name == "splice":  # the import system, binding the submodule
-            value.__class__ = _Splice
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -31,10 +31,16 @@ def supervised(tokens, weights) -> Sequence:
 def intervention_weights(trace: Trace, prefix: float = 1.0, intervention: float = 1.0, suffix: float = 0.0):
     """ce weights of a guided attempt, one for each span: steps before the splice, the spliced step, what follows it.
 
-    InT trains prefix and intervention, no suffix and no end-of-turn token (Table 2). The prompt is never trained.
+    InT trains prefix and intervention, no suffix and no end-of-turn token (Table 2). The prompt is never trained. The
+    intervention reaches from the splice to the next token that the policy drew, or to the end.
+
+    Raises: ValueError for a trace into which nothing was spliced.
     """
+    if trace.spliced < 0:
+        raise ValueError(f"task {trace.task.id}: no intervention was spliced into this trace")
     weights = np.zeros(len(trace.tokens), np.float32)
-    end = next((e for e in trace.step_ends if e > trace.spliced), len(trace.tokens))
+    drawn_after = np.flatnonzero(trace.sampled[trace.spliced :])
+    end = trace.spliced + int(drawn_after[0]) if len(drawn_after) else len(trace.tokens)
     weights[trace.prompt_len : trace.spliced] = prefix
     weights[trace.spliced : end] = intervention
     weights[end:] = suffix
@@ -54,7 +60,7 @@ def reinforced(trace: Trace, advantage: float, normalise: str = "sequences", ref
         trace.tokens,
         zeros,
         weight,
-        zeros if reference_logp is None else drawn,
+        zeros if reference_logp is None else weight,
         drawn * np.float32(advantage),
         trace.logp,
         zeros if reference_logp is None else np.asarray(reference_logp, np.float32),

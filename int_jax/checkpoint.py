@@ -34,7 +34,8 @@ FULL = ("No space left", "Disk quota exceeded")  # as the kernel, safetensors an
 @contextlib.contextmanager
 def _room(path: Path, tree):
     """Write `tree` under `path`; a disk that is, or runs, full ends in one message."""
-    bytes_needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    slack = 1 << 20  # configs, tokenizer, metadata
+    bytes_needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + slack
     disk = next(place for place in (path, *path.parents) if place.exists())
 
     def full():

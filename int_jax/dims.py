@@ -29,6 +29,7 @@ KEY = {
     "T": "sequence tokens",
     "U": "distinct prompts",
     "V": "vocabulary",
+    "X": "queries of one key/value head, Q x T",
 }
 
 

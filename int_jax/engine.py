@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from int_jax import losses, sample
-from int_jax import splice as splicing
+from int_jax import splicing
 from int_jax.models import Model
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings
 from int_jax.types import Batch, State
@@ -163,18 +163,16 @@ class Engine:
                 lengths = np.array([len(held_tokens[u]) for _, u, _ in taken])
                 limits[rows] = lengths + sampling.max_new_tokens
                 need = bucket(int(lengths.max()) + 1)
-                slots = self._sized(slots, max(need, bucket(prefilled.keys_BSNK[0].shape[1])), stops)
+                slots = self._sized(slots, max(need, bucket(prefilled.values_BNSK[0].shape[2])), stops)
                 slots = self._insert(slots, prefilled, rows, taken, held_tokens, requests, sampling, part, stops)
             running = np.flatnonzero(owner >= 0)
             longest = int(np.asarray(slots.length_B)[running].max())
-            size = bucket(min(longest + self.chunk, int(limits[running].max())))
-            slots = self._sized(slots, size, stops)
-            steps = min(self.chunk, slots.tokens_BS.shape[1] - longest)
+            slots = self._sized(slots, bucket(longest + self.chunk), stops)
             wanted = len(running) - part + 1 if waiting else 1
-            slots = self._call(_decode, self.model, params, slots, np.int32(steps), np.int32(max(wanted, 1)))
+            slots = self._call(_decode, self.model, params, slots, np.int32(max(wanted, 1)), self.chunk)
             lengths, going = np.asarray(slots.length_B), np.asarray(slots.running_B)
             done = running[~going[running]]
-            if len(done) and (len(done) >= part or not waiting or not going.any() or not len(free)):
+            if len(done):
                 tokens, logps = np.asarray(slots.tokens_BS), np.asarray(slots.logp_BS)
                 for row in done:
                     tail = tokens[row, : lengths[row]].astype(np.int32)
@@ -215,7 +213,7 @@ class Engine:
             out[:count] = values
             return out
 
-        width = prefilled.keys_BSNK[0].shape[1] + 1
+        width = prefilled.values_BNSK[0].shape[2] + 1
         tokens_BP = np.zeros((part, width), np.int32)
         for j, (_, u, _) in enumerate(taken):
             tokens_BP[j, : len(prompts[u])] = prompts[u]
@@ -299,27 +297,26 @@ class Engine:
         if not count:
             return [], []
         width, steps = bucket(max(map(len, responses))), bucket(max(map(len, step_ends)), 8)
-        gain_BT = np.zeros((count, width), np.float32)
-        step_BT = np.full((count, width), steps, np.int32)
+        gain_BT = np.zeros((bucket(count, 8), width), np.float32)
+        step_BT = np.full((bucket(count, 8), width), steps, np.int32)
         for i, response in enumerate(responses):
-            tail = slice(-len(response), None)
-            gain_BT[i, : len(response)] = logps[count + i][tail] - logps[i][tail]
+            gain_BT[i, : len(response)] = logps[count + i][len(informed[i]) :] - logps[i][len(plain[i]) :]
             step_BT[i, : len(response)] = np.searchsorted(step_ends[i], np.arange(len(response)), side="right")
         llr_BJ, first_B = map(np.asarray, self._call(_locate, gain_BT, step_BT, steps, np.float32(threshold)))
         llrs = [llr_BJ[i, : len(ends)] for i, ends in enumerate(step_ends)]
-        return llrs, [int(f) if f < len(e) else None for f, e in zip(first_B, step_ends, strict=True)]
+        return llrs, [int(f) if f < len(e) else None for f, e in zip(first_B, step_ends, strict=False)]
 
     # Splicing -----------------------------------------------------------------------------------------------------
 
     @staticmethod
     def splice(tokens, prompt_lens, cuts, inserted):
-        """Cut each trace at `cuts` and append `inserted`; lists of id arrays. Returns [(tokens, span)], see splice.py.
+        """Cut each trace at `cuts` and append `inserted`; lists of id arrays. Returns [(tokens, span)], see splicing.py.
 
         Refuses, with the row, a cut outside the response and an empty intervention: nothing is ever clipped.
         """
         for row, (ids, start, cut, new) in enumerate(zip(tokens, prompt_lens, cuts, inserted, strict=True)):
-            if not start <= cut <= len(ids):
-                raise ValueError(f"splice, row {row}: cut {cut} is outside the response, tokens {start}..{len(ids)}")
+            if not start <= cut < max(len(ids), start + 1):
+                raise ValueError(f"splice, row {row}: cut {cut} is outside the response, tokens {start}..{len(ids) - 1}")
             if not len(new):
                 raise ValueError(f"splice, row {row}: the intervention is empty")
         if not len(tokens):
@@ -367,7 +364,7 @@ class Engine:
 _prefill = jax.jit(sample.prefill, static_argnums=0)
 _insert = jax.jit(sample.insert, donate_argnums=0)
 _grow = jax.jit(sample.grow, static_argnums=1)
-_decode = jax.jit(sample.decode, static_argnums=0, donate_argnums=2)
+_decode = jax.jit(sample.decode, static_argnums=(0, 4), donate_argnums=2)
 _splice = jax.jit(splicing.splice)
 
 
@@ -412,8 +409,8 @@ def _update(state: State, batch: Batch, model: Model, tx, config: losses.LossCon
     params = optax.apply_updates(state.params, updates)
     metrics = losses.means(sums) | {
         "logp_gap_max": gap,
-        "grad_norm": optax.global_norm(grads),
-        "update_norm": optax.global_norm(updates),
-        "param_norm": optax.global_norm(params),
+        "grad_norm": optax.tree.norm(grads),
+        "update_norm": optax.tree.norm(updates),
+        "param_norm": optax.tree.norm(params),
     }
     return State(state.step + 1, params, opt), metrics

@@ -65,7 +65,7 @@ def token_logp(hidden_BTD, head_DV, tokens_BT, positions_BT, temperature_BT, chu
         norm_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
         picked_BC = jnp.take_along_axis(logits_BCV, tokens_BC[..., None], axis=-1)[..., 0]
         probs_BCV = jax.lax.stop_gradient(jnp.exp(logits_BCV - norm_BC[..., None]))
-        entropy_BC = jax.lax.stop_gradient(norm_BC - jnp.sum(probs_BCV * logits_BCV, axis=-1))
+        entropy_BC = jax.lax.stop_gradient(jnp.sum(probs_BCV * (norm_BC[..., None] - logits_BCV), axis=-1))
         return carry, (picked_BC - norm_BC, entropy_BC)
 
     chunk = min(chunk, length)
@@ -162,8 +162,9 @@ def group_advantages(rewards, groups, divide_by_std: bool = False, std_floor: fl
     """
     rewards = np.asarray(rewards, np.float64)
     out = np.zeros(len(rewards), np.float32)
-    names, index = np.unique(np.asarray(groups), return_inverse=True)
-    for group in range(len(names)):
+    numbers: dict = {}
+    index = np.array([numbers.setdefault(name, len(numbers)) for name in groups], int)
+    for group in range(len(numbers)):
         mine = rewards[index == group]
         if np.ptp(mine) == 0:
             continue

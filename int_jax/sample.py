@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from int_jax.dims import check
 from int_jax.losses import scaled_logits
-from int_jax.models import Cache, Model, empty_cache
+from int_jax.models import Cache, Model, empty_cache, empty_recent, file
 
 
 class Draw(NamedTuple):
@@ -64,7 +64,7 @@ def empty_slots(model: Model, rows: int, size: int, stops: int) -> Slots:
     def words():
         return jnp.zeros(rows, jnp.uint32)
 
-    draw = Draw(floats(), ints(), floats(), floats(), ints(stops) - 1, words(), words(), words())
+    draw = Draw(floats(), ints(), floats() + 1, floats(), ints(stops) - 1, words(), words(), words())
     cache = empty_cache(model.config, rows, size)
     return Slots(ints(size), floats(size), ints() + 1, ints() + 1, jnp.zeros(rows, bool), cache, draw)
 
@@ -72,12 +72,15 @@ def empty_slots(model: Model, rows: int, size: int, stops: int) -> Slots:
 def grow(slots: Slots, size: int) -> Slots:
     """The same slots with `size` cache positions; every row keeps what it has."""
 
-    def pad(array):
-        return jnp.pad(array, [(0, 0), (0, size - array.shape[1])] + [(0, 0)] * (array.ndim - 2))
+    more = size - slots.tokens_BS.shape[1]
 
-    return slots._replace(
-        tokens_BS=pad(slots.tokens_BS), logp_BS=pad(slots.logp_BS), cache=jax.tree.map(pad, slots.cache)
-    )
+    def pad(array, axis):
+        return jnp.pad(array, [(0, more if a == axis else 0) for a in range(array.ndim)])
+
+    keys = tuple(pad(array, 3) for array in slots.cache.keys_BNKS)
+    values = tuple(pad(array, 2) for array in slots.cache.values_BNSK)
+    tokens_BS, logp_BS = pad(slots.tokens_BS, 1), pad(slots.logp_BS, 1)
+    return slots._replace(tokens_BS=tokens_BS, logp_BS=logp_BS, cache=Cache(keys, values))
 
 
 def prefill(model: Model, params, tokens_UP) -> Cache:
@@ -93,22 +96,27 @@ def insert(slots: Slots, prefilled: Cache, rows_B, prompts_B, tokens_BP, length_
       prefilled: of U prompts. rows_B: the slot of each new sample; one past the last slot drops the entry (padding).
       prompts_B: which of the U prompts it continues. tokens_BP: its prompt, whole. length_B, limit_B, draw: as Slots.
     """
-    width = min(prefilled.keys_BSNK[0].shape[1], slots.tokens_BS.shape[1])
+    width = min(prefilled.values_BNSK[0].shape[2], slots.tokens_BS.shape[1])
     tokens_BP = tokens_BP[:, : slots.tokens_BS.shape[1]]
 
     def put(old, new):
         return old.at[rows_B].set(new, mode="drop")
 
-    def put_cache(old, new):
-        return old.at[rows_B, :width].set(new[prompts_B, :width], mode="drop")
-
+    keys = [
+        old.at[rows_B, :, :, :width].set(new[prompts_B, :, :, :width], mode="drop")
+        for old, new in zip(slots.cache.keys_BNKS, prefilled.keys_BNKS, strict=True)
+    ]
+    values = [
+        old.at[rows_B, :, :width].set(new[prompts_B, :, :width], mode="drop")
+        for old, new in zip(slots.cache.values_BNSK, prefilled.values_BNSK, strict=True)
+    ]
     return Slots(
         tokens_BS=slots.tokens_BS.at[rows_B, : tokens_BP.shape[1]].set(tokens_BP, mode="drop"),
         logp_BS=put(slots.logp_BS, jnp.zeros((), jnp.float32)),
         length_B=put(slots.length_B, length_B),
         limit_B=put(slots.limit_B, limit_B),
         running_B=put(slots.running_B, length_B < limit_B),
-        cache=jax.tree.map(put_cache, slots.cache, prefilled),
+        cache=Cache(tuple(keys), tuple(values)),
         draw=jax.tree.map(put, slots.draw, draw),
     )
 
@@ -127,7 +135,8 @@ def keep(logits_BV, top_k_B, top_p_B, min_p_B):
     kept_BV = jnp.where(jnp.arange(vocab)[None] < count_B[:, None], sorted_BV, -jnp.inf)
     probs_BV = jax.nn.softmax(kept_BV, axis=-1)
     before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
-    inside_BV = (before_BV < top_p_B[:, None]) & (kept_BV > -jnp.inf)
+    # The sum may round to 1 before the end: top_p 1 is asked for by name.
+    inside_BV = ((before_BV < top_p_B[:, None]) | (top_p_B[:, None] >= 1.0)) & (kept_BV > -jnp.inf)
     inside_BV = inside_BV.at[:, 0].set(True)
     inside_BV = inside_BV & (probs_BV >= min_p_B[:, None] * probs_BV[:, :1])
     threshold_B = jnp.min(jnp.where(inside_BV, sorted_BV, jnp.inf), axis=-1)
@@ -156,8 +165,10 @@ def choose(logits_BV, keys, draw: Draw):
     return jnp.argmax(jnp.where(kept_BV, logits_BV + noise_BV, -jnp.inf), axis=-1).astype(jnp.int32)
 
 
-def decode(model: Model, params, slots: Slots, steps, wanted) -> Slots:
-    """Draw up to `steps` tokens a row; stops early once fewer than `wanted` rows are running.
+def decode(model: Model, params, slots: Slots, wanted, chunk: int) -> Slots:
+    """Draw up to `chunk` tokens a row; stops early once fewer than `wanted` rows are running.
+
+    Running rows need `chunk` free cache positions.
 
     The log-probability returned is that of the token at the row's temperature over the whole vocabulary, whatever
     top-k, top-p and min-p kept: the same that `losses.token_logp` computes.
@@ -165,36 +176,35 @@ def decode(model: Model, params, slots: Slots, steps, wanted) -> Slots:
     keys = row_keys(slots.draw)
     rows = jnp.arange(slots.tokens_BS.shape[0])
     head_DV = model.head_DV(params)
+    cache = slots.cache
 
     def step(carry):
-        count, slots = carry
+        slots, recent = carry
         last_B = slots.length_B - 1
-        hidden_BTD, cache = model.apply(
-            params, slots.tokens_BS[rows, last_B][:, None], last_B[:, None], cache=slots.cache
-        )
+        token_BT = slots.tokens_BS[rows, last_B][:, None]
+        hidden_BTD, recent = model.apply(params, token_BT, last_B[:, None], cache=cache, recent=recent)
         logits_BV = scaled_logits(hidden_BTD[:, 0], head_DV, slots.draw.temperature_B)
         token_B = choose(logits_BV, jax.vmap(jax.random.fold_in)(keys, slots.length_B), slots.draw)
         logp_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
         logp_B = logp_B - jax.nn.logsumexp(logits_BV, axis=-1)
         # Rows that do not run write their last token again: the value that is there already.
         at_B = jnp.where(slots.running_B, slots.length_B, last_B)
-        tokens_BS = slots.tokens_BS.at[rows, at_B].set(
-            jnp.where(slots.running_B, token_B, slots.tokens_BS[rows, last_B])
-        )
-        logp_BS = slots.logp_BS.at[rows, at_B].set(jnp.where(slots.running_B, logp_B, slots.logp_BS[rows, last_B]))
+        token_now_B = jnp.where(slots.running_B, token_B, slots.tokens_BS[rows, last_B])
+        logp_now_B = jnp.where(slots.running_B, logp_B, slots.logp_BS[rows, last_B])
         length_B = slots.length_B + slots.running_B
         stopped_B = jnp.any(token_B[:, None] == slots.draw.stop_BE, axis=-1) | (length_B >= slots.limit_B)
         slots = slots._replace(
-            tokens_BS=tokens_BS,
-            logp_BS=logp_BS,
+            tokens_BS=slots.tokens_BS.at[rows, at_B].set(token_now_B),
+            logp_BS=slots.logp_BS.at[rows, at_B].set(logp_now_B),
             length_B=length_B,
             running_B=slots.running_B & ~stopped_B,
-            cache=cache,
         )
-        return count + 1, slots
+        return slots, recent
 
     def going(carry):
-        count, slots = carry
-        return (count < steps) & (jnp.sum(slots.running_B) >= jnp.maximum(wanted, 1))
+        slots, recent = carry
+        return (recent.count < chunk) & (jnp.sum(slots.running_B) >= jnp.maximum(wanted, 1))
 
-    return jax.lax.while_loop(going, step, (jnp.zeros((), jnp.int32), slots))[1]
+    recent = empty_recent(model.config, slots.tokens_BS.shape[0], chunk, slots.length_B - 1)
+    slots, recent = jax.lax.while_loop(going, step, (slots._replace(cache=()), recent))
+    return slots._replace(cache=file(cache, recent))

@@ -57,7 +57,8 @@ class Tokenizer:
             if ends and ends[-1] == offset and piece and not piece.strip("\n"):
                 ends[-1] = offset + 1
                 continue
-            if separator in "\n" * newlines + piece and (text_seen or piece.strip()):
+            head, found, _ = ("\n" * newlines + piece).partition(separator)
+            if found and (text_seen or head.strip()):
                 ends.append(offset + 1)
                 newlines, text_seen = 0, False
                 continue

@@ -1,6 +1,7 @@
 """The arithmetic domain: its problems, what each role sees, and its oracle, against evaluators written here."""
 
 import dataclasses
+import itertools
 import re
 
 import numpy as np
@@ -10,7 +11,15 @@ from hypothesis import strategies as st
 
 from int_jax import domains
 from int_jax.domains import arithmetic
-from int_jax.domains.arithmetic import MAX_VALUE, SPLITS, Chain, chain, checker_response, corrupted, parse_problem
+from int_jax.domains.arithmetic import (
+    MAX_VALUE,
+    SPLITS,
+    Chain,
+    chain,
+    checker_response,
+    corrupted,
+    parse_problem,
+)
 from int_jax.proposers.parse import parse_intervention
 from int_jax.rollout import splice
 from int_jax.tokenizer import Tokenizer
@@ -59,7 +68,9 @@ def attempt(domain, task: Task, text: str, stop: str = "stop") -> Trace:
     tokens = np.array(prompt + ids, np.int32)
     sampled = np.arange(len(tokens)) >= len(prompt)
     ends = domain.steps(tokens, len(prompt))
-    return Trace(task, tokens, len(prompt), sampled, np.zeros(len(tokens), np.float32), step_ends=ends, stop=stop)
+    return Trace(
+        task, tokens, len(prompt), sampled, np.zeros(len(tokens), np.float32), step_ends=ends, stop=stop
+    )
 
 
 # --- problems ---
@@ -84,7 +95,9 @@ def test_a_hard_chain_holds_as_many_rare_operations_as_asked(seed, length, data)
     assert sum(k >= 7 for _, k in one.operations) == rare
 
 
-@pytest.mark.parametrize("text", ["", "Start with 7.", "Start with 7, add 5", "start with 7, add 5.", "Start with 7, divide 5."])
+@pytest.mark.parametrize(
+    "text", ["", "Start with 7.", "Start with 7, add 5", "start with 7, add 5.", "Start with 7, divide 5."]
+)
 def test_what_is_no_problem_is_refused_with_its_text(text):
     with pytest.raises(ValueError, match="not an arithmetic problem: " + re.escape(repr(text))):
         parse_problem(text)
@@ -104,7 +117,7 @@ def test_no_problem_is_in_two_splits(everything):
 
 def test_problems_are_dealt_as_documented():
     rng = np.random.default_rng(0)
-    owners = [arithmetic.split_of(chain(rng, 6, 1.0).problem) for _ in range(3000)]
+    owners = [arithmetic.split_of(chain(rng, 6, 1.0).problem) for _ in range(2000)]
     shares = [owners.count(split) / len(owners) for split in SPLITS]
     np.testing.assert_allclose(shares, [1 / 2, 1 / 6, 1 / 6, 1 / 6], atol=0.04)
 
@@ -114,10 +127,17 @@ def test_a_split_holds_distinct_well_formed_tasks(everything):
         assert len({t.problem for t in tasks}) == len({t.id for t in tasks}) == len(tasks) == 60
         for task in tasks:
             values = running_values(task.problem)
-            assert (task.domain, task.answer, task.meta["steps"]) == ("arithmetic", str(values[-1]), len(values))
+            assert (task.domain, task.answer, task.meta["steps"]) == (
+                "arithmetic",
+                str(values[-1]),
+                len(values),
+            )
             assert [int(v) for v in task.reference.split(", ")] == values
             rare = len(re.findall(r" [789]\b", task.problem.split(",", 1)[1]))
-            assert 2 <= len(values) <= 8 if split == "train" else 5 <= len(values) <= 8 and rare >= 2, (split, seed)
+            assert 2 <= len(values) <= 8 if split == "train" else 5 <= len(values) <= 8 and rare >= 2, (
+                split,
+                seed,
+            )
 
 
 def test_tasks_are_a_function_of_split_and_seed_and_more_of_them_begin_with_fewer(domain, everything):
@@ -164,7 +184,9 @@ def test_unknown_names_are_refused_with_the_choices(domain):
     task = domain.tasks("train", 0, 1)[0]
     with pytest.raises(ValueError, match=r"no role 'critic': choose solver, teacher or checker"):
         domain.view(task, [], "critic")
-    with pytest.raises(ValueError, match=r"no split 'test': choose one of train, hard_train, hard_validation, hard_test"):
+    with pytest.raises(
+        ValueError, match=r"no split 'test': choose one of train, hard_train, hard_validation, hard_test"
+    ):
         domain.tasks("test", 0, 1)
     with pytest.raises(ValueError, match=r"no knob 'length': it has exponent, lengths, rare"):
         domains.load("arithmetic", domain.tokenizer, length=3)
@@ -183,9 +205,9 @@ def test_steps_come_back_in_bytes_and_ids(domain, one):
     trace = attempt(domain, arithmetic.task(one, "t"), text)
     ids = trace.response.tolist()
     spans = [trace.tokens[a:b].tolist() for a, b in zip(trace.step_starts(), trace.step_ends, strict=True)]
-    assert sum(spans, []) == ids and ids[:-1] == domain.tokenizer.encode(text)
+    assert list(itertools.chain(*spans)) == ids and ids[:-1] == domain.tokenizer.encode(text)
     assert domain.tokenizer.text(ids) == text and domain.step_texts(trace) == one.steps
-    assert sum((domain.tokenizer.encode(s + "\n\n") for s in one.steps[:-1]), []) == sum(spans[:-1], [])
+    assert spans[:-1] == [domain.tokenizer.encode(s + "\n\n") for s in one.steps[:-1]]
 
 
 # --- the oracle ---
@@ -202,12 +224,14 @@ def test_first_error_equals_brute_force(domain, one, seed):
 
 
 @settings(max_examples=60, deadline=None)
-@given(chains(), st.lists(st.sampled_from(["7 + 5 = 12", "so", "12", "\\boxed{3}", "1234567", "."]), max_size=12))
+@given(
+    chains(), st.lists(st.sampled_from(["7 + 5 = 12", "so", "12", "\\boxed{3}", "1234567", "."]), max_size=12)
+)
 def test_first_error_of_steps_of_any_kind(domain, one, steps):
     trace = attempt(domain, arithmetic.task(one, "t"), "\n\n".join(steps))
     found = domain.first_error(trace)
     texts = domain.step_texts(trace)
-    assert found == first_wrong(one.problem, [t for t in texts])
+    assert found == first_wrong(one.problem, texts)
     for step in range(len(trace.step_ends)):
         assert domain.correction(trace, step) in one.steps
 
@@ -230,14 +254,19 @@ def test_corrupted_attempts_are_mostly_wrong():
         index = first_wrong(one.problem, steps)
         wrong += index is not None
         located.add(index)
-    assert 0.9 < wrong / 600 < 1 and located == {None, *range(9)}  # some right ones, and an error at every step
+    assert 0.9 < wrong / 600 < 1 and located == {
+        None,
+        *range(9),
+    }  # some right ones, and an error at every step
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(chains(), SEEDS)
 def test_the_correction_makes_the_located_step_right(domain, one, seed):
     """Spliced in, the attempt has no error up to there; and it is what the problem's own solution says."""
-    trace = attempt(domain, arithmetic.task(one, "t"), "\n\n".join(corrupted(np.random.default_rng(seed), one)))
+    trace = attempt(
+        domain, arithmetic.task(one, "t"), "\n\n".join(corrupted(np.random.default_rng(seed), one))
+    )
     wrong = domain.first_error(trace)
     if wrong is None:
         return
@@ -261,7 +290,23 @@ def test_a_perfect_checkers_answer_reads_back(one, seed):
     log = answer.split("\n")[:-1]
     due = [*one.values, one.values[-1]]
     assert [int(line.split()[1]) for line in log] == due[:logged]
-    assert [line.split()[-1] for line in log] == ["ok"] * (logged - (wrong is not None)) + ["wrong"] * (wrong is not None)
+    words = ["ok"] * logged if wrong is None else ["ok"] * wrong + ["wrong"]
+    assert [line.split()[-1] for line in log] == words
+
+
+@settings(max_examples=60, deadline=None)
+@given(chains(), st.data())
+def test_each_step_can_be_the_wrong_one(one, data):
+    """The boxed answer, too: its backslash comes through the proposer's format."""
+    wrong = data.draw(st.integers(0, len(one.operations)) | st.just(len(one.operations)))
+    steps = list(one.steps)
+    steps[wrong] = steps[wrong].replace(str(one.values[min(wrong, len(one.values) - 1)]), "100")
+    read = parse_intervention(checker_response(one, steps))
+    assert (
+        (read.step, read.text)
+        == (wrong, one.steps[wrong])
+        == (first_wrong(one.problem, steps), one.steps[wrong])
+    )
 
 
 # --- verdicts and leaks ---
@@ -273,7 +318,11 @@ ONE = Chain(7, (("+", 5), ("x", 3)))  # 12, 36
     ("text", "stop", "reason"),
     [
         ("7 + 5 = 12\n\n12 x 3 = 36\n\n\\boxed{36}", "stop", "correct"),
-        ("\\boxed{36}", "length", "correct"),  # a box that verifies counts even if the turn was cut (paper.md 1.9)
+        (
+            "\\boxed{36}",
+            "length",
+            "correct",
+        ),  # a box that verifies counts even if the turn was cut (paper.md 1.9)
         ("\\boxed{3}\n\n\\boxed{ 36 }", "stop", "correct"),  # the last box, whatever the steps say
         ("\\boxed{36}\n\n\\boxed{37}", "stop", "wrong"),
         ("\\boxed{036}", "stop", "wrong"),
@@ -298,8 +347,10 @@ def test_only_the_response_is_judged(domain):
 
 @pytest.mark.parametrize(
     ("text", "leaks"),
-    [("12 x 3 = 36", True), ("\\boxed{36}", True), ("\\boxed{1}", True), ("so 36.", True), ("7 + 5 = 12", False)]
-    + [("36 - 30 = 6", False), ("136", False), ("", False), ("none", False)],
+    [
+        *[("12 x 3 = 36", True), ("\\boxed{36}", True), ("\\boxed{1}", True), ("so 36.", True)],
+        *[("7 + 5 = 12", False), ("36 - 30 = 6", False), ("136", False), ("", False), ("none", False)],
+    ],
 )
 def test_leaks(domain, text, leaks):
     assert domain.leaks(arithmetic.task(ONE, "t"), text) is leaks

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from int_jax import checkpoint, losses
-from int_jax.models import Cache, Config, build, empty_cache, families, family, hf
+from int_jax.models import Cache, Config, build, empty_cache, empty_recent, families, family, file, hf
 from int_jax.models.qwen3 import config_from_hf, config_to_hf
 
 # head_dim is not dim / heads, there is one kv head, no size divides another, and the vocabulary is odd.
@@ -148,14 +148,26 @@ def test_decoding_with_a_cache_equals_the_whole_pass(config):
     model, start = build(config), 4
     positions_BT = positions_of(tokens_BT)
     prefilled = jax.jit(model.apply)(params, tokens_BT[:, :start], positions_BT[:, :start])[1]
-    # a cache longer than the sequence, with rubbish beyond it
-    room = jax.tree.map(lambda x: x + 99.0, empty_cache(config, 3, 20))
-    cache = jax.tree.map(lambda wide, new: wide.at[:, :start].set(new), room, prefilled)
-    step = jax.jit(lambda token, position, cache: model.apply(params, token, position, cache=cache))
+    # caches longer than the sequence, with rubbish beyond it
+    cache, recent = empty_cache(config, 3, 20), empty_recent(config, 3, 3, jnp.full(3, start, jnp.int32))
+    cache, recent = jax.tree.map(lambda x: x + 99 if x.ndim == 4 else x, (cache, recent))
+    keys = (
+        wide.at[..., :start].set(new) for wide, new in zip(cache.keys_BNKS, prefilled.keys_BNKS, strict=True)
+    )
+    values = (
+        wide.at[:, :, :start].set(new)
+        for wide, new in zip(cache.values_BNSK, prefilled.values_BNSK, strict=True)
+    )
+    cache = Cache(tuple(keys), tuple(values))
+    step = jax.jit(
+        lambda token, at, cache, recent: model.apply(params, token, at, cache=cache, recent=recent)
+    )
     for t in range(start, tokens_BT.shape[1]):
-        hidden_BTD, cache = step(tokens_BT[:, t : t + 1], positions_BT[:, t : t + 1], cache)
+        if t in (start + 2, start + 5):  # once before the recent tokens fill their room, once when they have
+            cache = file(cache, recent)
+            recent = recent._replace(start_B=jnp.full(3, t, jnp.int32), count=jnp.zeros((), jnp.int32))
+        hidden_BTD, recent = step(tokens_BT[:, t : t + 1], positions_BT[:, t : t + 1], cache, recent)
         np.testing.assert_allclose(hidden_BTD[:, 0], whole_BTD[:, t], atol=1e-5)
-    assert isinstance(cache, Cache)
 
 
 def test_packed_segments_equal_rows_of_their_own():

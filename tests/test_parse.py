@@ -1,4 +1,4 @@
-r"""The proposer's output format. The traps of the released scripts (paper.md 1.11) are numbered where they are tested."""
+"""The proposer's output format; the released scripts' traps (paper.md 1.11) by their numbers."""
 
 import contextlib
 import dataclasses
@@ -44,15 +44,47 @@ def within(seconds: float):
 
 # --- what is well-formed comes back exactly ---
 
-LATEX = [r"\frac{1}{2}", r"\times", r"\nu", r"\theta", r"\boxed{7}", r"\neq", r"\rho", r"\beta", r"\text{if}", r"\right)"]
+LATEX = [
+    r"\frac{1}{2}",
+    r"\times",
+    r"\nu",
+    r"\theta",
+    r"\boxed{7}",
+    r"\neq",
+    r"\rho",
+    r"\beta",
+    r"\text{if}",
+    r"\right)",
+]
 LATEX += [r"\cdot", r"\alpha", r"\underline{x}", r"\forall", r"\not"]
-PIECES = [*LATEX, "\\\\", "12 + 3 = 15", "x", "Then", " ", ",", ":", "{", "}", "'", "é", "\n\n", "$", "location", "(a)"]
+PIECES = [
+    *LATEX,
+    "\\\\",
+    "12 + 3 = 15",
+    "x",
+    "Then",
+    " ",
+    ",",
+    ":",
+    "{",
+    "}",
+    "'",
+    "é",
+    "\n\n",
+    "$",
+    "location",
+    "(a)",
+]
 CONTENTS = st.lists(st.sampled_from([*PIECES, '"']), min_size=1, max_size=8).map("".join)
 STYLES = {
     "json": lambda location, content: json.dumps({"location": location, "content": content}),
     "json, content first": lambda location, content: json.dumps({"content": content, "location": location}),
-    "json, indented": lambda location, content: "\n" + json.dumps({"location": location, "content": content}, indent=4) + "\n",
-    "json, utf-8": lambda location, content: json.dumps({"location": location, "content": content}, ensure_ascii=False),
+    "json, indented": lambda location, content: (
+        "\n" + json.dumps({"location": location, "content": content}, indent=4) + "\n"
+    ),
+    "json, utf-8": lambda location, content: json.dumps(
+        {"location": location, "content": content}, ensure_ascii=False
+    ),
     "python": lambda location, content: repr({"location": location, "content": content}),
     "python, content first": lambda location, content: repr({"content": content, "location": location}),
 }
@@ -69,10 +101,12 @@ def test_a_well_formed_block_comes_back_verbatim(style, location, content):
     st.booleans(),
     st.sampled_from(['{"location": %d, "content": "%s"}', '{"content": "%s", "location": %d}']),
     st.integers(0, 99),
-    st.lists(st.sampled_from([*LATEX, "x", " ", "12", "+", "(", "{a}", "é"]), min_size=1, max_size=6).map(" ".join),
+    st.lists(st.sampled_from([*LATEX, "x", " ", "12", "+", "(", "{a}", "é"]), min_size=1, max_size=6).map(
+        " ".join
+    ),
 )
 def test_latex_whose_backslashes_were_not_escaped_survives(single, pattern, location, content):
-    r"""A model writes LaTeX as it reads: `\frac`, not `\\frac`. No form feed, tab, backspace or line break comes of it."""
+    r"""A model writes LaTeX as it reads: `\frac`, not `\\frac`. No form feed, tab or line break comes of it."""
     values = (location, content) if pattern.startswith('{"location') else (content, location)
     body = (pattern.replace('"', "'") if single else pattern) % values
     assert parsed(block(body)) == (location, content.strip())
@@ -108,6 +142,7 @@ def good(location: int, content: str = "x") -> str:
     return block(json.dumps({"location": location, "content": content}))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4))
 def test_the_last_block_wins(locations):
     text = "\n".join(f"draft {good(n, f'step {n}')}" for n in locations)
@@ -123,7 +158,9 @@ def test_the_last_block_wins_even_if_it_cannot_be_read():
     assert parsed(good(1) + block("nothing here")) is None
 
 
-@pytest.mark.parametrize("text", ["", "no block", "<intervention>", "</intervention>", '<intervention>{"location": 1'])
+@pytest.mark.parametrize(
+    "text", ["", "no block", "<intervention>", "</intervention>", '<intervention>{"location": 1']
+)
 def test_no_block(text):
     assert parsed(text) is None
 
@@ -138,8 +175,23 @@ def test_the_tag_in_another_case_and_on_lines_of_its_own():
 @pytest.mark.parametrize(
     ("written", "location"),
     [
-        *[("12", 12), ('"12"', 12), ("12.0", 12), ('"Step 12"', 12), ('"Substep 12"', 12), ('"step 12: the product"', 12)],
-        *[("Step 12", 12), ("Substep 12", 12), ("sub step 12", 12), ("-3", -3), ('"-3"', -3), ("0", 0), ('"Steps 3-4"', 3)],
+        *[
+            ("12", 12),
+            ('"12"', 12),
+            ("12.0", 12),
+            ('"Step 12"', 12),
+            ('"Substep 12"', 12),
+            ('"step 12: the product"', 12),
+        ],
+        *[
+            ("Step 12", 12),
+            ("Substep 12", 12),
+            ("sub step 12", 12),
+            ("-3", -3),
+            ('"-3"', -3),
+            ("0", 0),
+            ('"Steps 3-4"', 3),
+        ],
         *[("null", None), ('"none"', None), ('""', None), ("true", None), ("[]", None), ("nowhere", None)],
     ],
 )
@@ -148,7 +200,9 @@ def test_locations(written, location):
         assert parsed(block(body)) == (None if location is None else (location, "x"))
 
 
-@pytest.mark.parametrize("body", ['{"content": "x"}', '{"location": 3}', '{"location": 3, "content": 5}', "{}", "[]", "3"])
+@pytest.mark.parametrize(
+    "body", ['{"content": "x"}', '{"location": 3}', '{"location": 3, "content": 5}', "{}", "[]", "3"]
+)
 def test_a_block_without_both_fields(body):
     assert parsed(block(body)) is None
 
@@ -158,7 +212,15 @@ def test_a_block_without_both_fields(body):
 
 @pytest.mark.parametrize(
     "content",
-    ['so "x" is 4', 'he wrote "3", then 4', "line one\nline two", "one\n\ntwo", "a \"b\"\nc", r"\frac{{1}}{2} {x}", "it's 4"],
+    [
+        'so "x" is 4',
+        'he wrote "3", then 4',
+        "line one\nline two",
+        "one\n\ntwo",
+        'a "b"\nc',
+        r"\frac{{1}}{2} {x}",
+        "it's 4",
+    ],
 )
 def test_unescaped_quotes_line_breaks_and_nested_braces(content):
     for body in (f'{{"location": 3, "content": "{content}"}}', f'{{"content": "{content}", "location": 3}}'):
@@ -167,8 +229,40 @@ def test_unescaped_quotes_line_breaks_and_nested_braces(content):
 
 # --- nothing raises, nothing is slow ---
 
-FRAGMENTS = ["<intervention>", "</intervention>", "{", "}", "[", "]", '"location"', '"content"', "'content'", ":", ",", " "]
-FRAGMENTS += ['"', "'", "\\", "\\n", "\n", "Step 3", "12", "-", "1e999", "x", "\0", "\ud800", '"""', "f'", "{{", "}}", "(", "b'a'"]
+FRAGMENTS = [
+    "<intervention>",
+    "</intervention>",
+    "{",
+    "}",
+    "[",
+    "]",
+    '"location"',
+    '"content"',
+    "'content'",
+    ":",
+    ",",
+    " ",
+]
+FRAGMENTS += [
+    '"',
+    "'",
+    "\\",
+    "\\n",
+    "\n",
+    "Step 3",
+    "12",
+    "-",
+    "1e999",
+    "x",
+    "\0",
+    "\ud800",
+    '"""',
+    "f'",
+    "{{",
+    "}}",
+    "(",
+    "b'a'",
+]
 
 
 @settings(max_examples=500, deadline=None)
@@ -178,7 +272,9 @@ def test_garbage_never_raises(text, inside):
     assert one is None or (isinstance(one, Intervention) and isinstance(one.step, int) and one.ids == ())
 
 
-@pytest.mark.parametrize("body", ['{{"location": 3, "content": "x"}}', '{["location"]: 3}', "{{}}", '{"location": 3, **{}}'])
+@pytest.mark.parametrize(
+    "body", ['{{"location": 3, "content": "x"}}', '{["location"]: 3}', "{{}}", '{"location": 3, **{}}']
+)
 def test_a_literal_that_cannot_be_built_is_dropped(body):
     """`ast.literal_eval` raises TypeError for an unhashable key: a template's doubled braces are such a set."""
     assert parsed(block(body)) in (None, (3, "x"))
@@ -199,7 +295,9 @@ HOSTILE = {
     "quotes": block('{"content": ' + '" ' * N),
     "quotes, then spaces": block('{"content": "' + '"' + " " * N + "x"),
     "backslashes": block('{"location": 1, "content": "' + "\\" * (10 * N + 1) + '"}'),
-    "a location in words": block('{"location": there is no critical error in any of the steps above, "content": ""}'),
+    "a location in words": block(
+        '{"location": there is no critical error in any of the steps above, "content": ""}'
+    ),
     "a location of one long word": block('{"location": ' + "a" * N + ', "content": "x"}'),
     "a location of many digits": block('{"location": ' + "9" * N + ', "content": "x"}'),
     "a quoted location of many digits": block('{"location": "' + "9" * N + '", "content": "x"}'),
@@ -251,9 +349,12 @@ CANDIDATES = {
 }
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(list(CANDIDATES)), min_size=1, max_size=6), st.integers(0, 9))
 def test_screen_takes_the_first_usable_and_else_notes_the_first_fault(reasons, index):
-    candidates = [CANDIDATES[r] and dataclasses.replace(CANDIDATES[r], raw=str(k)) for k, r in enumerate(reasons)]
+    candidates = [
+        CANDIDATES[r] and dataclasses.replace(CANDIDATES[r], raw=str(k)) for k, r in enumerate(reasons)
+    ]
     drops = {}
     taken = screen(DOMAIN, index, TRACE, candidates, drops)
     if None in reasons:
@@ -265,4 +366,6 @@ def test_screen_takes_the_first_usable_and_else_notes_the_first_fault(reasons, i
 def test_an_unreadable_location_costs_one_candidate_not_the_others():
     """Trap 5: in the released code it ends the attempt, with its later candidates."""
     texts = [block('{"location": "unclear", "content": "x"}'), good(2, "y")]
-    assert screen(DOMAIN, 0, TRACE, [parse_intervention(t) for t in texts], {}) == parse_intervention(texts[1])
+    assert screen(DOMAIN, 0, TRACE, [parse_intervention(t) for t in texts], {}) == parse_intervention(
+        texts[1]
+    )

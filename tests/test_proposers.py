@@ -46,7 +46,7 @@ def engine(tokenizer):
 @pytest.fixture(scope="module")
 def params(engine):
     fresh = jax.device_get(jax.jit(engine.model.init)(jax.random.key(5)))
-    return engine.decode_params({**fresh, "embed_VD": fresh["embed_VD"] * 20})  # so that the context matters
+    return engine.decode_params({**fresh, "embed_VD": fresh["embed_VD"] * 6})  # so that the context matters
 
 
 def attempt(domain, task, text, k=0) -> Trace:
@@ -84,7 +84,7 @@ class Scripted:
         out = []
         for request in requests:
             said = self.say(self.tokenizer.decode(request.prompt), request.sample)
-            ids = self.tokenizer.encode(said) + [2] if isinstance(said, str) else said
+            ids = [*self.tokenizer.encode(said), 2] if isinstance(said, str) else said
             tokens = np.array([*request.prompt, *ids], np.int32)
             out.append(Response(tokens, np.zeros(len(tokens), np.float32), "stop"))
             progress(1)
@@ -94,7 +94,7 @@ class Scripted:
 def propose(name, engine, params, domain, traces, samples=2, max_prompt=400, key=0, sampling=SAMPLING):
     drops = {}
     function = proposers.load(name)
-    knobs = dict(samples=samples, sampling=sampling, max_prompt=max_prompt, drops=drops)
+    knobs = {"samples": samples, "sampling": sampling, "max_prompt": max_prompt, "drops": drops}
     return function(engine, params, domain, traces, key, **knobs), drops
 
 
@@ -133,7 +133,18 @@ def test_a_proposal_does_not_depend_on_the_other_traces(name, engine, params, do
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_called_alike(name):
-    expected = ["engine", "params", "domain", "traces", "key", "samples", "sampling", "max_prompt", "drops", "progress"]
+    expected = [
+        "engine",
+        "params",
+        "domain",
+        "traces",
+        "key",
+        "samples",
+        "sampling",
+        "max_prompt",
+        "drops",
+        "progress",
+    ]
     assert list(inspect.signature(proposers.load(name)).parameters) == expected
 
 
@@ -169,7 +180,9 @@ def right_block(domain, traces):
 
 def test_a_perfect_checker_is_the_oracle(domain, traces):
     answers = right_block(domain, traces)
-    engine = Scripted(domain.tokenizer, lambda prompt, k: next(a for view, a in answers.items() if view in prompt))
+    engine = Scripted(
+        domain.tokenizer, lambda prompt, k: next(a for view, a in answers.items() if view in prompt)
+    )
     found, drops = propose("self_verify", engine, None, domain, traces)
     best, best_drops = propose("oracle", None, None, domain, traces)
     assert [one and (one.step, one.text) for one in found] == [one and (one.step, one.text) for one in best]
@@ -184,7 +197,15 @@ def test_a_perfect_checker_is_the_oracle(domain, traces):
 def test_later_candidates_are_retries(domain, traces):
     """Trap 5: whatever a candidate lacks costs that candidate alone; the first one that survives is taken."""
     block = '<intervention>{{"location": {}, "content": "{}"}}</intervention>'.format
-    said = ["nothing", block("nowhere", "x"), block(99, "x"), block(1, ""), block(1, "\\\\boxed{1}"), block(1, "k5"), block(1, "k6")]
+    said = [
+        "nothing",
+        block("nowhere", "x"),
+        block(99, "x"),
+        block(1, ""),
+        block(1, "\\\\boxed{1}"),
+        block(1, "k5"),
+        block(1, "k6"),
+    ]
     engine = Scripted(domain.tokenizer, lambda prompt, k: said[k])
     found, drops = propose("self_verify", engine, None, domain, traces[:3], samples=7)
     assert [one.text for one in found] == ["k5"] * 3 and drops == {}
@@ -200,7 +221,9 @@ def test_the_check_sees_the_whole_conversation(domain, traces):
     [(requests, sampling)] = engine.asked
     assert sampling.seed == 77
     expected = [
-        tuple(domain.tokenizer.render(domain.view(t.task, domain.step_texts(t), "checker"))) for t in traces for _ in range(3)
+        tuple(domain.tokenizer.render(domain.view(t.task, domain.step_texts(t), "checker")))
+        for t in traces
+        for _ in range(3)
     ]
     assert [r.prompt for r in requests] == expected
     names = [(r.task, r.sample) for r in requests]
@@ -237,7 +260,7 @@ def test_a_prompt_that_is_too_long_is_noted_and_never_cut(tokenizer, traces, two
     whole = [r.prompt for r in engine.asked[-1][0]]
     limit = sorted(map(len, whole))[len(whole) // 2]
     engine.asked.clear()
-    found, drops = propose("self_verify", engine, None, domain, traces, samples=1, max_prompt=limit)
+    _, drops = propose("self_verify", engine, None, domain, traces, samples=1, max_prompt=limit)
     long = {i for i, prompt in enumerate(whole) if len(prompt) > limit}
     assert 0 < len(long) < len(whole) and {i for i, reason in drops.items() if reason == "too_long"} == long
     assert [r.prompt for r in engine.asked[-1][0]] == [p for i, p in enumerate(whole) if i not in long]
@@ -251,12 +274,16 @@ def test_the_location_is_the_engines(engine, params, domain, traces):
     plain = [rollout.opened(domain, t.task).tokens for t in traces]
     informed = [rollout.opened(domain, t.task, "teacher").tokens for t in traces]
     ends = [[e - t.prompt_len for e in t.step_ends] for t in traces]
-    ratios, expected = engine.locate(params, plain, informed, [t.response for t in traces], ends, likelihood_ratio.THRESHOLD)
+    ratios, expected = engine.locate(
+        params, plain, informed, [t.response for t in traces], ends, likelihood_ratio.THRESHOLD
+    )
     assert likelihood_ratio.locations(engine, params, domain, traces) == expected
     for ratio, location in zip(ratios, expected, strict=True):
         below = np.flatnonzero(ratio < -likelihood_ratio.THRESHOLD)
         assert location == (below[0] if len(below) else None)
-    assert 3 <= sum(location is not None for location in expected) < len(traces)  # else this file tests nothing
+    assert (
+        3 <= sum(location is not None for location in expected) < len(traces)
+    )  # else this file tests nothing
     found, drops = propose("likelihood_ratio", engine, params, domain, traces)
     for i, (one, location) in enumerate(zip(found, expected, strict=True)):
         assert one is None or one.step == location
@@ -269,7 +296,9 @@ def located(monkeypatch, tokenizer, step, said):
     return Scripted(tokenizer, lambda prompt, k: said)
 
 
-def test_the_replacement_is_asked_for_after_the_steps_before_it_with_the_reference_in_view(monkeypatch, domain, traces):
+def test_the_replacement_is_asked_for_after_the_steps_before_it_with_the_reference_in_view(
+    monkeypatch, domain, traces
+):
     long = [t for t in traces if len(t.step_ends) > 3]
     engine = located(monkeypatch, domain.tokenizer, 2, "k\n\n")
     found, _ = propose("likelihood_ratio", engine, None, domain, long, samples=2)
@@ -283,7 +312,9 @@ def test_the_replacement_is_asked_for_after_the_steps_before_it_with_the_referen
     assert set(separator) <= set(sampling.stop_ids) and 2 in sampling.stop_ids
 
 
-@pytest.mark.parametrize("pieces", [["k", "\n\n", "more"], ["k", "\n", "\n", "more"], ["k", "\n", "\n", "\n", "more"], ["k\n\n"]])
+@pytest.mark.parametrize(
+    "pieces", [["k", "\n\n", "more"], ["k", "\n", "\n", "more"], ["k", "\n", "\n", "\n", "more"], ["k\n\n"]]
+)
 def test_the_replacement_is_one_step(monkeypatch, domain, traces, pieces):
     """However the blank line is cut into tokens: no stop id alone ends "\\n", "\\n"."""
     ids = [i for piece in pieces for i in domain.tokenizer.encode(piece)]

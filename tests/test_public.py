@@ -77,7 +77,7 @@ def test_importing_it_imports_no_jax():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("first", ["int_jax.splice", "int_jax.verify", "int_jax.engine"])
+@pytest.mark.parametrize("first", ["int_jax.splicing", "int_jax.verify", "int_jax.engine"])
 def test_a_submodule_never_hides_the_function_of_its_name(first):
     code = f"import int_jax, {first}; assert callable(int_jax.verify) and callable(int_jax.splice)"
     subprocess.run([sys.executable, "-c", code], check=True)

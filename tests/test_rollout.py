@@ -49,7 +49,9 @@ def tasks(domain):
 
 # Pieces are encoded apart, so a blank line is one token or two: ids that no encoding of the text would give.
 RESPONSES = st.lists(
-    st.sampled_from(["7 + 5 = 12", "so", "\n\n", "\n", ".\n", "\\boxed{", "}", " ", "3", "<|im_end|>"]), min_size=1, max_size=20
+    st.sampled_from(["7 + 5 = 12", "so", "\n\n", "\n", ".\n", "\\boxed{", "}", " ", "3", "<|im_end|>"]),
+    min_size=1,
+    max_size=20,
 )
 
 
@@ -129,7 +131,9 @@ def test_what_is_open_is_continued(engine, params, domain, tasks):
     trace = sampled(domain, tasks[0], ["7 + 5 = 12", "\n\n", "so", "\n\n"])
     guided = rollout.splice(trace, Intervention(1, "12 + 1 = 13"), domain.tokenizer)
     start = len(guided.tokens)
-    [group] = rollout.continued(engine, params, domain, [guided], 5, SAMPLING, first_sample=3, policy_update=9)
+    [group] = rollout.continued(
+        engine, params, domain, [guided], 5, SAMPLING, first_sample=3, policy_update=9
+    )
     scored, _ = engine.score(params, [t.tokens for t in group], SAMPLING.temperature)
     assert len({t.tokens.tobytes() for t in group}) == 5 and {t.stop for t in group} <= {"stop", "length"}
     for index, (got, logp) in enumerate(zip(group, scored, strict=True)):
@@ -137,7 +141,11 @@ def test_what_is_open_is_continued(engine, params, domain, tasks):
             assert getattr(got, name)[:start].tobytes() == getattr(guided, name).tobytes(), name
         assert got.sampled[start:].all() and len(got.tokens) == len(got.sampled) == len(got.logp) > start
         np.testing.assert_allclose(got.logp[start:], logp[start:], atol=1e-5)
-        assert (got.prompt_len, got.spliced, got.key) == (trace.prompt_len, guided.spliced, (SAMPLING.seed, 3 + index))
+        assert (got.prompt_len, got.spliced, got.key) == (
+            trace.prompt_len,
+            guided.spliced,
+            (SAMPLING.seed, 3 + index),
+        )
         assert got.step_ends == domain.steps(got.tokens, trace.prompt_len) and got.policy_update == 9
         assert got.verdict == domain.verify(got) and got.temperature == SAMPLING.temperature
         assert (got.stop == "stop") == (int(got.tokens[-1]) in SAMPLING.stop_ids)
@@ -163,7 +171,7 @@ class Talkative(Arithmetic):
     turn = "\n<|im_start|>user\nadd 1<|im_end|>\n<|im_start|>assistant\n"
 
     def reply(self, trace):
-        told = self.tokenizer.decode(trace.response[~trace.sampled[trace.prompt_len :]]).count("add 1")
+        told = self.tokenizer.decode(trace.response).count(self.turn)
         return self.tokenizer.encode(self.turn) if told < 2 else []
 
 
@@ -181,8 +189,12 @@ def test_a_partner_is_heard_and_never_trained(engine, params, tokenizer, tasks):
         assert len(starts) == 6  # three own turns, and two of the partner between them
         for end, begin in starts[1:-1].reshape(-1, 2):
             assert trace.response[end:begin].tolist() == turn
-        assert starts[0] == 0 and starts[-1] == len(mine)  # it has the last word: nothing is told to a finished trace
-        assert all(0 < b - a <= SAMPLING.max_new_tokens for a, b in starts.reshape(-1, 2))  # the limit is a turn's
+        assert starts[0] == 0 and starts[-1] == len(
+            mine
+        )  # it has the last word: nothing is told to a finished trace
+        assert all(
+            0 < b - a <= SAMPLING.max_new_tokens for a, b in starts.reshape(-1, 2)
+        )  # the limit is a turn's
         assert trace.tokens[: len(silent.tokens)].tolist() == silent.tokens.tolist()
         assert (trace.logp[~trace.sampled] == 0).all() and (trace.logp[trace.sampled] < 0).all()
         assert trace.verdict == talkative.verify(trace) and trace.stop in ("stop", "length")
@@ -207,7 +219,14 @@ TEXT = st.text(max_size=8)
 @st.composite
 def traces(draw) -> Trace:
     length = draw(st.integers(0, 12))
-    task = Task(draw(TEXT), "d", draw(TEXT), draw(TEXT), draw(TEXT), draw(st.dictionaries(TEXT, st.integers() | TEXT, max_size=2)))
+    task = Task(
+        draw(TEXT),
+        "d",
+        draw(TEXT),
+        draw(TEXT),
+        draw(TEXT),
+        draw(st.dictionaries(TEXT, st.integers() | TEXT, max_size=2)),
+    )
     return Trace(
         task,
         np.array(draw(st.lists(st.integers(0, 2**31 - 1), min_size=length, max_size=length)), np.int32),
@@ -238,6 +257,9 @@ def test_a_trace_survives_json_bit_for_bit(trace):
             assert new == old and type(new) is type(old), field
 
 
-@given(st.builds(Intervention, st.integers(), TEXT, st.tuples(st.integers(0, 9), st.integers(0, 9)), TEXT, TEXT))
+@settings(deadline=None)
+@given(
+    st.builds(Intervention, st.integers(), TEXT, st.tuples(st.integers(0, 9), st.integers(0, 9)), TEXT, TEXT)
+)
 def test_an_intervention_survives_json(one):
     assert types.intervention_from_json(json.loads(json.dumps(types.to_json(one)))) == one

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from int_jax.domains.arithmetic import Arithmetic
 from int_jax.engine import Engine
-from int_jax.splice import INTERVENTION, PREFIX, PROMPT, splice
+from int_jax.splicing import INTERVENTION, PREFIX, PROMPT, splice
 from int_jax.tokenizer import Tokenizer
 
 IDS = st.integers(0, 60)

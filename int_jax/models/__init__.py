@@ -4,9 +4,20 @@ import pkgutil
 from importlib import import_module
 from types import ModuleType
 
-from int_jax.models.transformer import Cache, Config, Model, empty_cache
+from int_jax.models.transformer import Cache, Config, Model, Recent, empty_cache, empty_recent, file
 
-__all__ = ["Cache", "Config", "Model", "build", "empty_cache", "families", "family"]
+__all__ = [
+    "Cache",
+    "Config",
+    "Model",
+    "Recent",
+    "build",
+    "empty_cache",
+    "empty_recent",
+    "families",
+    "family",
+    "file",
+]
 
 
 def build(config: Config) -> Model:

@@ -5,6 +5,7 @@ their shapes. The vocabulary head is not applied here: `losses.py` and `sample.p
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -42,17 +43,56 @@ class Config:
 
 
 class Cache(NamedTuple):
-    """Keys and values of every layer, a tuple of L arrays each: [B, S, N, K]."""
+    """Keys and values of every layer, by position: tuples of L arrays [B, N, K, S] and [B, N, S, K].
 
-    keys_BSNK: tuple
-    values_BSNK: tuple
+    Keys end in the position and values in the head, so that both products of a decoding step read memory in order:
+    on CPU 2.6x (S = 96) to 5.3x (S = 256) as fast as with [B, S, N, K] for both.
+    """
+
+    keys_BNKS: tuple
+    values_BNSK: tuple
+
+
+class Recent(NamedTuple):
+    """The newest tokens' keys and values, not yet in the cache: tuples of L arrays [B, N, K, C] and [B, N, C, K].
+
+    Rows stand at different positions, so writing each new token into the cache would be a scatter a layer and step. Here
+    all rows write at one index; `file` moves what has gathered into the cache, once a chunk.
+
+    Attributes:
+      start_B: the position of each row's first recent token; everything before it is in the cache.
+      count: how many recent tokens there are.
+    """
+
+    keys_BNKC: tuple
+    values_BNCK: tuple
+    start_B: Any
+    count: Any
 
 
 def empty_cache(config: Config, rows: int, size: int) -> Cache:
-    zeros = tuple(
-        jnp.zeros((rows, size, config.kv_heads, config.head_dim), config.dtype) for _ in range(config.layers)
-    )
-    return Cache(zeros, jax.tree.map(jnp.copy, zeros))
+    keys, values = (rows, config.kv_heads, config.head_dim, size), (rows, config.kv_heads, size, config.head_dim)
+    return Cache(*(tuple(jnp.zeros(s, config.dtype) for _ in range(config.layers)) for s in (keys, values)))
+
+
+def empty_recent(config: Config, rows: int, size: int, start_B) -> Recent:
+    return Recent(*empty_cache(config, rows, size), start_B, jnp.zeros((), jnp.int32))
+
+
+@dims.check
+def file(cache: Cache, recent: Recent) -> Cache:
+    """The cache with each row's recent tokens from its start on. There must be room for all C of them in a row whose
+    cache is still read: where there is none, the row's last C positions are overwritten."""
+
+    def put(axis, old, new):
+        def row(old, new, start):
+            return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis)
+
+        return jax.vmap(row)(old, new, recent.start_B)
+
+    keys = map(functools.partial(put, 2), cache.keys_BNKS, recent.keys_BNKC)
+    values = map(functools.partial(put, 1), cache.values_BNSK, recent.values_BNCK)
+    return Cache(tuple(keys), tuple(values))
 
 
 def rms_norm(hidden, scale, eps: float):
@@ -79,25 +119,35 @@ def rope(positions_BT, head_dim: int, theta: float):
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def attention(query_BTHK, key_BSNK, value_BSNK, mask_BTS):
+def attention(query_BTHK, parts):
     """softmax(q k^T / sqrt(K) where the mask is true) v, each key/value head shared by Q = H / N query heads.
 
-    The weights are normalised after the product with the values. On CPU this is 1.3x as fast as
-    `jax.nn.dot_product_attention` at these sizes (benchmarks/attention.py). mask_BTS broadcasts over rows.
+    The keys may come in several parts, (key [B, N, K, S], value [B, N, S, K], mask [B or 1, T, S]), which share one
+    softmax. The weights are normalised after the product with the values.
     """
     rows, length, heads, head_dim = query_BTHK.shape
-    kv_heads = key_BSNK.shape[2]
-    query_BTNQK = query_BTHK.reshape(rows, length, kv_heads, heads // kv_heads, head_dim) * head_dim**-0.5
-    score_BNQTS = jnp.einsum("BTNQK,BSNK->BNQTS", query_BTNQK, key_BSNK, preferred_element_type=jnp.float32)
-    score_BNQTS = jnp.where(mask_BTS[:, None, None], score_BNQTS, -1e30)
-    top_BNQT1 = jax.lax.stop_gradient(jnp.max(score_BNQTS, axis=-1, keepdims=True))
-    weight_BNQTS = jnp.exp(score_BNQTS - top_BNQT1)
-    total_BTNQ = jnp.einsum("BNQTS->BTNQ", weight_BNQTS)
-    out_BTNQK = jnp.einsum(
-        "BNQTS,BSNK->BTNQK", weight_BNQTS.astype(value_BSNK.dtype), value_BSNK, preferred_element_type=jnp.float32
+    kv_heads = parts[0][0].shape[1]
+    shape_BNQT = (rows, kv_heads, heads // kv_heads, length)
+    query_BTNQK = query_BTHK.reshape(rows, length, *shape_BNQT[1:3], head_dim) * head_dim**-0.5
+    # X folds Q and T: as one plain batched product this is 2.7x as fast in decoding on CPU as an einsum over both.
+    query_BNXK = jnp.einsum("BTNQK->BNQTK", query_BTNQK).reshape(rows, kv_heads, -1, head_dim)
+
+    def masked(key_BNKS, mask_BTS):
+        score_BNXS = jnp.einsum("BNXK,BNKS->BNXS", query_BNXK, key_BNKS, preferred_element_type=jnp.float32)
+        score_BNQTS = jnp.where(mask_BTS[:, None, None], score_BNXS.reshape(*shape_BNQT, -1), -1e30)
+        return score_BNQTS.reshape(score_BNXS.shape)
+
+    scores = [masked(key_BNKS, mask_BTS) for key_BNKS, _, mask_BTS in parts]
+    tops = [jnp.max(score_BNXS, axis=-1, keepdims=True) for score_BNXS in scores]
+    top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
+    weights = [jnp.exp(score_BNXS - top) for score_BNXS in scores]
+    total_BNX = sum(jnp.sum(weight_BNXS, axis=-1) for weight_BNXS in weights)
+    out_BNXK = sum(
+        jnp.einsum("BNXS,BNSK->BNXK", w.astype(value.dtype), value, preferred_element_type=jnp.float32)
+        for w, (_, value, _) in zip(weights, parts, strict=True)
     )
-    out_BTNQK = out_BTNQK / total_BTNQ[..., None]
-    return out_BTNQK.reshape(rows, length, heads, head_dim).astype(query_BTHK.dtype)
+    out_BNQTK = (out_BNXK / total_BNX[..., None]).reshape(*shape_BNQT, head_dim)
+    return jnp.einsum("BNQTK->BTNQK", out_BNQTK).reshape(query_BTHK.shape).astype(query_BTHK.dtype)
 
 
 class Weights(nn.Module):
@@ -125,7 +175,7 @@ class Block(Weights):
     """One layer: attention, then the gated feed-forward, each normed before and added to the residual stream."""
 
     @nn.compact
-    def __call__(self, hidden_BTD, rotation, mask_BTS, cache=None, slots_B=None):
+    def __call__(self, hidden_BTD, rotation, masks, past=(), recent=None, count=None):
         eps = self.config.norm_eps
         normed_BTD = rms_norm(hidden_BTD, self.weight("attn_norm_D"), eps)
         query_BTHK = jnp.einsum("BTD,DHK->BTHK", normed_BTD, self.weight("q_DHK"))
@@ -135,11 +185,13 @@ class Block(Weights):
             query_BTHK = rms_norm(query_BTHK, self.weight("q_norm_K"), eps)
             key_BTNK = rms_norm(key_BTNK, self.weight("k_norm_K"), eps)
         query_BTHK, key_BTNK = rotate(query_BTHK, *rotation), rotate(key_BTNK, *rotation)
-        if cache is not None:
-            rows = jnp.arange(hidden_BTD.shape[0])
-            key_BTNK = cache[0].at[rows, slots_B].set(key_BTNK[:, 0])
-            value_BTNK = cache[1].at[rows, slots_B].set(value_BTNK[:, 0])
-        heads_BTHK = attention(query_BTHK, key_BTNK, value_BTNK, mask_BTS)
+        new = jnp.einsum("BTNK->BNKT", key_BTNK), jnp.einsum("BTNK->BNTK", value_BTNK)
+        if recent is not None:
+            new = (
+                jax.lax.dynamic_update_slice_in_dim(recent[0], new[0], count, axis=3),
+                jax.lax.dynamic_update_slice_in_dim(recent[1], new[1], count, axis=2),
+            )
+        heads_BTHK = attention(query_BTHK, [(*kv, mask) for kv, mask in zip((*past, new), masks, strict=True)])
         hidden_BTD = hidden_BTD + jnp.einsum("BTHK,HKD->BTD", heads_BTHK, self.weight("o_HKD"))
         hidden_BTD = constrain(hidden_BTD, "BTD")
 
@@ -147,7 +199,7 @@ class Block(Weights):
         gate_BTF = jnp.einsum("BTD,DF->BTF", normed_BTD, self.weight("gate_DF"))
         up_BTF = jnp.einsum("BTD,DF->BTF", normed_BTD, self.weight("up_DF"))
         down_BTD = jnp.einsum("BTF,FD->BTD", nn.silu(gate_BTF) * up_BTF, self.weight("down_FD"))
-        return constrain(hidden_BTD + down_BTD, "BTD"), (key_BTNK, value_BTNK)
+        return constrain(hidden_BTD + down_BTD, "BTD"), new
 
 
 class Transformer(Weights):
@@ -156,29 +208,36 @@ class Transformer(Weights):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, tokens_BT, positions_BT, segments_BT=None, cache=None):
+    def __call__(self, tokens_BT, positions_BT, segments_BT=None, cache=None, recent=None):
         embed_VD = self.weight("embed_VD")
         if not self.config.tied:
             self.weight("head_DV")
         hidden_BTD = constrain(embed_VD[tokens_BT], "BTD")
         rotation = rope(positions_BT, self.config.head_dim, self.config.rope_theta)
-        length = tokens_BT.shape[1]
+        block = nn.remat(Block) if self.remat else Block
+        blocks = [block(self.config, name=f"layer_{layer}") for layer in range(self.config.layers)]
+        made = []
         if cache is None:
+            length = tokens_BT.shape[1]
             mask_BTS = jnp.tril(jnp.ones((length, length), bool))[None]
             if segments_BT is not None:
                 mask_BTS = mask_BTS & (segments_BT[:, :, None] == segments_BT[:, None, :])
+            for layer in blocks:
+                hidden_BTD, new = layer(hidden_BTD, rotation, (mask_BTS,))
+                made.append(new)
         else:
-            mask_BTS = jnp.arange(cache.keys_BSNK[0].shape[1])[None, None, :] <= positions_BT[:, :, None]
-        block = nn.remat(Block) if self.remat else Block
-        keys, values = [], []
-        for layer in range(self.config.layers):
-            past = None if cache is None else (cache.keys_BSNK[layer], cache.values_BSNK[layer])
-            layer_block = block(self.config, name=f"layer_{layer}")
-            hidden_BTD, (key, value) = layer_block(hidden_BTD, rotation, mask_BTS, past, positions_BT[:, 0])
-            keys.append(key)
-            values.append(value)
+            size, chunk = cache.values_BNSK[0].shape[2], recent.values_BNCK[0].shape[2]
+            filed_BTS = jnp.arange(size)[None, None, :] < recent.start_B[:, None, None]
+            masks = (filed_BTS, (jnp.arange(chunk) <= recent.count)[None, None, :])
+            old = zip(*cache, strict=True), zip(recent.keys_BNKC, recent.values_BNCK, strict=True)
+            for layer, past, newest in zip(blocks, *old, strict=True):
+                hidden_BTD, new = layer(hidden_BTD, rotation, masks, (past,), newest, recent.count)
+                made.append(new)
+        keys, values = zip(*made, strict=True)
         hidden_BTD = rms_norm(hidden_BTD, self.weight("final_norm_D"), self.config.norm_eps)
-        return hidden_BTD, Cache(tuple(keys), tuple(values))
+        if cache is None:
+            return hidden_BTD, Cache(keys, values)
+        return hidden_BTD, Recent(keys, values, recent.start_B, recent.count + 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,23 +252,22 @@ class Model:
         return Transformer(self.config).init(key, tokens_BT, tokens_BT)["params"]
 
     @dims.check
-    def apply(self, params, tokens_BT, positions_BT, segments_BT=None, cache=None, remat=False):
+    def apply(self, params, tokens_BT, positions_BT, segments_BT=None, cache=None, recent=None, remat=False):
         """Hidden states of each token, and the keys and values.
 
-        Without a cache: causal attention within each row, and within each segment where segments are given; the
-        returned cache holds this call's own keys and values [B, T, N, K]. With a cache: T is 1, the token at
-        `positions_BT` is written into its row of the cache and attends to positions 0..itself.
+        Without a cache: causal attention within each row, and within each segment where segments are given. With a
+        cache: T is 1, and the token attends to its row's cache below `recent.start_B`, to the recent tokens, to itself.
 
         Args:
           params: as `init` makes them. tokens_BT, positions_BT, segments_BT: int32.
-          cache: Cache of [B, S, N, K] arrays, or None.
-          remat: recompute each block in the backward pass instead of storing it.
+          cache, recent: both or neither. remat: recompute each block in the backward pass instead of storing it.
 
         Returns:
-          (hidden_BTD after the final norm, Cache).
+          (hidden_BTD after the final norm, a Cache of this call's own keys and values, S = T); with a cache
+          (hidden_BTD, the Recent with this token added).
         """
         return Transformer(self.config, remat=remat).apply(
-            {"params": params}, tokens_BT, positions_BT, segments_BT, cache
+            {"params": params}, tokens_BT, positions_BT, segments_BT, cache, recent
         )
 
     def head_DV(self, params):
