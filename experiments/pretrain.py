@@ -96,7 +96,9 @@ def example(chat: Chat, domain, rng: np.random.Generator, own: list) -> batching
         steps = arithmetic.corrupted(rng, one)
     task = arithmetic.task(one, "")
     if kind == "check":
-        return conversation(chat, domain.view(task, steps, "checker"), arithmetic.checker_response(one, steps))
+        return conversation(
+            chat, domain.view(task, steps, "checker"), arithmetic.checker_response(one, steps)
+        )
     role = "solver" if kind == "solve" else "teacher"
     return conversation(chat, domain.view(task, [], role), "\n\n".join(one.steps))
 
@@ -109,7 +111,11 @@ def batch_at(chat: Chat, domain, seed: int, step: int, own: list) -> batching.Ba
         sequences.append(example(chat, domain, rng, own))
         tokens += len(sequences[-1].tokens)
     packed = batching.pack(sequences, ROW_LENGTH, ROWS)
-    arrays = {n: getattr(packed, n)[0].reshape(-1, MICRO_ROWS, ROW_LENGTH) for n in packed._fields if n[-3:] == "MBT"}
+    arrays = {
+        n: getattr(packed, n)[0].reshape(-1, MICRO_ROWS, ROW_LENGTH)
+        for n in packed._fields
+        if n[-3:] == "MBT"
+    }
     return packed._replace(**arrays, ce_total=np.float32(arrays["ce_MBT"].sum()))
 
 
@@ -134,7 +140,9 @@ def training_problems(seed: int, count: int) -> list[Task]:
     rng = np.random.default_rng([seed, 1])
     found: dict[str, Task] = {}
     while len(found) < count:
-        one = arithmetic.chain(rng, int(rng.integers(2, arithmetic.MAX_STEPS + 1)), rare=int(rng.integers(0, 5)))
+        one = arithmetic.chain(
+            rng, int(rng.integers(2, arithmetic.MAX_STEPS + 1)), rare=int(rng.integers(0, 5))
+        )
         if arithmetic.split_of(one.problem) == "train":
             found.setdefault(one.problem, arithmetic.task(one, f"own-{len(found)}"))
     return list(found.values())
@@ -169,9 +177,19 @@ def scores(engine: Engine, params, chat: Chat, domain) -> dict[str, float]:
     truth = [domain.first_error(trace) for trace in wrong]
     for name in ("self_verify", "likelihood_ratio"):
         found, drops = intervention_training.proposals(
-            engine, decoding, domain, proposers.load(name), wrong, 0, samples=2, sampling=draws, max_prompt=256
+            engine,
+            decoding,
+            domain,
+            proposers.load(name),
+            wrong,
+            0,
+            samples=2,
+            sampling=draws,
+            max_prompt=256,
         )
-        out[f"exact_location_{name}"] = float(np.mean([o is not None and o.step == t for o, t in zip(found, truth)]))
+        out[f"exact_location_{name}"] = float(
+            np.mean([o is not None and o.step == t for o, t in zip(found, truth)])
+        )
         located = {i: o.step for i, o in enumerate(found) if o}
         out[f"exact_of_located_{name}"] = float(np.mean([truth[i] == step for i, step in located.items()]))
         print(name, Counter(drops.values()))

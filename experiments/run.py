@@ -19,20 +19,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import optax  # noqa: E402
-from absl import app, flags, logging  # noqa: E402
-from ml_collections import ConfigDict, config_flags  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import jax
+import numpy as np
+import optax
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
 
-import int_jax  # noqa: E402
-from int_jax import checkpoint, datasets, domains, losses, proposers, report, rollout, types  # noqa: E402
-from int_jax import eval as estimates  # noqa: E402
-from int_jax import intervention_training as method  # noqa: E402
-from int_jax.engine import Engine, Sampling  # noqa: E402
-from int_jax.sharding import make_mesh  # noqa: E402
-from int_jax.stages import StageError, Workdir  # noqa: E402
+import int_jax
+from int_jax import checkpoint, datasets, domains, losses, proposers, report, rollout, types
+from int_jax import eval as estimates
+from int_jax import intervention_training as method
+from int_jax.engine import Engine, Sampling
+from int_jax.sharding import make_mesh
+from int_jax.stages import StageError, Workdir
 
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "where everything that the run makes goes; reused to resume")
@@ -134,7 +134,8 @@ def propose(run: Run, name: str, wrong: list, stage: str):
             progress=progress,
         )
         rows = [
-            {"intervention": one and types.to_json(one), "drop": drops.get(i, "")} for i, one in enumerate(found)
+            {"intervention": one and types.to_json(one), "drop": drops.get(i, "")}
+            for i, one in enumerate(found)
         ]
         return rows
 
@@ -176,14 +177,19 @@ def effect(run: Run, wrong: list, interventions: list, guided_traces: list) -> d
     chosen_rows = list(chosen.values())[: c.problems]
     conditions = {
         "problem": [rollout.opened(run.domain, trace.task) for trace, _, _ in chosen_rows],
-        "prefix": [rollout.truncated(trace, rollout.cut_at(trace, one.step)) for trace, one, _ in chosen_rows],
-        "prefix_error": [rollout.truncated(trace, trace.step_ends[one.step]) for trace, one, _ in chosen_rows],
+        "prefix": [
+            rollout.truncated(trace, rollout.cut_at(trace, one.step)) for trace, one, _ in chosen_rows
+        ],
+        "prefix_error": [
+            rollout.truncated(trace, trace.step_ends[one.step]) for trace, one, _ in chosen_rows
+        ],
         "prefix_intervention": [patched for _, _, patched in chosen_rows],
     }
     # An attempt whose located step is its last one is finished, not open: its stop token goes.
     stops = run.domain.tokenizer.stop_ids
     conditions["prefix_error"] = [
-        rollout.truncated(t, len(t.tokens) - 1) if t.tokens[-1] in stops else t for t in conditions["prefix_error"]
+        rollout.truncated(t, len(t.tokens) - 1) if t.tokens[-1] in stops else t
+        for t in conditions["prefix_error"]
     ]
     items = [(name, i) for name in conditions for i in range(len(chosen_rows))]
 
@@ -237,7 +243,9 @@ def train(run: Run, name: str, state, updates, every: int, enough, shown):
             scalars.write(step - 1, line)
             lines.append({"step": step - 1, **line})
             shown.update(1)
-            shown.set_postfix({"reward": f"{line['reward']:.3f}"} if "reward" in line else {"loss": f"{line['loss']:.3f}"})
+            shown.set_postfix(
+                {"reward": f"{line['reward']:.3f}"} if "reward" in line else {"loss": f"{line['loss']:.3f}"}
+            )
             done = enough(step, sum(line["tokens"] for line in lines))
             if done or step % every == 0:
                 checkpoint.save(folder / "state", state)
@@ -303,7 +311,16 @@ def reinforce(run: Run, name: str, params, tasks: list, enough, planned: int, tx
 
     def updates(state):
         return method.reinforce(
-            run.engine, state, tx, run.domain, tasks, knobs, sampling, packing.row_length, packing.rows, params
+            run.engine,
+            state,
+            tx,
+            run.domain,
+            tasks,
+            knobs,
+            sampling,
+            packing.row_length,
+            packing.rows,
+            params,
         )
 
     with bar(f"rl: {report.LABELS.get(name, name)}", planned, "update") as shown:
@@ -319,7 +336,14 @@ def evaluate(run: Run, name: str, params, tasks: dict[str, list]) -> dict[str, l
     def work(part, progress):
         prompts = [rollout.opened(run.domain, task) for _, task in part]
         groups = rollout.continued(
-            run.engine, decoding, run.domain, prompts, c.samples, run.sampling(c.sampling), "/eval", progress=progress
+            run.engine,
+            decoding,
+            run.domain,
+            prompts,
+            c.samples,
+            run.sampling(c.sampling),
+            "/eval",
+            progress=progress,
         )
         rows = [
             {"set": which, "task": task.id, "samples": len(g), "correct": sum(t.verdict.passed for t in g)}
@@ -339,7 +363,10 @@ def drift(run: Run, policies: dict, guided_traces: list, wrong: list) -> dict:
     logps, _ = run.engine.score(run.decoding, [t.tokens for t in some])
     prefix = [lp[t.prompt_len : t.spliced] for lp, t in zip(logps, some, strict=True)]
     step = [lp[t.spliced :] for lp, t in zip(logps, some, strict=True)]
-    references = [(rollout.opened(run.domain, t.task).tokens, run.domain.tokenizer.encode(t.task.reference)) for t in some]
+    references = [
+        (rollout.opened(run.domain, t.task).tokens, run.domain.tokenizer.encode(t.task.reference))
+        for t in some
+    ]
     told, _ = run.engine.score(run.decoding, [np.concatenate([p, r]) for p, r in references])
     reference = [lp[len(p) :] for lp, (p, _) in zip(told, references, strict=True)]
     nll = {
@@ -352,7 +379,9 @@ def drift(run: Run, policies: dict, guided_traces: list, wrong: list) -> dict:
     for name, params in policies.items():
         decoding = run.engine.decode_params(params)
         _, found = run.engine.score(decoding, [t.tokens for t in fixed])
-        entropy[name] = float(np.concatenate([e[t.prompt_len :] for e, t in zip(found, fixed, strict=True)]).mean())
+        entropy[name] = float(
+            np.concatenate([e[t.prompt_len :] for e, t in zip(found, fixed, strict=True)]).mean()
+        )
         if some:
             after, _ = run.engine.score(decoding, [t.tokens for t in some])
             spans = [lp[t.spliced :] for lp, t in zip(after, some, strict=True)]
@@ -401,6 +430,11 @@ def run_seed(config: ConfigDict, seed: int, workdir: Path, lm) -> dict:
     fine, guided_traces = [], []
     if "int_rl" in config.arms:
         fine, guided_traces, examples, kept_ids = intervene(run, wrong, results)
+        if not fine:
+            raise StageError(
+                f"no guided attempt is left to fine-tune on: {len(guided_traces)} of {len(wrong)} wrong attempts were "
+                "spliced, and no continuation was right; see proposals and guided in the workdir"
+            )
         state, lines = fine_tune(run, fine)
         policies["int"] = state.params
         results["tokens"]["sft"] = int(sum(line["tokens"] for line in lines))
@@ -458,7 +492,9 @@ def intervene(run: Run, wrong: list, results: dict):
     table = effect(run, [wrong[i] for i in usable], [found[i] for i in usable], patched)
     results["effect"] = table["table"]
     results["tokens"]["effect"] = table["tokens"]
-    outcomes = {i: ("kept" if row["successes"] else "no success") for i, row in zip(usable, guided_rows, strict=True)}
+    outcomes = {
+        i: ("kept" if row["successes"] else "no success") for i, row in zip(usable, guided_rows, strict=True)
+    }
     shown = {i: row["shown"] for i, row in zip(usable, guided_rows, strict=True)}
     examples = [
         example(run, wrong[i], found[i], outcomes.get(i) or drops[i].replace("_", " "), shown.get(i, []))
@@ -525,7 +561,9 @@ def reinforce_all(run: Run, policies: dict, pool: list, results: dict) -> dict:
             )
             trained["rl_matched"], curves["rl_matched"] = state.params, lines + extra
     names = ("reward", "zero_advantage", "never", "sometimes", "always", "length", "logp_gap")
-    results["rl"] = {arm: {name: [line[name] for line in lines] for name in names} for arm, lines in curves.items()}
+    results["rl"] = {
+        arm: {name: [line[name] for line in lines] for name in names} for arm, lines in curves.items()
+    }
     results["tokens"]["rl"] = int(sum(line["tokens"] for lines in curves.values() for line in lines))
     return trained
 
@@ -566,7 +604,9 @@ def main(argv):
         summary = across_seeds(every, config.eval.ks[-1])
         report.write_results(workdir / "seeds.json", summary)
         print("\n" + report.seeds_table(summary))
-    print(f"\n{every[-1]['programs']} compiled programs · {time.perf_counter() - start:.0f} s · {folder / 'report.html'}")
+    print(
+        f"\n{every[-1]['programs']} compiled programs · {time.perf_counter() - start:.0f} s · {folder / 'report.html'}"
+    )
 
 
 if __name__ == "__main__":

@@ -74,7 +74,9 @@ def _place(lengths, row_length: int) -> list[list[int]]:
     room: list[int] = []
     for index, length in enumerate(lengths):
         if length > row_length:
-            raise ValueError(f"sequence {index} has {length} tokens, a row holds {row_length}: raise the row length")
+            raise ValueError(
+                f"sequence {index} has {length} tokens, a row holds {row_length}: raise the row length"
+            )
         row = next((r for r, left in enumerate(room) if left >= length), None)
         if row is None:
             rows.append([])

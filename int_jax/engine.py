@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from int_jax import losses, sample
-from int_jax import splicing
+from int_jax import losses, sample, splicing
 from int_jax.models import Model
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings
 from int_jax.types import Batch, State
@@ -41,7 +40,9 @@ class Sampling:
         }
         for name, good in bounds.items():
             if not good:
-                raise ValueError(f"sampling: {name}={getattr(self, name)} is out of range; see Sampling's docstring")
+                raise ValueError(
+                    f"sampling: {name}={getattr(self, name)} is out of range; see Sampling's docstring"
+                )
 
 
 class Request(NamedTuple):
@@ -139,7 +140,12 @@ class Engine:
             prompts.setdefault(tuple(request.prompt), []).append(index)
         order = sorted(prompts, key=len)
         part = max(1, self.slots // 4)
-        waiting = [(b, u, i) for b in range(0, len(order), part) for u, p in enumerate(order[b : b + part]) for i in prompts[p]]
+        waiting = [
+            (b, u, i)
+            for b in range(0, len(order), part)
+            for u, p in enumerate(order[b : b + part])
+            for i in prompts[p]
+        ]
         waiting.reverse()
         responses: list[Response | None] = [None] * len(requests)
         owner = np.full(self.slots, -1)
@@ -164,7 +170,9 @@ class Engine:
                 limits[rows] = lengths + sampling.max_new_tokens
                 need = bucket(int(lengths.max()) + 1)
                 slots = self._sized(slots, max(need, bucket(prefilled.values_BNSK[0].shape[2])), stops)
-                slots = self._insert(slots, prefilled, rows, taken, held_tokens, requests, sampling, part, stops)
+                slots = self._insert(
+                    slots, prefilled, rows, taken, held_tokens, requests, sampling, part, stops
+                )
             running = np.flatnonzero(owner >= 0)
             longest = int(np.asarray(slots.length_B)[running].max())
             slots = self._sized(slots, bucket(longest + self.chunk), stops)
@@ -177,7 +185,9 @@ class Engine:
                 for row in done:
                     tail = tokens[row, : lengths[row]].astype(np.int32)
                     stop = "stop" if tail[-1] in sampling.stop_ids else "length"
-                    responses[owner[row]] = Response(tail, logps[row, : lengths[row]].astype(np.float32), stop)
+                    responses[owner[row]] = Response(
+                        tail, logps[row, : lengths[row]].astype(np.float32), stop
+                    )
                 owner[done] = -1
                 progress(len(done))
         self.drawn += sum(len(r.tokens) - len(q.prompt) for r, q in zip(responses, requests, strict=True))
@@ -200,9 +210,9 @@ class Engine:
         if slots is None:
             fresh = jax.eval_shape(lambda: sample.empty_slots(self.model, self.slots, size, stops))
             where = shardings(fresh, self.mesh, RULES_DECODE)
-            return jax.jit(
-                sample.empty_slots, static_argnums=(0, 1, 2, 3), out_shardings=where
-            )(self.model, self.slots, size, stops)
+            return jax.jit(sample.empty_slots, static_argnums=(0, 1, 2, 3), out_shardings=where)(
+                self.model, self.slots, size, stops
+            )
         return slots if slots.tokens_BS.shape[1] >= size else self._call(_grow, slots, size)
 
     def _insert(self, slots, prefilled, rows, taken, prompts, requests, sampling, part: int, stops: int):
@@ -257,7 +267,8 @@ class Engine:
             for row, i in enumerate(group):
                 tokens_BT[row, : len(sequences[i])] = sequences[i]
             logp_BT, entropy_BT = map(
-                np.asarray, self._call(_score, self.model, params, self._put_rows(tokens_BT), np.float32(temperature))
+                np.asarray,
+                self._call(_score, self.model, params, self._put_rows(tokens_BT), np.float32(temperature)),
             )
             for row, i in enumerate(group):
                 logps[i] = logp_BT[row, : len(sequences[i])]
@@ -291,7 +302,11 @@ class Engine:
 
         Returns: (llrs, locations): per trace a float32 array over its steps, and the step's index or None.
         """
-        both = [list(p) + list(r) for prompts in (plain, informed) for p, r in zip(prompts, responses, strict=True)]
+        both = [
+            list(p) + list(r)
+            for prompts in (plain, informed)
+            for p, r in zip(prompts, responses, strict=True)
+        ]
         logps, _ = self.score(params, both)
         count = len(responses)
         if not count:
@@ -301,7 +316,9 @@ class Engine:
         step_BT = np.full((bucket(count, 8), width), steps, np.int32)
         for i, response in enumerate(responses):
             gain_BT[i, : len(response)] = logps[count + i][len(informed[i]) :] - logps[i][len(plain[i]) :]
-            step_BT[i, : len(response)] = np.searchsorted(step_ends[i], np.arange(len(response)), side="right")
+            step_BT[i, : len(response)] = np.searchsorted(
+                step_ends[i], np.arange(len(response)), side="right"
+            )
         llr_BJ, first_B = map(np.asarray, self._call(_locate, gain_BT, step_BT, steps, np.float32(threshold)))
         llrs = [llr_BJ[i, : len(ends)] for i, ends in enumerate(step_ends)]
         return llrs, [int(f) if f < len(e) else None for f, e in zip(first_B, step_ends, strict=False)]
@@ -316,7 +333,9 @@ class Engine:
         """
         for row, (ids, start, cut, new) in enumerate(zip(tokens, prompt_lens, cuts, inserted, strict=True)):
             if not start <= cut < max(len(ids), start + 1):
-                raise ValueError(f"splice, row {row}: cut {cut} is outside the response, tokens {start}..{len(ids) - 1}")
+                raise ValueError(
+                    f"splice, row {row}: cut {cut} is outside the response, tokens {start}..{len(ids) - 1}"
+                )
             if not len(new):
                 raise ValueError(f"splice, row {row}: the intervention is empty")
         if not len(tokens):
@@ -333,7 +352,11 @@ class Engine:
             return np.pad(np.asarray(values, np.int32), (0, rows - len(values)))
 
         spliced = _splice(
-            padded(tokens), column(prompt_lens), column(cuts), padded(inserted), column([len(i) for i in inserted])
+            padded(tokens),
+            column(prompt_lens),
+            column(cuts),
+            padded(inserted),
+            column([len(i) for i in inserted]),
         )
         out, lengths, spans = map(np.asarray, spliced)
         return [(out[i, : lengths[i]], spans[i, : lengths[i]]) for i in range(len(tokens))]
@@ -391,7 +414,12 @@ def _update(state: State, batch: Batch, model: Model, tx, config: losses.LossCon
             params, micro.tokens_MBT, micro.positions_MBT, micro.segments_MBT, remat=config.remat
         )
         logp_BT, entropy_BT = losses.token_logp(
-            hidden_BTD, model.head_DV(params), micro.tokens_MBT, micro.positions_MBT, micro.temperature_MBT, config.chunk
+            hidden_BTD,
+            model.head_DV(params),
+            micro.tokens_MBT,
+            micro.positions_MBT,
+            micro.temperature_MBT,
+            config.chunk,
         )
         return losses.streams(logp_BT, entropy_BT, micro, config)
 

@@ -160,7 +160,9 @@ def seeds_ci(
     if not arrays or any(array.size == 0 for array in arrays):
         raise ValueError(f"seeds_ci needs problems for each seed, got sizes {[a.size for a in arrays]}")
     rng = np.random.default_rng(seed)
-    within = np.stack([a[rng.integers(a.size, size=(resamples, a.size))].mean(axis=1) for a in arrays], axis=1)
+    within = np.stack(
+        [a[rng.integers(a.size, size=(resamples, a.size))].mean(axis=1) for a in arrays], axis=1
+    )
     picked = rng.integers(len(arrays), size=(resamples, len(arrays)))
     means = np.take_along_axis(within, picked, axis=1).mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])

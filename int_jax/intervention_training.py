@@ -15,11 +15,9 @@ import numpy as np
 import optax
 
 from int_jax import batch as batching
-from int_jax import losses
-from int_jax import rollout
+from int_jax import losses, rollout
 from int_jax.engine import Engine, Sampling
 from int_jax.types import Intervention, State, Task, Trace
-
 
 SHOWN = 4  # continuations of a guided attempt whose text is kept for the report
 
@@ -28,10 +26,14 @@ def silent(done: int) -> None:
     """The progress callback of callers that show none."""
 
 
-def attempts(engine: Engine, params, domain, tasks: list[Task], samples: int, sampling: Sampling, progress=silent):
+def attempts(
+    engine: Engine, params, domain, tasks: list[Task], samples: int, sampling: Sampling, progress=silent
+):
     """`samples` attempts at each problem, from the problem alone: list of lists of judged traces."""
     prompts = [rollout.opened(domain, task) for task in tasks]
-    return rollout.continued(engine, params, domain, prompts, samples, sampling, "/attempts", progress=progress)
+    return rollout.continued(
+        engine, params, domain, prompts, samples, sampling, "/attempts", progress=progress
+    )
 
 
 def failures(groups: list[list[Trace]], keep: int) -> list[Trace]:
@@ -90,7 +92,9 @@ def guided(
         waiting = [i for i, r in enumerate(results) if not (stop_at_success and r.successes)]
         count = min(at_once, tries - start)
         streams = [
-            traces[i].replace(task=dataclasses.replace(traces[i].task, id=f"{traces[i].task.id}/{traces[i].key[1]}"))
+            traces[i].replace(
+                task=dataclasses.replace(traces[i].task, id=f"{traces[i].task.id}/{traces[i].key[1]}")
+            )
             for i in waiting
         ]
         groups = rollout.continued(
@@ -142,7 +146,9 @@ def sft(
         yield state, metrics
 
 
-def sft_sequence(trace: Trace, prefix: float, intervention: float, end_of_turn: int | None) -> batching.Sequence:
+def sft_sequence(
+    trace: Trace, prefix: float, intervention: float, end_of_turn: int | None
+) -> batching.Sequence:
     """A guided attempt with its weights; the end-of-turn token is appended and trained only if its id is given."""
     weights = batching.intervention_weights(trace, prefix, intervention)
     tokens = trace.tokens
@@ -178,6 +184,10 @@ class PolicyGradient:
     normalise: str = "sequences"
     kl: float = 0.0
     loss: losses.LossConfig = losses.LossConfig()
+
+    def __post_init__(self):
+        if self.normalise not in ("sequences", "tokens", "sequence_mean"):
+            raise ValueError(f"normalise={self.normalise!r}: choose sequences, tokens or sequence_mean")
 
 
 def reinforce(
@@ -227,7 +237,12 @@ def reinforce(
 
 
 def policy_gradient_batch(
-    engine: Engine, groups: list[list[Trace]], knobs: PolicyGradient, row_length: int, rows: int, reference_params=None
+    engine: Engine,
+    groups: list[list[Trace]],
+    knobs: PolicyGradient,
+    row_length: int,
+    rows: int,
+    reference_params=None,
 ):
     """The packed batch of one update: advantages within each group, weights and totals by `knobs.normalise`."""
     traces = [trace for group in groups for trace in group]

@@ -33,6 +33,11 @@ class LossConfig:
     chunk: int = 128
     remat: bool = False
 
+    def __post_init__(self):
+        for name, choices in {"old": ("current", "sampler"), "ratio": ("token", "sequence")}.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(choices)}")
+
 
 SUMS = (
     *("loss_ce", "loss_rl", "loss_kl", "trained_tokens", "entropy_sum"),

@@ -37,12 +37,15 @@ def continued(
     Returns: for each trace its continuations; `sampled` marks what the policy drew, `verdict` what the domain says.
     """
     running = [
-        [dataclasses.replace(t, key=(sampling.seed, first_sample + g)) for g in range(samples)] for t in traces
+        [dataclasses.replace(t, key=(sampling.seed, first_sample + g)) for g in range(samples)]
+        for t in traces
     ]
     flat = [trace for group in running for trace in group]
     waiting = list(range(len(flat)))
     while waiting:
-        requests = [Request(tuple(flat[i].tokens.tolist()), flat[i].task.id + stream, flat[i].key[1]) for i in waiting]
+        requests = [
+            Request(tuple(flat[i].tokens.tolist()), flat[i].task.id + stream, flat[i].key[1]) for i in waiting
+        ]
         for i, response in zip(waiting, engine.generate(params, requests, sampling, progress), strict=True):
             flat[i] = extended(domain, flat[i], response, sampling.temperature, policy_update)
         replies = [domain.reply(flat[i]) for i in waiting]
@@ -81,7 +84,9 @@ def told(trace: Trace, reply) -> Trace:
 def cut_at(trace: Trace, step: int) -> int:
     """The token offset where a step starts; IndexError, naming both, where the trace has no such step."""
     if not 0 <= step < len(trace.step_ends):
-        raise IndexError(f"task {trace.task.id}: step {step} of an attempt of {len(trace.step_ends)} steps (0-based)")
+        raise IndexError(
+            f"task {trace.task.id}: step {step} of an attempt of {len(trace.step_ends)} steps (0-based)"
+        )
     return trace.step_starts()[step]
 
 
@@ -97,14 +102,19 @@ def truncated(trace: Trace, end: int) -> Trace:
     )
 
 
-def spliced(traces: list[Trace], interventions: list[Intervention], tokenizer: Tokenizer, separator: str = "\n\n"):
+def spliced(
+    traces: list[Trace], interventions: list[Intervention], tokenizer: Tokenizer, separator: str = "\n\n"
+):
     """The guided attempts: steps before the located one, then the intervention; open, ready to be continued.
 
     The prefix keeps its ids; only the intervention is encoded, with its separator, and is marked as not drawn by the
     policy. Everything after the located step is dropped.
     """
     cuts = [cut_at(trace, one.step) for trace, one in zip(traces, interventions, strict=True)]
-    ids = [tokenizer.encode(one.text.rstrip("\n") + separator) if one.text.strip() else [] for one in interventions]
+    ids = [
+        tokenizer.encode(one.text.rstrip("\n") + separator) if one.text.strip() else []
+        for one in interventions
+    ]
     rows = Engine.splice([t.tokens for t in traces], [t.prompt_len for t in traces], cuts, ids)
     out = []
     for trace, cut, new, (tokens, _) in zip(traces, cuts, ids, rows, strict=True):

@@ -55,6 +55,7 @@ class Slots(NamedTuple):
 
 def empty_slots(model: Model, rows: int, size: int, stops: int) -> Slots:
     """Slots with nothing running; `size` cache positions, `stops` stop ids a row."""
+
     def ints(*shape):
         return jnp.zeros((rows, *shape), jnp.int32)
 
@@ -89,7 +90,9 @@ def prefill(model: Model, params, tokens_UP) -> Cache:
     return model.apply(params, tokens_UP, positions)[1]
 
 
-def insert(slots: Slots, prefilled: Cache, rows_B, prompts_B, tokens_BP, length_B, limit_B, draw: Draw) -> Slots:
+def insert(
+    slots: Slots, prefilled: Cache, rows_B, prompts_B, tokens_BP, length_B, limit_B, draw: Draw
+) -> Slots:
     """Start samples in free slots.
 
     Args:

@@ -64,4 +64,6 @@ def constrain(value, letters: str, rules: dict = RULES_DECODE):
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return value
-    return jax.lax.with_sharding_constraint(value, NamedSharding(mesh, spec(letters, value.shape, mesh, rules)))
+    return jax.lax.with_sharding_constraint(
+        value, NamedSharding(mesh, spec(letters, value.shape, mesh, rules))
+    )

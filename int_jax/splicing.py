@@ -20,7 +20,9 @@ def splice(tokens_BT, prompt_B, cut_B, inserted_BI, inserted_length_B):
     rows, width = tokens_BT.shape
     columns = jnp.arange(width + inserted_BI.shape[1])[None]
     length_B = cut_B + inserted_length_B
-    from_trace = jnp.take_along_axis(tokens_BT, jnp.broadcast_to(jnp.minimum(columns, width - 1), (rows, columns.size)), 1)
+    from_trace = jnp.take_along_axis(
+        tokens_BT, jnp.broadcast_to(jnp.minimum(columns, width - 1), (rows, columns.size)), 1
+    )
     offset = jnp.clip(columns - cut_B[:, None], 0, inserted_BI.shape[1] - 1)
     inserted = jnp.take_along_axis(inserted_BI, offset, axis=1)
     span = jnp.where(columns < prompt_B[:, None], PROMPT, PREFIX)

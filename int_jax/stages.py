@@ -18,9 +18,9 @@ class StageError(Exception):
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file whole or not at all; a full disk ends in a StageError that says what is safe."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with scratch.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
@@ -61,11 +61,15 @@ class Workdir:
         if manifest.exists():
             old = flat(json.loads(manifest.read_text())["config"])
             new = flat(config)
-            differ = [k for k in sorted(old.keys() | new.keys()) if old.get(k, "unset") != new.get(k, "unset")]
+            differ = [
+                k for k in sorted(old.keys() | new.keys()) if old.get(k, "unset") != new.get(k, "unset")
+            ]
             if differ:
                 lines = [f"  {k}: {old.get(k, 'unset')!r} there, {new.get(k, 'unset')!r} now" for k in differ]
                 raise StageError(
-                    f"{self.path} holds a run of another config. These keys differ:\n" + "\n".join(lines) + "\n"
+                    f"{self.path} holds a run of another config. These keys differ:\n"
+                    + "\n".join(lines)
+                    + "\n"
                     "Use another --workdir, or delete this one"
                 )
         else:
@@ -100,24 +104,26 @@ class Workdir:
 
     def clock(self, stage: str, seconds: float) -> None:
         """Note time spent on a stage; a run's restarts add up."""
-        with (self.path / "clock.jsonl").open("a") as file:
-            file.write(json.dumps({"stage": stage, "seconds": round(seconds, 3)}) + "\n")
+        path = self.path / "clock.jsonl"
+        old = path.read_text() if path.exists() else ""
+        write_atomically(path, old + json.dumps({"stage": stage, "seconds": round(seconds, 3)}) + "\n")
 
     def wall_s(self) -> dict[str, float]:
         path = self.path / "clock.jsonl"
         spent: dict[str, float] = {}
         for line in read_jsonl(path) if path.exists() else ():
-            spent[line["stage"]] = round(spent.get(line["stage"], 0.0) + line["seconds"], 1)
-        return spent
+            spent[line["stage"]] = spent.get(line["stage"], 0.0) + line["seconds"]
+        return {stage: round(seconds, 1) for stage, seconds in spent.items()}
 
 
 def read_jsonl(path: Path) -> Iterator[dict]:
     """The records of a JSONL file; a bad line is a StageError that names file and line."""
     if not path.is_file():
         raise StageError(f"{path}: no such file")
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise StageError(f"{path}, line {number}: not JSON ({error.msg}): {line[:80]!r}") from None
+                row = json.loads(line.decode("utf-8"))
+            except ValueError as error:  # of JSON, or of UTF-8
+                raise StageError(f"{path}, line {number}: not JSON ({error}): {line[:80]!r}") from None
+            yield row

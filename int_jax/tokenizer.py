@@ -24,11 +24,15 @@ class Tokenizer:
 
     def decode(self, ids) -> str:
         """The text of the ids, special tokens included, spaces as they are."""
-        return self.hf.decode(list(map(int, ids)), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self.hf.decode(
+            list(map(int, ids)), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
 
     def text(self, ids) -> str:
         """The text of a response without its special tokens: what a verifier or a person reads."""
-        return self.hf.decode(list(map(int, ids)), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self.hf.decode(
+            list(map(int, ids)), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
 
     def pieces(self, ids) -> list[str]:
         """The text of each id by itself, for display."""
@@ -63,7 +67,9 @@ class Tokenizer:
                 newlines, text_seen = 0, False
                 continue
             text_seen = text_seen or bool(piece.strip())
-            newlines = newlines + len(piece) if not piece.strip("\n") else len(piece) - len(piece.rstrip("\n"))
+            newlines = (
+                newlines + len(piece) if not piece.strip("\n") else len(piece) - len(piece.rstrip("\n"))
+            )
         if ids[start:] and (not ends or ends[-1] != len(ids)):
             only_stop = len(ids) - (ends[-1] if ends else start) == 1 and ids[-1] in self.stop_ids
             if only_stop and ends:

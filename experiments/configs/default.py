@@ -26,9 +26,13 @@ def get_config() -> ConfigDict:
     c.inputs = ConfigDict({"attempts": "", "proposals": "", "guided": ""})  # JSONL in place of a stage's rows
 
     c.problems = ConfigDict()
-    c.problems.train = 4_500  # candidates, before those with a correct try are dropped (InT: about 4,500 after it)
+    c.problems.train = (
+        4_500  # candidates, before those with a correct try are dropped (InT: about 4,500 after it)
+    )
     c.problems.test = 1_352  # held-out candidates; filtered in the same way
-    c.problems.train_file = ""  # JSONL with problem, answer, reference_solution, in place of the domain's own problems
+    c.problems.train_file = (
+        ""  # JSONL with problem, answer, reference_solution, in place of the domain's own problems
+    )
     c.problems.test_file = ""
     c.problems.test_split = "hard_test"  # "hard_validation" while choosing knobs
     c.problems.shard = 64  # problems a shard: what a killed run has to do again at most

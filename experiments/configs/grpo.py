@@ -1,6 +1,6 @@
 """RL alone from the base model, on the same hard problems: no references, no interventions.
 
-    python experiments/run.py --config experiments/configs/grpo.py:tiny --workdir runs/grpo
+python experiments/run.py --config experiments/configs/grpo.py:tiny --workdir runs/grpo
 """
 
 from ml_collections import ConfigDict

@@ -20,12 +20,16 @@ def tiny() -> ConfigDict:
     # Hard means no success in 16 tries under the sampling that RL itself uses: RL alone starts nearly without signal.
     c.attempts.update(tries=16, keep=2)
     c.attempts.sampling.update(temperature=1.0, top_k=0, top_p=1.0)
-    c.proposals.update(compare=("likelihood_ratio", "oracle"), compare_attempts=256, max_prompt=256, samples=1)
+    c.proposals.update(
+        compare=("likelihood_ratio", "oracle"), compare_attempts=256, max_prompt=256, samples=1
+    )
     c.guided.tries = 16
     c.proposals.sampling.max_new_tokens = 128
     c.effect.update(problems=96, samples=16)
     c.sft.update(learning_rate=1e-4, clip_norm=1.0)
-    c.rl.update(updates=40, problems=16, learning_rate=1e-4, max_new_tokens=96, checkpoint_every=10, clip_norm=1.0)
+    c.rl.update(
+        updates=40, problems=16, learning_rate=1e-4, max_new_tokens=96, checkpoint_every=10, clip_norm=1.0
+    )
     c.eval.update(samples=16, train_problems=128)
     c.train.update(row_length=256, rows=8, remat=False, chunk=256)
     return c

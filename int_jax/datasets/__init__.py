@@ -14,9 +14,15 @@ def read_tasks(path: str | Path, domain: str) -> list[Task]:
     path = Path(path)
     tasks = []
     for number, row in enumerate(read_jsonl(path), 1):
+        if not isinstance(row, dict):
+            raise StageError(f"{path}, row {number}: not a record of columns but {str(row)[:80]!r}")
         for column in ("problem", "answer"):
-            if not str(row.get(column, "")).strip():
-                raise StageError(f"{path}, row {number}: no {column!r}; columns found: {', '.join(row) or 'none'}")
-        reference = str(row.get("reference_solution", ""))
-        tasks.append(Task(f"{path.stem}-{number}", domain, str(row["problem"]), reference, str(row["answer"])))
+            if row.get(column) is None or not str(row[column]).strip():
+                raise StageError(
+                    f"{path}, row {number}: no {column!r}; columns found: {', '.join(row) or 'none'}"
+                )
+        reference = str(row.get("reference_solution") or "")
+        tasks.append(
+            Task(f"{path.stem}-{number}", domain, str(row["problem"]), reference, str(row["answer"]))
+        )
     return tasks

@@ -24,7 +24,9 @@ WORDS = {"+": "add", "-": "take", "x": "times"}
 OPERATIONS = [(op, k) for k in range(1, 10) for op in "+-x" if (op, k) != ("x", 1)]
 NATURAL = 6.0  # the exponent of the embedded model's solving data: x9 is 2,900 times as rare as +1
 COMMON = 17  # operations beyond this rank (operand 7 and above) are the rare ones: 0.4% of the natural ones
-PROPOSAL_ROLES = ("checker",)  # the check alone: its log states the reference's values, so no guided solve before it
+PROPOSAL_ROLES = (
+    "checker",
+)  # the check alone: its log states the reference's values, so no guided solve before it
 
 # Problems are dealt to splits by a hash of their text, so that no problem is in two of them.
 SPLITS = ("train", "hard_train", "hard_validation", "hard_test")
@@ -89,7 +91,9 @@ def chain(rng: np.random.Generator, length: int, exponent: float = NATURAL, rare
 
 def parse_problem(problem: str) -> Chain:
     """The chain that a problem states; raises ValueError where it states none."""
-    match = re.fullmatch(r"Start with (\d+), ((?:add|take|times) \d+(?:, (?:add|take|times) \d+)*)\.", problem)
+    match = re.fullmatch(
+        r"Start with (\d+), ((?:add|take|times) \d+(?:, (?:add|take|times) \d+)*)\.", problem
+    )
     if not match:
         raise ValueError(f"not an arithmetic problem: {problem!r} (expected 'Start with 7, add 5, times 3.')")
     signs = {word: op for op, word in WORDS.items()}
@@ -171,7 +175,9 @@ def corrupted(rng: np.random.Generator, one: Chain) -> list[str]:
         slip = i == first or (i > first and rng.random() < 0.15)
         if slip or not 0 <= result <= MAX_VALUE:
             near = result + int(rng.choice([-10, -9, -3, -2, -1, 1, 2, 3, 9, 10]))
-            result = near if 0 <= near <= MAX_VALUE and rng.random() < 0.7 else int(rng.integers(0, MAX_VALUE + 1))
+            result = (
+                near if 0 <= near <= MAX_VALUE and rng.random() < 0.7 else int(rng.integers(0, MAX_VALUE + 1))
+            )
         steps.append(f"{value} {op} {k} = {result}")
         value = result
     if first == length and rng.random() < 0.3:

@@ -71,7 +71,10 @@ class Recent(NamedTuple):
 
 
 def empty_cache(config: Config, rows: int, size: int) -> Cache:
-    keys, values = (rows, config.kv_heads, config.head_dim, size), (rows, config.kv_heads, size, config.head_dim)
+    keys, values = (
+        (rows, config.kv_heads, config.head_dim, size),
+        (rows, config.kv_heads, size, config.head_dim),
+    )
     return Cache(*(tuple(jnp.zeros(s, config.dtype) for _ in range(config.layers)) for s in (keys, values)))
 
 
@@ -191,7 +194,9 @@ class Block(Weights):
                 jax.lax.dynamic_update_slice_in_dim(recent[0], new[0], count, axis=3),
                 jax.lax.dynamic_update_slice_in_dim(recent[1], new[1], count, axis=2),
             )
-        heads_BTHK = attention(query_BTHK, [(*kv, mask) for kv, mask in zip((*past, new), masks, strict=True)])
+        heads_BTHK = attention(
+            query_BTHK, [(*kv, mask) for kv, mask in zip((*past, new), masks, strict=True)]
+        )
         hidden_BTD = hidden_BTD + jnp.einsum("BTHK,HKD->BTD", heads_BTHK, self.weight("o_HKD"))
         hidden_BTD = constrain(hidden_BTD, "BTD")
 

@@ -55,8 +55,18 @@ def propose(
     out: list[Intervention | None] = [None] * len(traces)
     for j, i in enumerate(fits):
         candidates = [
-            Intervention(steps[i], tokenizer.text(r.tokens[len(prompts[i]) :]).strip("\n"), source="likelihood_ratio")
+            None
+            if r.stop == "length"
+            else Intervention(
+                steps[i], first_step(domain, r.tokens, len(prompts[i])), source="likelihood_ratio"
+            )
             for r in responses[j * samples : (j + 1) * samples]
         ]
         out[i] = screen(domain, i, traces[i], candidates, drops)
     return out
+
+
+def first_step(domain, tokens, start: int) -> str:
+    """The text of the first step of tokens[start:]: a blank line may come in two tokens, which no stop id ends."""
+    end = next(iter(domain.steps(tokens, start)), start)
+    return domain.tokenizer.text(tokens[start:end]).strip("\n")

@@ -7,7 +7,16 @@ import textwrap
 
 from int_jax.types import Intervention
 
-BLOCK = re.compile(r"<intervention>(.*?)</intervention>", re.DOTALL | re.IGNORECASE)
+TAG = re.compile(r"(</?intervention>)", re.IGNORECASE)
+# A backslash that starts none of these is LaTeX that was not escaped, and is doubled. \n is a line break unless it
+# starts a command; \t, \r, \b and \f before a letter are commands (\theta, \rho, \boxed, \frac).
+COMMANDS_N = (
+    "u|e|eq|eg|ot|otin|abla|i|mid|leq|geq|less|gtr|exists|onumber|ewline|atural|earrow|warrow|subseteq"
+)
+ESCAPE = re.compile(
+    rf"\\(?:[\\\"'/]|n(?!(?:{COMMANDS_N})(?![A-Za-z]))|[tr](?![A-Za-z])|u[0-9a-fA-F]{{4}})|\\"
+)
+LABELLED = re.compile(r"([\"']location[\"']\s*:\s*)[A-Za-z][A-Za-z ]*(\d)")
 
 
 def _location(value) -> int | None:
@@ -21,25 +30,29 @@ def _location(value) -> int | None:
 
 
 def _literal(body: str):
-    """The block's two-key mapping: as JSON, as JSON with LaTeX backslashes doubled, or as a Python literal."""
-    escaped = re.sub(r'\\(?![\\"nrtu/])|\\(?=[nrtu][A-Za-z])', r"\\\\", body)
-    relabelled = re.sub(r"([\"']location[\"']\s*:\s*)(?:[A-Za-z]+\s*)+(\d+)", r"\1\2", escaped)
-    for text in (body, escaped, relabelled):
-        for read in (json.loads, ast.literal_eval):
-            try:
-                value = read(textwrap.dedent(text).strip())
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                continue
-            if isinstance(value, dict):
-                return value
+    """The block's two-key mapping: as JSON, or as a Python literal."""
+    for read in (lambda text: json.loads(text, strict=False), ast.literal_eval):
+        try:
+            value = read(textwrap.dedent(body).strip())
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            return value
     return None
 
 
 def _fields(body: str) -> dict | None:
     """Last resort, for content with unescaped quotes or line breaks: take both fields by their keys."""
-    content = re.search(r"[\"']content[\"']\s*:\s*([\"'])(.*?)\1\s*(?:,\s*[\"']location[\"']|\}\s*$)", body, re.DOTALL)
+    start = re.search(r"[\"']content[\"']\s*:\s*([\"'])", body)
     location = re.search(r"[\"']location[\"']\s*:\s*([^,}]*)", body)
-    return {"content": content[2], "location": location[1]} if content and location else None
+    if not start or not location:
+        return None
+    rest, quote = body[start.end() :], start[1]
+    end = re.search(rf"{quote}\s*,\s*[\"']location[\"']", rest) or re.search(rf"{quote}\s*\}}\s*\Z", rest)
+    if not end:
+        return None
+    content = re.sub(r"\\(.)", lambda m: {"n": "\n"}.get(m[1], m[1]), rest[: end.start()])
+    return {"content": content, "location": location[1]}
 
 
 def parse_intervention(text: str) -> Intervention | None:
@@ -48,10 +61,13 @@ def parse_intervention(text: str) -> Intervention | None:
     The block holds {"location": step number from 1, "content": the step}. Nothing is checked here but the form: a
     location outside the attempt and an empty content come back as they are (`proposers.fault` names them). `ids` is ().
     """
-    blocks = BLOCK.findall(text)
-    if not blocks:
+    parts = TAG.split(text)  # text, tag, text, tag, ..., text
+    bodies = [i + 1 for i in range(1, len(parts) - 2, 2) if "/" not in parts[i] and "/" in parts[i + 2]]
+    if not bodies:
         return None
-    fields = _literal(blocks[-1]) or _fields(blocks[-1])
+    escaped = ESCAPE.sub(lambda m: m[0] if len(m[0]) > 1 else r"\\", parts[bodies[-1]])
+    body = LABELLED.sub(r"\1\2", escaped)
+    fields = _literal(body) or _fields(body)
     if not fields or "content" not in fields or "location" not in fields:
         return None
     location = _location(fields["location"])

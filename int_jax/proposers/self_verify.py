@@ -35,7 +35,10 @@ def propose(
     responses = engine.generate(params, requests, sampling, progress)
     out: list[Intervention | None] = [None] * len(traces)
     for j, i in enumerate(fits):
-        texts = [domain.tokenizer.text(r.tokens[len(prompts[i]) :]) for r in responses[j * samples : (j + 1) * samples]]
+        texts = [
+            domain.tokenizer.text(r.tokens[len(prompts[i]) :])
+            for r in responses[j * samples : (j + 1) * samples]
+        ]
         candidates = [parse_intervention(text) for text in texts]
         named = [c and dataclasses.replace(c, source="self_verify") for c in candidates]
         out[i] = screen(domain, i, traces[i], named, drops)
