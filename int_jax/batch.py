@@ -1,6 +1,7 @@
 """Host side of an update: sequences with per-token weights, packed into the rows of a Batch."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -119,7 +120,9 @@ def pack(sequences, row_length: int, rows: int, totals: dict[str, float] | None 
             temperature[row, span] = sequence.temperature
             start = span.stop
     arrays = {**ints, **floats, "temperature": temperature}
-    fields = {f"{name}_MBT": a.reshape(padded, rows, row_length) for name, a in arrays.items()}
+    fields: dict[str, Any] = {
+        f"{name}_MBT": a.reshape(padded, rows, row_length) for name, a in arrays.items()
+    }
     fields["micro"] = np.int32(micro)
     for name in ("ce", "rl", "kl"):
         total = (totals or {}).get(name, float(floats[name].sum(dtype=np.float64)))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 KEY = {
     "B": "rows of a batch, or slots of the sampler",
-    "C": "tokens of one chunk of the vocabulary head",
+    "C": "tokens of one chunk, of the vocabulary head or of decoding",
     "D": "model (residual stream)",
     "E": "stop ids of a row",
     "F": "feed-forward",

@@ -161,7 +161,7 @@ class Engine:
                     block = waiting[-1][0]
                     held_tokens = order[block : block + part]
                     prefilled = self._prefill(params, held_tokens, part)
-                taken = []
+                taken: list[tuple[int, int, int]] = []
                 while waiting and len(taken) < min(part, len(free)) and waiting[-1][0] == block:
                     taken.append(waiting.pop())
                 rows, free = free[: len(taken)], free[len(taken) :]
@@ -208,11 +208,7 @@ class Engine:
     def _sized(self, slots, size: int, stops: int):
         """Slots of at least `size` cache positions."""
         if slots is None:
-            fresh = jax.eval_shape(lambda: sample.empty_slots(self.model, self.slots, size, stops))
-            where = shardings(fresh, self.mesh, RULES_DECODE)
-            return jax.jit(sample.empty_slots, static_argnums=(0, 1, 2, 3), out_shardings=where)(
-                self.model, self.slots, size, stops
-            )
+            return _empty_slots(self.model, self.slots, size, stops, self.mesh)()
         return slots if slots.tokens_BS.shape[1] >= size else self._call(_grow, slots, size)
 
     def _insert(self, slots, prefilled, rows, taken, prompts, requests, sampling, part: int, stops: int):
@@ -327,7 +323,7 @@ class Engine:
 
     @staticmethod
     def splice(tokens, prompt_lens, cuts, inserted):
-        """Cut each trace at `cuts` and append `inserted`; lists of id arrays. Returns [(tokens, span)], see splicing.py.
+        """Cut each trace at `cuts` and append `inserted`; lists of id arrays. Returns [(tokens, span)] (splicing.py).
 
         Refuses, with the row, a cut outside the response and an empty intervention: nothing is ever clipped.
         """
@@ -365,7 +361,12 @@ class Engine:
 
     def init(self, seed: int, tx: optax.GradientTransformation) -> State:
         """A fresh training state, each array made where it lives."""
-        return self.state(jax.jit(self.model.init)(jax.random.key(seed)), tx)
+
+        def make(key):
+            params = self.model.init(key)
+            return State(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+        return self._made(make, jax.random.key(seed))
 
     def state(self, params, tx: optax.GradientTransformation) -> State:
         """A training state at step 0 around given parameters (copied, since updates donate them)."""
@@ -373,8 +374,11 @@ class Engine:
         def make(params):
             return State(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), tx.init(params))
 
-        where = shardings(jax.eval_shape(make, params), self.mesh, RULES)
-        return jax.jit(make, out_shardings=where)(params)
+        return self._made(make, params)
+
+    def _made(self, make, argument) -> State:
+        where = shardings(jax.eval_shape(make, argument), self.mesh, RULES)
+        return jax.jit(make, out_shardings=where)(argument)
 
     def update(self, state: State, batch: Batch, tx, config: losses.LossConfig = losses.LossConfig()):
         """One optimizer step on a global batch; SFT and policy gradient alike. `state` is donated.
@@ -382,6 +386,13 @@ class Engine:
         Returns: (State, metrics), metrics a dict of float32 scalars.
         """
         return self._call(_update, state, self._put(batch, RULES), self.model, tx, config)
+
+
+@functools.lru_cache
+def _empty_slots(model: Model, rows: int, size: int, stops: int, mesh):
+    """The program that makes empty slots where they live; its shardings are its own, hence one program a shape."""
+    make = functools.partial(sample.empty_slots, model, rows, size, stops)
+    return jax.jit(make, out_shardings=shardings(jax.eval_shape(make), mesh, RULES_DECODE))
 
 
 _prefill = jax.jit(sample.prefill, static_argnums=0)

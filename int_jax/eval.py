@@ -44,15 +44,15 @@ def bootstrap_ci(
     Raises:
       ValueError: there are no values.
     """
-    values = np.asarray(values, np.float64)
-    if values.size == 0:
+    array = np.asarray(values, np.float64)
+    if array.size == 0:
         raise ValueError("bootstrap_ci got no values: there is no problem to resample")
     rng = np.random.default_rng(seed)
     means = np.empty(resamples)
-    rows = max(1, CHUNK // values.size)
+    rows = max(1, CHUNK // array.size)
     for start in range(0, resamples, rows):
         block = means[start : start + rows]
-        block[:] = values[rng.integers(values.size, size=(block.size, values.size))].mean(axis=1)
+        block[:] = array[rng.integers(array.size, size=(block.size, array.size))].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -67,7 +67,7 @@ def paired_bootstrap_ci(
     """
     if len(a) != len(b):
         raise ValueError(f"a paired interval needs the same problems twice, got {len(a)} and {len(b)}")
-    return bootstrap_ci(np.asarray(a, np.float64) - np.asarray(b, np.float64), seed, resamples, level)
+    return bootstrap_ci([x - y for x, y in zip(a, b, strict=True)], seed, resamples, level)
 
 
 def _row(values: Sequence[float], samples: int) -> dict:
@@ -145,8 +145,8 @@ def seeds_ci(
 ) -> dict:
     """The mean over seeds of each seed's mean over problems, with an interval that holds both kinds of luck.
 
-    Hierarchical percentile bootstrap: seeds are resampled, then problems within each resampled seed. With few seeds it is
-    somewhat narrow (a percentile interval over 5 units covers about 90%), so every seed's mean comes with it.
+    Hierarchical percentile bootstrap: seeds are resampled, then problems within each resampled seed. With few seeds it
+    is somewhat narrow (a percentile interval over 5 units covers about 90%), so every seed's mean comes with it.
 
     Args:
       values_per_seed: for each seed one number a problem (for a comparison: the paired differences).

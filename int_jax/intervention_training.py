@@ -173,9 +173,9 @@ class PolicyGradient:
     """The reinforcement knobs; defaults are InT's (paper.md 1.9).
 
     Attributes:
-      problems, group: problems an update and samples a problem. divide_by_std: GRPO's advantage. normalise: "sequences"
-      (token sum over the number of sequences), "tokens" (token mean), "sequence_mean". kl: weight of the KL stream to the
-      starting policy. loss: clipping and ratios.
+      problems, group: problems an update and samples a problem. divide_by_std: GRPO's advantage.
+      normalise: "sequences" (token sum over the number of sequences), "tokens" (token mean), "sequence_mean".
+      kl: weight of the KL stream to the starting policy. loss: clipping and ratios.
     """
 
     problems: int = 32
@@ -204,9 +204,9 @@ def reinforce(
 ) -> Iterator[tuple[State, dict]]:
     """Group-relative policy gradient on outcome rewards: no reference solution, no hint.
 
-    Starts at `state.step`, runs for as long as it is asked; yields the state and metrics after each update. The problems
-    of an update are a function of (seed, step). Groups of one outcome have no advantage and are left out of the packed
-    batch; they count in its totals, so the gradient is that of the whole batch.
+    Starts at `state.step`, runs for as long as it is asked; yields the state and metrics after each update. The
+    problems of an update are a function of (seed, step). Groups of one outcome have no advantage and are left out of
+    the packed batch; they count in its totals, so the gradient is that of the whole batch.
 
     Raises: ValueError for rollouts drawn with top-k, top-p or min-p, whose log-probabilities are not the policy's.
     """
@@ -263,7 +263,7 @@ def policy_gradient_batch(
 
 
 def group_metrics(groups: list[list[Trace]]) -> dict[str, float]:
-    """reward; shares of groups without success ("never"), with some, with nothing but; response length; tokens drawn."""
+    """reward; shares of groups without success ("never"), with some, with nothing but; mean length; tokens drawn."""
     rates = np.array([[trace.verdict.passed for trace in group] for group in groups], float)
     never, always = float((rates.max(1) == 0).mean()), float((rates.min(1) == 1).mean())
     lengths = np.array([trace.sampled.sum() for group in groups for trace in group])

@@ -95,14 +95,14 @@ def sequence_mean_BT(values_BT, weight_BT, segments_BT):
 
 
 def clipped_surrogate(logp, old_logp, advantage, clip_low: float, clip_high: float):
-    """-min(r A, clip(r, 1 - low, 1 + high) A) with r = exp(logp - old_logp), elementwise (PPO, Schulman et al. 2017)."""
+    """-min(r A, clip(r, 1 - low, 1 + high) A) with r = exp(logp - old_logp), each token (PPO, Schulman et al. 2017)."""
     ratio = jnp.exp(logp - old_logp)
     clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
     return -jnp.minimum(ratio * advantage, clipped * advantage)
 
 
 def k3(logp, reference_logp):
-    """The k3 estimate of KL(policy || reference): e^d - d - 1 with d = reference - policy (Schulman 2020); never < 0."""
+    """k3, an estimate of KL(policy || reference): e^d - d - 1, d = reference - policy (Schulman 2020); never < 0."""
     gap = reference_logp - logp
     return jnp.exp(gap) - gap - 1.0
 

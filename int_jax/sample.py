@@ -209,5 +209,5 @@ def decode(model: Model, params, slots: Slots, wanted, chunk: int) -> Slots:
         return (recent.count < chunk) & (jnp.sum(slots.running_B) >= jnp.maximum(wanted, 1))
 
     recent = empty_recent(model.config, slots.tokens_BS.shape[0], chunk, slots.length_B - 1)
-    slots, recent = jax.lax.while_loop(going, step, (slots._replace(cache=()), recent))
+    slots, recent = jax.lax.while_loop(going, step, (slots._replace(cache=None), recent))
     return slots._replace(cache=file(cache, recent))

@@ -7,7 +7,7 @@ along "data", because there a gather per token would cost more than the memory i
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from int_jax import dims
 
@@ -30,7 +30,7 @@ def make_mesh(data: int = -1, model: int = 1, devices=None) -> Mesh:
     return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def spec(letters: str, shape, mesh: Mesh, rules: dict) -> PartitionSpec:
+def spec(letters: str, shape, mesh: Mesh | AbstractMesh, rules: dict) -> PartitionSpec:
     """The partition of an array whose axes are `letters`; an axis that the mesh does not divide is replicated."""
     if len(letters) != len(shape):
         raise ValueError(f"name suffix {letters} has {len(letters)} axes, the array has shape {tuple(shape)}")

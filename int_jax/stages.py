@@ -38,7 +38,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 def flat(tree: dict, prefix: str = "") -> dict:
     """{"a": {"b": 1}} as {"a.b": 1}."""
-    out = {}
+    out: dict = {}
     for key, value in tree.items():
         out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return out

@@ -32,14 +32,6 @@ class Task:
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-class Step(NamedTuple):
-    """Where an error may be located: tokens[start:end], its separator included, and the text for display."""
-
-    start: int
-    end: int
-    text: str
-
-
 @dataclasses.dataclass(frozen=True)
 class Trace:
     """A prompt and its response, as token ids.
@@ -101,7 +93,7 @@ class Intervention:
 
 
 def to_json(record) -> dict:
-    """A record as plain JSON types; `from_json` brings it back bit for bit (float32 survives the trip)."""
+    """A record as plain JSON types; `trace_from_json` and its like bring it back bit for bit, float32 included."""
     out = {}
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)

@@ -186,7 +186,8 @@ class Pool:
         return list(verdicts.values())
 
     def _grade(self, requests: dict[int, tuple[str, str]]) -> dict[int, Verdict]:
-        todo, verdicts = collections.deque(requests), {}
+        todo = collections.deque(requests)
+        verdicts: dict[int, Verdict] = {}
         try:
             while len(verdicts) < len(requests):
                 self._feed(todo, requests)
@@ -212,7 +213,8 @@ class Pool:
         """Waits for a reply, a death or a deadline, and books whatever has come."""
         waiting = [worker for worker in self._staff if worker.item != IDLE]
         patience = min(worker.expires for worker in waiting) - time.monotonic()
-        heard = connection.wait(waiting, max(0.0, patience))
+        ready = connection.wait([worker.fileno() for worker in waiting], max(0.0, patience))
+        heard = [worker for worker in waiting if worker.fileno() in ready]
         late = [worker for worker in waiting if worker not in heard and worker.expires <= time.monotonic()]
         for worker in heard + late:
             reply = worker.receive() if worker in heard else b""

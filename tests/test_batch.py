@@ -256,24 +256,33 @@ def trace(length, prompt, ends, spliced, sampled=None):
     return Trace(Task("t", "d", "p"), tokens, prompt, sampled, logp, 0.7, ends, spliced=spliced)
 
 
+def guided(prompt, prefix, intervention, suffix, ends=()):
+    """A guided attempt by the lengths of its spans: the policy drew prefix and suffix."""
+    sampled = [0] * prompt + [1] * prefix + [0] * intervention + [1] * suffix
+    return trace(len(sampled), prompt, ends, prompt + prefix, sampled)
+
+
 @settings(deadline=None)
 @given(st.data())
 def test_intervention_weights_are_constant_on_each_span(data):
-    prompt = data.draw(st.integers(1, 5))
-    steps = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=6))
-    ends = tuple(int(e) for e in prompt + np.cumsum(steps))
-    at = data.draw(st.integers(0, len(steps) - 1))
-    start = (prompt, *ends)[at]
-    weights = intervention_weights(trace(ends[-1], prompt, ends, start), 0.5, 2.0, 0.25)
-    prefix, suffix = sum(steps[:at]), sum(steps[at + 1 :])
+    """Wherever the steps end: a continuation may go on within the spliced step."""
+    prompt, prefix, intervention, suffix = (data.draw(st.integers(low, 5)) for low in (1, 0, 1, 0))
+    offsets = range(prompt + 1, prompt + prefix + intervention + suffix + 1)
+    ends = tuple(sorted(data.draw(st.sets(st.sampled_from(offsets)))))
+    weights = intervention_weights(guided(prompt, prefix, intervention, suffix, ends), 0.5, 2.0, 0.25)
     assert weights.dtype == np.float32
-    assert weights.tolist() == [0.0] * prompt + [0.5] * prefix + [2.0] * steps[at] + [0.25] * suffix
+    assert weights.tolist() == [0.0] * prompt + [0.5] * prefix + [2.0] * intervention + [0.25] * suffix
 
 
 def test_the_default_trains_prefix_and_intervention_alone():
-    assert intervention_weights(trace(9, 2, (4, 6, 9), 4)).tolist() == [0, 0, 1, 1, 1, 1, 0, 0, 0]
-    assert intervention_weights(trace(6, 2, (4, 6), 4)).tolist() == [0, 0, 1, 1, 1, 1]
-    assert intervention_weights(trace(6, 2, (6,), 2)).tolist() == [0, 0, 1, 1, 1, 1]
+    assert intervention_weights(guided(2, 2, 2, 3, (4, 6, 9))).tolist() == [0, 0, 1, 1, 1, 1, 0, 0, 0]
+    assert intervention_weights(guided(2, 2, 2, 0, (4, 6))).tolist() == [0, 0, 1, 1, 1, 1]
+    assert intervention_weights(guided(2, 0, 4, 0, (6,))).tolist() == [0, 0, 1, 1, 1, 1]
+
+
+def test_a_trace_without_an_intervention_has_no_weights():
+    with pytest.raises(ValueError, match="task t: no intervention was spliced"):
+        intervention_weights(trace(6, 2, (6,), -1))
 
 
 def test_only_what_the_policy_drew_is_reinforced():

@@ -164,7 +164,7 @@ def test_responses_do_not_depend_on_their_company(params, alone):
     @given(
         st.lists(st.integers(0, len(REQUESTS) - 1), min_size=1, max_size=20),
         st.sampled_from([4, 8]),
-        st.integers(1, 25),
+        st.sampled_from([1, 7, 25]),  # each is a program: a few of them tell as much as all
     )
     def run(picked, slots, chunk):
         got = make(slots, chunk).generate(params, [REQUESTS[i] for i in picked], SAMPLING)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from int_jax.engine import Engine
 from int_jax.models import Config, build
 from int_jax.sharding import RULES, RULES_DECODE, constrain, make_mesh, shardings, spec
 
@@ -59,6 +60,16 @@ def test_the_optimizer_is_sharded_like_its_parameters(mesh):
     where = shardings(opt, mesh, RULES)
     assert where[0].mu == where[0].nu == shardings(params, mesh, RULES)
     assert where[0].count.spec == P()
+
+
+def test_a_fresh_state_is_split_from_the_start_and_the_same_on_every_mesh(mesh):
+    tx = optax.adamw(1e-3)
+    state = Engine(MODEL, mesh, slots=8).init(0, tx)
+    where = shardings(state.params, mesh, RULES)
+    assert jax.tree.map(lambda a: a.sharding, state.params) == where
+    assert jax.tree.map(lambda a: a.sharding, state.opt[0].mu) == where
+    one = Engine(MODEL, make_mesh(1, 1, jax.devices()[:1]), slots=8).init(0, tx)
+    jax.tree.map(np.testing.assert_array_equal, state, one)
 
 
 LETTERS = st.lists(st.tuples(st.sampled_from("BDHNFVKTLS"), st.integers(1, 12)), max_size=5)

@@ -26,9 +26,9 @@ def tiny() -> ConfigDict:
     c.guided.tries = 16
     c.proposals.sampling.max_new_tokens = 128
     c.effect.update(problems=96, samples=16)
-    c.sft.update(learning_rate=1e-4, clip_norm=1.0)
+    c.sft.update(learning_rate=3e-4, clip_norm=1.0)
     c.rl.update(
-        updates=40, problems=16, learning_rate=1e-4, max_new_tokens=96, checkpoint_every=10, clip_norm=1.0
+        updates=40, problems=16, learning_rate=2e-4, max_new_tokens=96, checkpoint_every=10, clip_norm=1.0
     )
     c.eval.update(samples=16, train_problems=128)
     c.train.update(row_length=256, rows=8, remat=False, chunk=256)

@@ -8,6 +8,7 @@ has natural gaps: problems made of the rare ones are hard for it.
 
 import dataclasses
 import re
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +25,8 @@ WORDS = {"+": "add", "-": "take", "x": "times"}
 OPERATIONS = [(op, k) for k in range(1, 10) for op in "+-x" if (op, k) != ("x", 1)]
 NATURAL = 6.0  # the exponent of the embedded model's solving data: x9 is 2,900 times as rare as +1
 COMMON = 17  # operations beyond this rank (operand 7 and above) are the rare ones: 0.4% of the natural ones
-PROPOSAL_ROLES = (
-    "checker",
-)  # the check alone: its log states the reference's values, so no guided solve before it
+# The check alone: its log states the reference's values, so no guided solve before it.
+PROPOSAL_ROLES = ("checker",)
 
 # Problems are dealt to splits by a hash of their text, so that no problem is in two of them.
 SPLITS = ("train", "hard_train", "hard_validation", "hard_test")
@@ -194,7 +194,7 @@ class Arithmetic:
 
     def __init__(self, tokenizer: Tokenizer, **knobs):
         self.tokenizer = tokenizer
-        self.knobs = {"exponent": NATURAL, "lengths": (5, 8), "rare": (3, 5)}
+        self.knobs: dict[str, Any] = {"exponent": NATURAL, "lengths": (5, 8), "rare": (3, 5)}
         for knob in knobs:
             if knob not in self.knobs:
                 raise ValueError(f"arithmetic has no knob {knob!r}: it has {', '.join(self.knobs)}")
@@ -236,7 +236,7 @@ class Arithmetic:
         return [self.tokenizer.text(trace.tokens[a:b]).strip("\n") for a, b in spans]
 
     def verify(self, trace: Trace) -> Verdict:
-        """Exact: the last boxed text against the answer; a response that was cut off is "truncated" unless it passes."""
+        """Exact: the last boxed text against the answer; a response cut off is "truncated" unless it passes."""
         answer = last_boxed(self.tokenizer.text(trace.response))
         if answer is not None and answer.strip() == trace.task.answer:
             return Verdict(True, 1.0, "correct")

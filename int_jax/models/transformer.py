@@ -56,8 +56,8 @@ class Cache(NamedTuple):
 class Recent(NamedTuple):
     """The newest tokens' keys and values, not yet in the cache: tuples of L arrays [B, N, K, C] and [B, N, C, K].
 
-    Rows stand at different positions, so writing each new token into the cache would be a scatter a layer and step. Here
-    all rows write at one index; `file` moves what has gathered into the cache, once a chunk.
+    Rows stand at different positions, so writing each new token into the cache would be a scatter a layer and step.
+    Here all rows write at one index; `file` moves what has gathered into the cache, once a chunk.
 
     Attributes:
       start_B: the position of each row's first recent token; everything before it is in the cache.
@@ -144,12 +144,14 @@ def attention(query_BTHK, parts):
     tops = [jnp.max(score_BNXS, axis=-1, keepdims=True) for score_BNXS in scores]
     top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
     weights = [jnp.exp(score_BNXS - top) for score_BNXS in scores]
-    total_BNX = sum(jnp.sum(weight_BNXS, axis=-1) for weight_BNXS in weights)
-    out_BNXK = sum(
+    totals = [jnp.sum(weight_BNXS, axis=-1, keepdims=True) for weight_BNXS in weights]
+    outs = [
         jnp.einsum("BNXS,BNSK->BNXK", w.astype(value.dtype), value, preferred_element_type=jnp.float32)
         for w, (_, value, _) in zip(weights, parts, strict=True)
+    ]
+    out_BNQTK = (functools.reduce(jnp.add, outs) / functools.reduce(jnp.add, totals)).reshape(
+        *shape_BNQT, head_dim
     )
-    out_BNQTK = (out_BNXK / total_BNX[..., None]).reshape(*shape_BNQT, head_dim)
     return jnp.einsum("BNQTK->BTNQK", out_BNQTK).reshape(query_BTHK.shape).astype(query_BTHK.dtype)
 
 

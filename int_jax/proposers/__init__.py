@@ -2,7 +2,8 @@
 
 A proposer is a module here with
 
-    propose(engine, params, domain, traces, key, *, samples, sampling, drops) -> list[Intervention | None]
+    propose(engine, params, domain, traces, key, *, samples, sampling, max_prompt, drops, progress)
+        -> list[Intervention | None]
 
 None means that it cannot tell. `key` is the seed of its random stream; `samples` candidates are drawn for each trace
 and the first one that survives `screen` is taken: they exist as retries. Why a trace got none is noted in `drops`, by

@@ -1,7 +1,7 @@
 """Location without generation: the first step that the reference in view makes unlikelier; then one sampled step.
 
-The trace is scored twice, with and without the reference (`engine.locate`). The replacement is drawn from the model with
-the reference in view, after the steps before the location.
+The trace is scored twice, with and without the reference (`engine.locate`). The replacement is drawn from the model
+with the reference in view, after the steps before the location.
 """
 
 import dataclasses
