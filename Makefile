@@ -32,7 +32,7 @@ check: $(TEST)  ## ruff, mypy, then the tests: all of it must pass before a comm
 	@$(VENV)/bin/python -m mypy
 	@$(VENV)/bin/python -m pytest $(ARGS)
 
-bench: $(CORE)  ## the benchmarks
+bench: $(TEST)  ## the benchmarks
 	@$(VENV)/bin/python benchmarks/run.py $(ARGS)
 
 clean:          ## remove .venv, caches and build products; runs/ stays

@@ -51,7 +51,7 @@ WORDS = [
 
 def build_tokenizer(path: Path) -> None:
     """Writes a fast tokenizer: bytes underneath (so digits are single and any ASCII text round-trips), words whole."""
-    alphabet = sorted(c for c in pre_tokenizers.ByteLevel.alphabet() if ord(c) < 127) + ["Ġ", "Ċ"]
+    alphabet = [*sorted(c for c in pre_tokenizers.ByteLevel.alphabet() if ord(c) < 127), "Ġ", "Ċ"]
     vocabulary = {piece: i for i, piece in enumerate([*SPECIAL, "<|unknown|>", *alphabet])}
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[], unk_token="<|unknown|>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -188,7 +188,7 @@ def scores(engine: Engine, params, chat: Chat, domain) -> dict[str, float]:
             max_prompt=256,
         )
         out[f"exact_location_{name}"] = float(
-            np.mean([o is not None and o.step == t for o, t in zip(found, truth)])
+            np.mean([o is not None and o.step == t for o, t in zip(found, truth, strict=True)])
         )
         located = {i: o.step for i, o in enumerate(found) if o}
         out[f"exact_of_located_{name}"] = float(np.mean([truth[i] == step for i, step in located.items()]))

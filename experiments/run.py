@@ -9,6 +9,7 @@ the command line: --config.rl.updates=100.
 
 import contextlib
 import dataclasses
+import errno
 import importlib.metadata
 import json
 import os
@@ -236,8 +237,8 @@ def train(run: Run, name: str, state, updates, every: int, enough, shown):
     lines = list(_lines(folder))
     shown.update(len(lines))
     if not enough(first, sum(line["tokens"] for line in lines)):
-        for state, metrics in updates(state):
-            step = int(state.step)
+        for after, metrics in updates(state):
+            state, step = after, int(after.step)
             line = {key: float(value) for key, value in jax.device_get(metrics).items()}
             line.setdefault("tokens", line["trained_tokens"])
             scalars.write(step - 1, line)
@@ -452,10 +453,22 @@ def run_seed(config: ConfigDict, seed: int, workdir: Path, lm) -> dict:
         results["eval_train"][name] = estimates.summarize(found["train"], config.eval.ks)
     results["drift"] = drift(run, policies, guided_traces, wrong)
     results["programs"] = len(engine.programs)
-    results["wall_s"] = work.wall_s()
+    results["wall_s"] = stage_seconds(work)
     report.write_results(workdir / "results.json", results)
     report.write_html(workdir / "report.html", results, examples)
     return results
+
+
+def stage_seconds(work: Workdir) -> dict[str, float]:
+    """Wall seconds under the names that tokens are counted by."""
+    spent: dict[str, float] = {}
+    for stage, seconds in work.wall_s().items():
+        head, _, rest = stage.partition("_")
+        name = {"proposals": "propose", "attempts": "attempts_held_out" if rest else "attempts"}.get(
+            head, head
+        )
+        spent[name] = round(spent.get(name, 0.0) + seconds, 1)
+    return spent
 
 
 def intervene(run: Run, wrong: list, results: dict):
@@ -569,7 +582,7 @@ def reinforce_all(run: Run, policies: dict, pool: list, results: dict) -> dict:
 
 
 def across_seeds(every: list[dict], k: int) -> dict:
-    """pass@1 and pass@k on the held-out problems over all seeds: each policy, and each one's paired gain over RL alone."""
+    """pass@1 and pass@k on the held-out problems over all seeds: each policy, and InT + RL's gain over RL alone."""
     out: dict = {}
     for kk in (1, k):
         rates = {
@@ -588,9 +601,12 @@ def across_seeds(every: list[dict], k: int) -> dict:
 def main(argv):
     del argv
     logging.set_verbosity(logging.WARNING)
-    if CONFIG.value is None or WORKDIR.value is None:
+    try:
+        config = CONFIG.value
+    except OSError as error:
+        raise StageError(str(error)) from None
+    if config is None or WORKDIR.value is None:
         raise StageError("give --config experiments/configs/int.py:tiny and --workdir runs/demo")
-    config = CONFIG.value
     start = time.perf_counter()
     mesh = make_mesh(config.mesh.data, config.mesh.model)
     lm = int_jax.load(config.model, mesh=mesh, dtype=config.dtype)
@@ -609,8 +625,26 @@ def main(argv):
     )
 
 
+def parse(argv):
+    """The command line; a knob or a config that does not exist ends in one line that names it."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:
+        missing = str(error).strip("'\"")
+        given = next((a for a in argv if a.partition("=")[0].split(".")[-1] == missing), missing)
+        raise StageError(
+            f"{given}: there is no such knob; experiments/configs/default.py has them all"
+        ) from None
+    except OSError as error:
+        raise StageError(str(error)) from None
+
+
 if __name__ == "__main__":
     try:
-        app.run(main)
-    except StageError as error:
+        app.run(main, flags_parser=parse)
+    except (StageError, FileNotFoundError) as error:
+        sys.exit(f"\nint_jax: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
         sys.exit(f"\nint_jax: {error}")

@@ -1,0 +1,211 @@
+"""The whole run: resumed after SIGKILL, on several devices, and the errors that a user meets first.
+
+The slow tests run `int.py:smoke` in processes of their own, as a user does.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+SMOKE = "experiments/configs/int.py:smoke"
+
+
+def command(workdir, *overrides, config=SMOKE):
+    return [sys.executable, "experiments/run.py", "--config", config, "--workdir", str(workdir), *overrides]
+
+
+def environment(devices=1):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+
+
+def run(workdir, *overrides, devices=1, config=SMOKE, timeout=900):
+    done = subprocess.run(
+        command(workdir, *overrides, config=config),
+        cwd=ROOT,
+        env=environment(devices),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def results(workdir) -> dict:
+    found = json.loads((Path(workdir) / "results.json").read_text())
+    for timed in ("wall_s", "versions", "programs"):
+        found.pop(timed)
+    return found
+
+
+def parameters(workdir) -> dict:
+    """Every parameter and moment of every policy's last checkpoint."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    out = {}
+    for name in ("int", "int_rl", "rl", "rl_matched"):
+        folder = Path(workdir).absolute() / name / "state"
+        (step,) = [path for path in folder.iterdir() if path.name.isdigit()]
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.restore(step)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            out[f"{name}/{step.name}{jax.tree_util.keystr(path)}"] = np.asarray(leaf)
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run on one device."""
+    workdir = tmp_path_factory.mktemp("whole")
+    code, out, err = run(workdir)
+    assert code == 0, err[-3000:]
+    return workdir, out
+
+
+@pytest.mark.slow
+def test_a_run_ends_in_tables_and_a_report(whole):
+    workdir, out = whole
+    for line in ("prefix + intervention", "InT + RL", "RL matched", "self_verify", "compiled programs"):
+        assert line in out
+    found = results(workdir)
+    funnel = found["funnel"]
+    lost = sum(funnel[name] for name in ("unparsed", "out_of_range", "empty", "leaked", "too_long"))
+    assert funnel["wrong"] == lost + funnel["spliced"]
+    assert found["effect"]["prefix_intervention"]["accuracy"] > found["effect"]["prefix_error"]["accuracy"]
+    assert (workdir / "report.html").stat().st_size > 50_000
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_with_the_same_bits(whole, tmp_path):
+    """SIGKILL after each of several new files; the same command then goes on."""
+    process, kills, seen = None, 0, set()
+    rng = np.random.default_rng(0)
+    deadline = time.monotonic() + 1500
+    while kills < 6 and time.monotonic() < deadline:
+        process = subprocess.Popen(
+            command(tmp_path),
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wanted = int(rng.integers(2, 7))
+        while process.poll() is None:
+            files = {p for p in tmp_path.rglob("*") if p.is_file()}
+            if len(files - seen) >= wanted:
+                time.sleep(float(rng.uniform(0, 1.5)))
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                kills += 1
+                seen = files
+                break
+            time.sleep(0.02)
+        if process.returncode == 0:
+            break
+    assert kills >= 3
+    code, _, err = run(tmp_path)
+    assert code == 0, err[-3000:]
+    assert results(tmp_path) == results(whole[0])
+    ours, theirs = parameters(tmp_path), parameters(whole[0])
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_eight_devices_give_the_same_tokens(whole, tmp_path):
+    code, _, err = run(tmp_path, "--config.mesh.data=4", "--config.mesh.model=2", devices=8, timeout=1800)
+    assert code == 0, err[-3000:]
+
+    def rows(workdir, stage):
+        return [line for path in sorted((Path(workdir) / stage).glob("*.jsonl")) for line in path.open()]
+
+    for stage in ("attempts", "attempts_hard_test"):
+        for one, eight in zip(rows(whole[0], stage), rows(tmp_path, stage), strict=True):
+            one, eight = json.loads(one), json.loads(eight)
+            assert one.get("correct") == eight.get("correct")
+            for a, b in zip(one.get("wrong", []), eight.get("wrong", []), strict=True):
+                assert a["tokens"] == b["tokens"]
+                np.testing.assert_allclose(a["logp"], b["logp"], atol=5e-5)
+    first = [
+        json.loads((w / "int" / "scalars" / "scalars.jsonl").open().readline()) for w in (whole[0], tmp_path)
+    ]
+    for name in ("loss", "grad_norm", "entropy"):
+        np.testing.assert_allclose(first[0][name], first[1][name], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_in_one_message(tmp_path):
+    mount = tmp_path / "small"
+    mount.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(mount)], capture_output=True
+    )
+    if made.returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        code, _, err = run(mount / "run")
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+    assert code == 1
+    assert "no space left" in err and "run the same command again" in err
+    assert "Traceback" not in err
+
+
+def test_an_unknown_knob_is_named(tmp_path):
+    code, _, err = run(tmp_path / "w", "--config.rl.foo=1")
+    assert code == 1
+    assert "--config.rl.foo=1" in err and "default.py" in err and "Traceback" not in err
+
+
+def test_a_missing_model_is_named(tmp_path):
+    code, _, err = run(tmp_path / "w", "--config.model=/no/such/model")
+    assert code == 1
+    assert "/no/such/model" in err and "Traceback" not in err
+
+
+def test_a_row_without_an_answer_is_named(tmp_path):
+    rows = [{"problem": "Start with 2, add 3.", "answer": "5"}, {"problem": "Start with 2, add 4."}]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, _, err = run(tmp_path / "w", f"--config.problems.train_file={tmp_path / 'mine.jsonl'}")
+    assert code == 1
+    assert "mine.jsonl, row 2" in err and "answer" in err and "Traceback" not in err
+
+
+def test_every_knob_is_read():
+    from experiments.configs import default
+
+    source = (ROOT / "experiments" / "run.py").read_text()
+    names = {path.rpartition(".")[2] for path in leaves(default.get_config().to_dict())}
+    sampling = {"temperature", "top_k", "top_p", "min_p", "max_new_tokens"}  # passed on whole
+    unread = {name for name in names - sampling - {"name"} if not re.search(rf"\.{name}\b", source)}
+    # A stage's `inputs` are looked up by the stage's name.
+    assert unread <= {"attempts", "proposals", "guided", "inputs"}
+
+
+def leaves(tree: dict, prefix: str = ""):
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def test_the_embedded_model_is_small_and_described(tiny_dir):
+    weights = load_file(tiny_dir / "model.safetensors")
+    assert sum(array.size for array in weights.values()) < 1_000_000
+    assert sum(path.stat().st_size for path in tiny_dir.iterdir()) < 5_000_000
+    card = (tiny_dir / "README.md").read_text()
+    for word in ("pretrain.py", "seed", "location", "solved"):
+        assert word in card
