@@ -33,6 +33,7 @@ ORDER = (
     *("config", "seed", "versions", "wall_s", "tokens", "funnel", "effect"),
     *(
         "problems",
+        "hard",
         "attempts",
         "wrong",
         "proposals",
@@ -81,6 +82,7 @@ CONDITIONS = ("problem", "prefix", "prefix_error", "prefix_intervention")
 # A funnel count -> the earlier count it is a share of. `guided` may count attempts or continuations, so `kept` is
 # measured against what was spliced.
 SHARE_OF = {
+    "hard": "problems",
     "attempts": "problems",
     "wrong": "attempts",
     "proposed": "wrong",
@@ -391,7 +393,7 @@ def _rl(runs: Mapping[str, Mapping]) -> Section:
 def _drift(drift: Mapping) -> Section:
     nll, entropy = drift.get("nll", {}), drift.get("entropy", {})
     rows = [
-        [f"NLL of {_label(key) if key != 'prefix' else 'prefix'} tokens under base", f"{nll[key]:.3f}"]
+        [f"NLL of {_label(key) if key != 'prefix' else 'prefix'} under base", f"{nll[key]:.3f}"]
         for key in _ordered(nll)
     ]
     rows += [

@@ -144,14 +144,13 @@ def attention(query_BTHK, parts):
     tops = [jnp.max(score_BNXS, axis=-1, keepdims=True) for score_BNXS in scores]
     top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
     weights = [jnp.exp(score_BNXS - top) for score_BNXS in scores]
-    totals = [jnp.sum(weight_BNXS, axis=-1, keepdims=True) for weight_BNXS in weights]
+    totals = [jnp.sum(weight_BNXS, axis=-1) for weight_BNXS in weights]
     outs = [
         jnp.einsum("BNXS,BNSK->BNXK", w.astype(value.dtype), value, preferred_element_type=jnp.float32)
         for w, (_, value, _) in zip(weights, parts, strict=True)
     ]
-    out_BNQTK = (functools.reduce(jnp.add, outs) / functools.reduce(jnp.add, totals)).reshape(
-        *shape_BNQT, head_dim
-    )
+    total_BNX, out_BNXK = functools.reduce(jnp.add, totals), functools.reduce(jnp.add, outs)
+    out_BNQTK = (out_BNXK / total_BNX[..., None]).reshape(*shape_BNQT, head_dim)
     return jnp.einsum("BNQTK->BTNQK", out_BNQTK).reshape(query_BTHK.shape).astype(query_BTHK.dtype)
 
 
