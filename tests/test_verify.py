@@ -219,7 +219,8 @@ def test_hostile_answers_cost_one_verdict_each(pool, tmp_path, monkeypatch):
 
 
 def test_workers_are_kept_and_import_no_jax():
-    with Pool(workers=2, deadline_s=60) as pool:  # not `pool`: on a busy machine 3 s may pass, and a worker go
+    # A pool of its own: on a busy machine an item may take the 3 s of the other one, and its worker with it.
+    with Pool(workers=2, deadline_s=60) as pool:
         reasons(pool, [("1+x", "x+1")])
         before = pool.pids()
         reasons(pool, [("1+x", "x+1")] * 4)
