@@ -129,7 +129,11 @@ def test_eight_devices_give_the_same_tokens(whole, tmp_path):
     assert code == 0, err[-3000:]
 
     def rows(workdir, stage):
-        return [line for path in sorted((Path(workdir) / stage).glob("*.jsonl")) for line in path.open()]
+        return [
+            line
+            for path in sorted((Path(workdir) / stage).glob("*.jsonl"))
+            for line in path.read_text().splitlines()
+        ]
 
     for stage in ("attempts", "attempts_hard_test"):
         for one, eight in zip(rows(whole[0], stage), rows(tmp_path, stage), strict=True):
@@ -138,9 +142,8 @@ def test_eight_devices_give_the_same_tokens(whole, tmp_path):
             for a, b in zip(one.get("wrong", []), eight.get("wrong", []), strict=True):
                 assert a["tokens"] == b["tokens"]
                 np.testing.assert_allclose(a["logp"], b["logp"], atol=5e-5)
-    first = [
-        json.loads((w / "int" / "scalars" / "scalars.jsonl").open().readline()) for w in (whole[0], tmp_path)
-    ]
+    scalars = [w / "int" / "scalars" / "scalars.jsonl" for w in (whole[0], tmp_path)]
+    first = [json.loads(path.read_text().splitlines()[0]) for path in scalars]
     for name in ("loss", "grad_norm", "entropy"):
         np.testing.assert_allclose(first[0][name], first[1][name], rtol=1e-4)
 
