@@ -8,6 +8,7 @@ start) and then STAYS or LEAVES: a worker that leaves wants to be killed and rep
 import json
 import logging
 import os
+import pathlib
 import resource
 import signal
 import sys
@@ -37,7 +38,11 @@ def grade(answer: str, gold: str) -> str:
 
 
 def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    """The worker's own peak. On Linux ru_maxrss starts from the caller's peak, and a caller may hold models."""
+    if sys.platform == "linux":
+        status = pathlib.Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 def detach_output() -> int:
