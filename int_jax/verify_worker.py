@@ -42,7 +42,8 @@ def peak_bytes() -> int:
     if sys.platform == "linux":
         status = pathlib.Path("/proc/self/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+    else:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 def detach_output() -> int:
