@@ -149,7 +149,6 @@ class Engine:
         waiting.reverse()
         responses: list[Response | None] = [None] * len(requests)
         owner = np.full(self.slots, -1)
-        limits = np.zeros(self.slots, int)
         stops = bucket(len(sampling.stop_ids), 2)
         slots = None
         block, prefilled, held_tokens = -1, None, None
@@ -167,7 +166,6 @@ class Engine:
                 rows, free = free[: len(taken)], free[len(taken) :]
                 owner[rows] = [index for _, _, index in taken]
                 lengths = np.array([len(held_tokens[u]) for _, u, _ in taken])
-                limits[rows] = lengths + sampling.max_new_tokens
                 need = bucket(int(lengths.max()) + 1)
                 slots = self._sized(slots, max(need, bucket(prefilled.values_BNSK[0].shape[2])), stops)
                 slots = self._insert(

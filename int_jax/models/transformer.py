@@ -132,7 +132,7 @@ def attention(query_BTHK, parts):
     kv_heads = parts[0][0].shape[1]
     shape_BNQT = (rows, kv_heads, heads // kv_heads, length)
     query_BTNQK = query_BTHK.reshape(rows, length, *shape_BNQT[1:3], head_dim) * head_dim**-0.5
-    # X folds Q and T: as one plain batched product this is 2.7x as fast in decoding on CPU as an einsum over both.
+    # X folds Q and T: as one plain batched product decoding is 2.4x (S = 96) to 2.8x (S = 256) as fast on CPU.
     query_BNXK = jnp.einsum("BTNQK->BNQTK", query_BTNQK).reshape(rows, kv_heads, -1, head_dim)
 
     def masked(key_BNKS, mask_BTS):
