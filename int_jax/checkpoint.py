@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import os
 import shutil
@@ -12,10 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from int_jax import dims
+from int_jax import dims, processes
 from int_jax.models import Config, build, family, hf
 from int_jax.sharding import RULES, make_mesh, shardings
 from int_jax.tokenizer import Tokenizer
@@ -75,6 +77,12 @@ def save(directory: str | Path, state: State) -> None:
             for part in directory.glob(f"{step}.fresh*"):
                 shutil.rmtree(part)
             raise
+    if processes.first():
+        _rename(directory, step, fresh, stale)
+    processes.together(f"{directory / step} is saved")
+
+
+def _rename(directory: Path, step: str, fresh: Path, stale: Path) -> None:
     if (directory / step).exists():
         shutil.rmtree(stale, ignore_errors=True)
         (directory / step).rename(stale)
@@ -93,7 +101,7 @@ def saved(directory: str | Path) -> list[int]:
 
 def restore(directory: str | Path, like: State) -> State | None:
     """The newest state, placed as `like` is; None where there is none."""
-    steps = saved(directory)
+    steps = processes.agreed(saved(directory))
     if not steps:
         return None
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
@@ -165,7 +173,10 @@ def _headers(directory: Path) -> dict[str, Header]:
     if (directory / SINGLE).is_file():
         files = [directory / SINGLE]
     elif (directory / INDEX).is_file():
-        shards = json.loads((directory / INDEX).read_text())["weight_map"].values()
+        try:
+            shards = json.loads((directory / INDEX).read_text())["weight_map"].values()
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{directory / INDEX}: not an index with a weight_map ({error!r})") from None
         files = [directory / name for name in sorted(set(shards))]
     else:
         raise FileNotFoundError(f"{directory}: neither {SINGLE} nor {INDEX} is there")
@@ -177,19 +188,23 @@ def _headers(directory: Path) -> dict[str, Header]:
             with safe_open(file, "np") as reader:
                 for name in reader.keys():  # noqa: SIM118 (it is not a dict)
                     tensor = reader.get_slice(name)
+                    if name in headers:
+                        raise ValueError(f"{file}: tensor {name} is in {headers[name].file} too")
                     headers[name] = Header(file, tuple(tensor.get_shape()), tensor.get_dtype())
         except SafetensorError as error:
             raise ValueError(f"{file}: not a complete safetensors file ({error})") from None
     return headers
 
 
-def _compare(directory: Path, weights: dict[str, Weight], headers: dict[str, Header], optional: str) -> None:
-    """Refuse files that do not hold exactly these tensors; `optional` may be there or not."""
+def _compare(directory: Path, weights: dict[str, Weight], headers: dict[str, Header]) -> None:
+    """Refuse files that do not hold exactly these tensors, but for buffers that follow from config.json."""
     where = directory / (SINGLE if (directory / SINGLE).is_file() else INDEX)
     faults = []
     for name in weights.keys() - headers.keys():
         faults.append(f"{where}: tensor {name} is missing, expected shape {weights[name].hf_shape}")
-    for name in headers.keys() - weights.keys() - {optional}:
+    for name in headers.keys() - weights.keys():
+        if name.endswith(hf.BUFFERS):
+            continue
         found = headers[name]
         faults.append(
             f"{found.file}: tensor {name} of shape {found.shape} is not part of the model in config.json"
@@ -214,7 +229,8 @@ def load_hf(
 ) -> tuple[Config, Any]:
     """A model in Hugging Face format, on the mesh.
 
-    Every header is checked before the first tensor is read; then each goes from its file to its devices, one by one.
+    Every header is checked before the first tensor is read; then each goes from its file to its devices, one by one. A
+    process reads the parts that its own devices hold, each once: its memory stays near one tensor's parts.
 
     Args:
       path: the directory. mesh: all devices along "data" by default. dtype: that of the parameters and of the compute.
@@ -226,28 +242,46 @@ def load_hf(
     config = read_config(directory, dtype)
     like = jax.eval_shape(build(config).init, jax.random.key(0))
     weights, headers = _weights(config, like), _headers(directory)
-    names = family(config.family).NAMES
-    _compare(directory, weights, headers, optional=names["head_DV"] if config.tied else "")
+    embed, head = (family(config.family).NAMES[path] for path in ("embed_VD", "head_DV"))
+    copied = {head: weights[embed]} if config.tied and head in headers else {}
+    _compare(directory, weights | copied, headers)
     mesh = make_mesh() if mesh is None else mesh
     placed = _flat(shardings(like, mesh, RULES if rules is None else rules))
     with contextlib.ExitStack() as stack:
         files = {h.file for h in headers.values()}
         readers = {file: stack.enter_context(safe_open(file, "np")) for file in files}
 
-        def read(name: str) -> np.ndarray:
-            return readers[headers[name].file].get_tensor(name)
+        def read(name: str, weight: Weight, index) -> np.ndarray:
+            stored = readers[headers[name].file].get_slice(name)
+            return hf.part_from_hf(weight.letters, stored, weight.shape, index)
 
-        if config.tied and names["head_DV"] in headers:
-            head, embed = names["head_DV"], names["embed_VD"]
-            if headers[head].shape != headers[embed].shape or not np.array_equal(read(head), read(embed)):
+        def part(name: str, weight: Weight, index) -> np.ndarray:
+            array = read(name, weight, index)
+            if copied and name == embed and not np.array_equal(array, read(head, weight, index)):
                 raise ValueError(
-                    f"{headers[head].file}: {head} differs from {embed}, yet config.json ties the two"
+                    f"{headers[head].file}: {head} differs from {name}, yet config.json ties the two"
                 )
-        params = {}
-        for name, weight in weights.items():
-            array = hf.from_hf(weight.letters, read(name), weight.shape).astype(dtype)
-            params[weight.path] = jax.device_put(array, placed[weight.path])
+            return array.astype(dtype, copy=False)
+
+        params = {
+            weight.path: _assembled(weight.shape, placed[weight.path], functools.partial(part, name, weight))
+            for name, weight in weights.items()
+        }
     return config, jax.tree.unflatten(jax.tree.structure(like), [params[path] for path in _flat(like)])
+
+
+def _assembled(shape, sharding, read) -> jax.Array:
+    """The array whose part `index`, a slice for each axis, is read(index), called once for equal parts."""
+    parts: dict[tuple, np.ndarray] = {}
+
+    def part(index):
+        bounds = tuple(cut.indices(size)[:2] for cut, size in zip(index, shape, strict=True))
+        if bounds not in parts:
+            parts[bounds] = read(index)
+        return parts[bounds]
+
+    # Waiting frees the host's copy before the next tensor is read.
+    return jax.block_until_ready(jax.make_array_from_callback(shape, sharding, part))
 
 
 # Hugging Face format: writing -------------------------------------------------------------------------------
@@ -263,11 +297,13 @@ def save_hf(
     """Write a model directory that `load_hf`, transformers and vLLM read: config.json, weights, tokenizer.
 
     All of it is written beside `path` and then renamed. In a directory that exists, other files (a model card) stay,
-    and from the first change to the last there is no config.json, so that nothing loads it.
+    and from the first change to the last there is no config.json, so that nothing loads it. Where the arrays live on
+    several processes all of them call this: tensor by tensor they are gathered, and process 0 writes.
 
     Args:
-      params: arrays of any supported dtype, written as they are. tokenizer_path: a directory whose tokenizer files (and
-        generation_config.json) are copied. shard_bytes: above it the weights are cut into several files with an index.
+      params: jax arrays of any supported dtype, written as they are.
+      tokenizer_path: a directory whose tokenizer files (and generation_config.json) are copied.
+      shard_bytes: above it the weights are cut into several files with an index.
     """
     target = Path(path).absolute()
     if target.exists() and not target.is_dir():
@@ -279,9 +315,34 @@ def save_hf(
     if wanted != found:
         wrong = sorted(set(wanted.items()) ^ set(found.items()))[:5]
         raise ValueError(f"{target}: the parameters are not those of config, which differ at {wrong}")
+    if not processes.first():
+        for weight in weights.values():
+            _on_host(flat[weight.path])
+    else:
+        _write(target, config, weights, flat, tokenizer_path, shard_bytes)
+    processes.together(f"{target} is written")
+
+
+def _on_host(array) -> np.ndarray:
+    """The whole array, from all devices of all processes, which must call this together."""
+    if not array.is_fully_addressable:
+        return multihost_utils.process_allgather(array, tiled=True)
+    # A jax.Array keeps the copy that numpy makes of it. This one shares its buffers, and takes that copy with it.
+    parts = [shard.data for shard in array.addressable_shards]
+    return np.asarray(jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts))
+
+
+def _write(
+    target: Path,
+    config: Config,
+    weights: dict[str, Weight],
+    flat: dict[str, Any],
+    tokenizer_path: str | Path | None,
+    shard_bytes: int,
+) -> None:
     # A sibling, not a temporary directory elsewhere: only within one file system is renaming atomic.
     draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
-    with _room(target, params):
+    with _room(target, flat):
         draft.mkdir(parents=True)
         try:
             _write_weights(draft, weights, flat, shard_bytes)
@@ -294,6 +355,7 @@ def save_hf(
 
 
 def _write_weights(directory: Path, weights: dict[str, Weight], flat: dict, shard_bytes: int) -> None:
+    """Host memory: one file's tensors, and one tensor more."""
     shards: list[list[str]] = [[]]
     room = shard_bytes
     for name, weight in weights.items():
@@ -305,16 +367,14 @@ def _write_weights(directory: Path, weights: dict[str, Weight], flat: dict, shar
         room -= size
     files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     files = [SINGLE] if len(shards) == 1 else files
-    for file, names in zip(files, shards, strict=True):
-        arrays = {
-            name: hf.to_hf(weights[name].letters, np.asarray(flat[weights[name].path])) for name in names
-        }
+
+    def array(name: str) -> np.ndarray:
+        weight = weights[name]
         # safetensors writes the buffer as it lies in memory: a transposed view would come back scrambled.
-        save_file(
-            {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-            directory / file,
-            {"format": "pt"},
-        )
+        return np.ascontiguousarray(hf.to_hf(weight.letters, _on_host(flat[weight.path])))
+
+    for file, names in zip(files, shards, strict=True):
+        save_file({name: array(name) for name in names}, directory / file, {"format": "pt"})
         (directory / file).chmod(0o644)
     if len(shards) > 1:
         total = sum(flat[weight.path].nbytes for weight in weights.values())

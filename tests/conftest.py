@@ -46,3 +46,31 @@ def pytest_report_header():
 def tiny_dir() -> pathlib.Path:
     """The embedded model, in Hugging Face format."""
     return ROOT / "int_jax" / "assets" / "tiny_arithmetic"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_dir):
+    from int_jax.tokenizer import Tokenizer
+
+    return Tokenizer(tiny_dir)
+
+
+@pytest.fixture(scope="module")
+def domain(tokenizer):
+    """Chains of arithmetic over the embedded model's tokenizer."""
+    from int_jax.domains.arithmetic import Arithmetic
+
+    return Arithmetic(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def engine(tokenizer):
+    """A small random model's engine on one device, for that tokenizer."""
+    import jax
+
+    from int_jax.engine import Engine
+    from int_jax.models import Config, build
+    from int_jax.sharding import make_mesh
+
+    model = build(Config("qwen3", tokenizer.vocab, 32, 2, 4, 2, 8, 64, 512, qk_norm=True, tied=True))
+    return Engine(model, make_mesh(1, 1, jax.devices()[:1]), slots=8, chunk=8, score_tokens=1024)

@@ -1,8 +1,15 @@
 """Models in Hugging Face format and training states, to disk and back: every bit, and every refusal by name."""
 
+import ast
 import dataclasses
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
+import tracemalloc
+import weakref
 from pathlib import Path
 
 import jax
@@ -10,14 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from int_jax import checkpoint
-from int_jax.models import Config, build
-from int_jax.sharding import RULES, make_mesh, shardings
+from int_jax.models import Config, build, hf
+from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings
 from int_jax.types import State
 
+ROOT = Path(__file__).resolve().parent.parent
 CONFIG = Config(
     **{
         "family": "qwen3",
@@ -32,6 +42,8 @@ CONFIG = Config(
     **{"max_len": 64, "rope_theta": 5000.0, "qk_norm": True},
 )
 TIED = dataclasses.replace(CONFIG, tied=True)
+WIDE = dataclasses.replace(CONFIG, kv_heads=4, vocab=32)  # all of its axes are divided by a (2, 4) mesh
+LARGE = dataclasses.replace(CONFIG, vocab=2048, dim=96, ffw=2048, layers=8)
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 
 
@@ -149,6 +161,11 @@ def test_a_tied_model_may_carry_a_copy_of_its_embedding_but_no_other_head(tmp_pa
     rewrite(directory, lambda t: t.update({"lm_head.weight": t["lm_head.weight"] + 1}))
     with pytest.raises(ValueError, match=r"lm_head\.weight differs from model\.embed_tokens\.weight"):
         checkpoint.load_hf(directory)
+    # a longer one that begins alike
+    longer = lambda t: t.update({"lm_head.weight": np.pad(t["model.embed_tokens.weight"], ((0, 1), (0, 0)))})
+    rewrite(directory, longer)
+    with pytest.raises(ValueError, match=r"lm_head\.weight .* has shape \(25, 16\), expected \(24, 16\)"):
+        checkpoint.load_hf(directory)
 
 
 def faults():
@@ -171,11 +188,180 @@ def faults():
 @pytest.mark.parametrize(("change", "words"), [pytest.param(*rest, id=name) for name, *rest in faults()])
 def test_wrong_tensors_are_named_before_any_is_read(model_dir, monkeypatch, change, words):
     rewrite(model_dir, change)
-    monkeypatch.setattr(jax, "device_put", lambda *_: pytest.fail("a tensor was loaded before the check"))
+    loaded = lambda *_: pytest.fail("a tensor was loaded before the check")
+    monkeypatch.setattr(jax, "make_array_from_callback", loaded)
     with pytest.raises(ValueError) as error:
         checkpoint.load_hf(model_dir)
     for word in [str(model_dir / checkpoint.SINGLE), Q_PROJ, *words]:
         assert word in str(error.value)
+
+
+def test_buffers_of_old_files_are_passed_over_and_nothing_else_is(model_dir):
+    inv_freq = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    rewrite(model_dir, lambda t: t.update({inv_freq: np.ones(3, np.float32)}))
+    assert_same(checkpoint.load_hf(model_dir)[1], random_params(CONFIG))
+
+
+def test_an_index_that_is_none_and_a_tensor_in_two_files_are_named(tmp_path):
+    directory = tmp_path / "cut"
+    checkpoint.save_hf(directory, CONFIG, random_params(CONFIG), shard_bytes=3000)
+    first, second = sorted(directory.glob("model-*"))[:2]
+    tensors = load_file(second)
+    save_file(tensors | {next(iter(load_file(first))): np.zeros(2, np.float32)}, second)
+    with pytest.raises(ValueError, match=rf"{second.name}: tensor .* is in .*{first.name} too"):
+        checkpoint.load_hf(directory)
+    index = directory / checkpoint.INDEX
+    for text in (index.read_text()[:-9], "{}", "[]"):
+        index.write_text(text)
+        with pytest.raises(ValueError, match=rf"{checkpoint.INDEX}: not an index with a weight_map"):
+            checkpoint.load_hf(directory)
+
+
+class Reader:
+    """safe_open that writes down which part of which tensor is read, and how many bytes of them are held."""
+
+    def __init__(self, *args):
+        self.file = real_open(*args)
+
+    def __enter__(self):
+        self.file.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        return self.file.__exit__(*error)
+
+    def keys(self):
+        return self.file.keys()
+
+    def get_slice(self, name):
+        return Slice(name, self.file.get_slice(name))
+
+
+class Slice:
+    parts, held, most = [], 0, 0
+
+    def __init__(self, name, stored):
+        self.name, self.stored = name, stored
+        self.get_shape, self.get_dtype = stored.get_shape, stored.get_dtype
+
+    def __getitem__(self, cuts):
+        array = self.stored[cuts]
+        Slice.parts.append((self.name, tuple((cut.start, cut.stop) for cut in cuts)))
+        Slice.held += array.nbytes
+        Slice.most = max(Slice.most, Slice.held)
+        weakref.finalize(array, Slice.free, array.nbytes)
+        return array
+
+    @staticmethod
+    def free(size):
+        Slice.held -= size
+
+
+real_open = safe_open
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    Slice.parts, Slice.held, Slice.most = [], 0, 0
+    monkeypatch.setattr(checkpoint, "safe_open", Reader)
+    return Slice
+
+
+@pytest.mark.parametrize("rules", [RULES, RULES_DECODE, {}], ids=["training", "decoding", "whole"])
+def test_each_part_of_a_file_is_read_once_and_let_go(tmp_path, reads, rules):
+    """bfloat16 on disk and float32 here, so that no array of ours can be the one that was read."""
+    mesh = make_mesh(2, 4)
+    checkpoint.save_hf(tmp_path / "model", WIDE, random_params(WIDE, "bfloat16"), shard_bytes=5000)
+    _, params = checkpoint.load_hf(tmp_path / "model", mesh, rules=rules)
+    assert_same(params, jax.tree.map(lambda x: x.astype(jnp.float32), random_params(WIDE, "bfloat16")))
+
+    shapes = {name: weight.hf_shape for name, weight in checkpoint._weights(WIDE, params).items()}
+    assert len(set(reads.parts)) == len(reads.parts)
+    covered = {name: np.zeros(shape, int) for name, shape in shapes.items()}
+    for name, cuts in reads.parts:
+        covered[name][tuple(slice(*cut) for cut in cuts)] += 1
+    assert all((count == 1).all() for count in covered.values())
+
+    pieces = {name: sum(read == name for read, _ in reads.parts) for name in shapes}
+    each = {"training": 8, "decoding": 4, "whole": 1}
+    expected = each["whole"] if not rules else each["training" if rules is RULES else "decoding"]
+    assert pieces[Q_PROJ] == pieces["lm_head.weight"] == pieces["model.embed_tokens.weight"] == expected
+    assert pieces["model.norm.weight"] == (2 if rules is RULES else 1)
+    assert reads.most <= 2 * max(np.prod(shape) for shape in shapes.values()), "more than one tensor was held"
+
+
+LETTERS = ("DHK", "DNK", "HKD", "DF", "FD", "DV", "VD", "D", "HK", "K")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(LETTERS), st.data())
+def test_a_part_read_from_a_file_is_that_part_of_the_whole(letters, data):
+    shape = tuple(data.draw(st.integers(1, 5)) for _ in letters)
+    index = []
+    for size in shape:
+        start = data.draw(st.integers(0, size - 1))
+        index.append(
+            data.draw(st.just(slice(None)) | st.just(slice(start, size)) | st.just(slice(0, start + 1)))
+        )
+    ours = np.arange(np.prod(shape)).reshape(shape)
+    got = hf.part_from_hf(letters, hf.to_hf(letters, ours), shape, tuple(index))
+    np.testing.assert_array_equal(got, ours[tuple(index)])
+
+
+def test_saving_holds_one_file_at_a_time_and_keeps_nothing(tmp_path):
+    """numpy's arrays are traced, jax's are not."""
+    params = jax.device_put(random_params(LARGE), shardings(random_params(LARGE), make_mesh(2, 4), RULES))
+    size = sum(x.nbytes for x in jax.tree.leaves(params))
+    shard = 1 << 20
+    assert size > 16 * shard
+    tracemalloc.start()
+    try:
+        checkpoint.save_hf(tmp_path / "model", LARGE, params, shard_bytes=shard)
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < size / 4, "more than a file, a tensor, and what tracing takes"
+    assert held < size / 8
+
+
+PROCESS = """
+import sys
+import jax
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+import test_checkpoint as here
+here.checkpoint.safe_open = here.Reader
+config, params = here.checkpoint.load_hf(sys.argv[3], here.make_mesh(4, 2), "bfloat16")
+assert not params["head_DV"].is_fully_addressable
+here.checkpoint.save_hf(sys.argv[4], config, params, shard_bytes=3000)
+print([cuts for name, cuts in here.Slice.parts if name == "lm_head.weight"])
+"""
+
+
+def test_two_processes_read_their_own_parts_and_write_one_model(tmp_path):
+    """Each has half of the mesh's data axis: of the head's columns, D, it reads that half."""
+    checkpoint.save_hf(tmp_path / "model", CONFIG, random_params(CONFIG, "bfloat16"))
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    arguments = [address, "{}", str(tmp_path / "model"), str(tmp_path / "copy")]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, *(a.format(i) for a in arguments)],
+            **{"env": environment, "cwd": ROOT, "text": True, "stdout": subprocess.PIPE},
+        )
+        for i in range(2)
+    ]
+    outs = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    for i, out in enumerate(outs):
+        columns = [(8 * i, 8 * i + 4), (8 * i + 4, 8 * i + 8)]
+        parts = [(rows, cut) for rows in ((0, 12), (12, 24)) for cut in columns]
+        [line] = [line for line in out.splitlines() if line.startswith("[(")]  # gloo prints, too
+        assert sorted(ast.literal_eval(line)) == sorted(parts)
+    assert_same(checkpoint.load_hf(tmp_path / "copy", dtype="bfloat16")[1], random_params(CONFIG, "bfloat16"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "model"]
 
 
 def test_a_missing_directory_config_or_weight_file_is_named(tmp_path, model_dir):

@@ -4,19 +4,31 @@ import pkgutil
 from importlib import import_module
 from types import ModuleType
 
-from int_jax.models.transformer import Cache, Config, Model, Recent, empty_cache, empty_recent, file
+from int_jax.models.transformer import (
+    Cache,
+    Config,
+    Model,
+    Recent,
+    RopeScaling,
+    empty_cache,
+    empty_recent,
+    file,
+    softcap,
+)
 
 __all__ = [
     "Cache",
     "Config",
     "Model",
     "Recent",
+    "RopeScaling",
     "build",
     "empty_cache",
     "empty_recent",
     "families",
     "family",
     "file",
+    "softcap",
 ]
 
 
@@ -35,7 +47,11 @@ def family(model_type: str) -> ModuleType:
     """The family whose module is named as the `model_type` of a config.json."""
     known = families()
     if model_type not in known:
+        text = f"{model_type}_text"
+        hint = (
+            f" ({model_type} is a model of text and images, of which {text} is read)" if text in known else ""
+        )
         raise ValueError(
-            f"model_type = {model_type!r} is not supported; there are {sorted(known)} in int_jax/models/"
+            f"model_type = {model_type!r} is not supported{hint}; there are {sorted(known)} in int_jax/models/"
         )
     return known[model_type]

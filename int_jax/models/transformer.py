@@ -1,4 +1,6 @@
-"""The decoder: grouped-query attention, RoPE, SwiGLU, RMSNorm. Tokens and a cache in, hidden states and a cache out.
+"""The decoder: grouped-query attention, RoPE, gated feed-forward, RMSNorm.
+
+Tokens and a cache in, hidden states and a cache out.
 
 Linen owns names, shapes, initialisers and the forward pass; parameters are a plain tree of arrays whose names are
 their shapes. The vocabulary head is not applied here: `losses.py` and `sample.py` do that, in chunks and in float32.
@@ -16,9 +18,39 @@ from int_jax import dims
 from int_jax.sharding import constrain
 
 
+class RopeScaling(NamedTuple):
+    """How RoPE's frequencies are lowered for contexts longer than those of pretraining.
+
+    Attributes:
+      kind: "linear" divides all of them by `factor`; "llama3" those whose wavelength is above trained / low tokens,
+        leaves those below trained / high as they are, and blends in between.
+      factor: >= 1. low, high: turns within the trained length. trained: tokens (original_max_position_embeddings).
+    """
+
+    kind: str
+    factor: float
+    low: float = 0.0
+    high: float = 0.0
+    trained: int = 0
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One decoder's sizes and switches. `dtype` is that of the compute; `param_dtype` that of the stored weights."""
+    """One decoder's sizes and switches; a switch that is off adds no operation.
+
+    Attributes:
+      rope_theta, rope_scaling: the base of RoPE, and how it is stretched. local_rope_theta: the base, unscaled, of the
+        layers that have a window; by default they rotate as the others.
+      windows: how many tokens each layer attends to, its own included, 0 for all; () where every layer attends to all.
+      qkv_bias, o_bias: biases of the attention's input and output projections.
+      qk_norm: RMSNorm of each query and key head. post_norm: of what attention and feed-forward add to the stream.
+      zero_centred: RMSNorm scales by 1 + weight, in float32.
+      scaled_embedding: the embedding is multiplied by sqrt(dim). tied: it also is the head.
+      activation: of the feed-forward's gate, "silu" or "gelu_tanh".
+      query_scalar: scores are divided by its square root; by default head_dim.
+      attention_softcap, logit_softcap: x -> cap tanh(x / cap), of the scores and of the logits.
+      dtype: that of the compute. param_dtype: that of the stored weights.
+    """
 
     family: str
     vocab: int
@@ -33,6 +65,18 @@ class Config:
     norm_eps: float = 1e-6
     qk_norm: bool = False
     tied: bool = False
+    rope_scaling: RopeScaling | None = None
+    local_rope_theta: float | None = None
+    windows: tuple[int, ...] = ()
+    qkv_bias: bool = False
+    o_bias: bool = False
+    post_norm: bool = False
+    zero_centred: bool = False
+    scaled_embedding: bool = False
+    activation: str = "silu"
+    query_scalar: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -98,11 +142,22 @@ def file(cache: Cache, recent: Recent) -> Cache:
     return Cache(tuple(keys), tuple(values))
 
 
-def rms_norm(hidden, scale, eps: float):
-    """x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32."""
+def rms_norm(hidden, scale, eps: float, zero_centred: bool = False):
+    """x / sqrt(mean(x^2) + eps) * scale over the last axis, the mean in float32.
+
+    Zero-centred, the factor is 1 + scale, and the product is taken in float32 too (as in Gemma).
+    """
     wide = hidden.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return scale.reshape((1,) * (hidden.ndim - 1) + (-1,)) * normed.astype(hidden.dtype)
+    scale = scale.reshape((1,) * (hidden.ndim - 1) + (-1,))
+    if zero_centred:
+        return (normed * (1.0 + scale.astype(jnp.float32))).astype(hidden.dtype)
+    return scale * normed.astype(hidden.dtype)
+
+
+def softcap(values, cap: float | None):
+    """cap tanh(x / cap), which never leaves (-cap, cap); without a cap the identity."""
+    return values if cap is None else cap * jnp.tanh(values / cap)
 
 
 def rotate(heads_BTHK, cos_BTK, sin_BTK):
@@ -114,29 +169,41 @@ def rotate(heads_BTHK, cos_BTK, sin_BTK):
     return out.astype(heads_BTHK.dtype)
 
 
-def rope(positions_BT, head_dim: int, theta: float):
+def scaled(frequency, scaling: RopeScaling | None):
+    """RoPE's frequencies, radians a token, as `scaling` lowers them (llama3: the Llama 3.1 model code)."""
+    if scaling is None:
+        return frequency
+    if scaling.kind == "linear":
+        return frequency / scaling.factor
+    turns = scaling.trained * frequency / (2 * jnp.pi)
+    kept = jnp.clip((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
+    return kept * frequency + (1.0 - kept) * frequency / scaling.factor
+
+
+def rope(positions_BT, head_dim: int, theta: float, scaling: RopeScaling | None = None):
     """cos and sin of position x theta^(-2i/K), each [B, T, K] float32."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    frequency = scaled(theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim), scaling)
     angle = positions_BT.astype(jnp.float32)[:, :, None] * frequency[None, None, :]
     angle = jnp.concatenate([angle, angle], axis=-1)
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def attention(query_BTHK, parts):
-    """softmax(q k^T / sqrt(K) where the mask is true) v, each key/value head shared by Q = H / N query heads.
+def attention(query_BTHK, parts, scale: float, cap: float | None = None):
+    """softmax(scale q k^T where the mask is true) v, each key/value head shared by Q = H / N query heads.
 
     The keys may come in several parts, (key [B, N, K, S], value [B, N, S, K], mask [B or 1, T, S]), which share one
-    softmax. The weights are normalised after the product with the values.
+    softmax. The weights are normalised after the product with the values. cap: a soft cap of the scores.
     """
     rows, length, heads, head_dim = query_BTHK.shape
     kv_heads = parts[0][0].shape[1]
     shape_BNQT = (rows, kv_heads, heads // kv_heads, length)
-    query_BTNQK = query_BTHK.reshape(rows, length, *shape_BNQT[1:3], head_dim) * head_dim**-0.5
+    query_BTNQK = query_BTHK.reshape(rows, length, *shape_BNQT[1:3], head_dim) * scale
     # X folds Q and T: as one plain batched product decoding is 2.4x (S = 96) to 2.8x (S = 256) as fast on CPU.
     query_BNXK = jnp.einsum("BTNQK->BNQTK", query_BTNQK).reshape(rows, kv_heads, -1, head_dim)
 
     def masked(key_BNKS, mask_BTS):
         score_BNXS = jnp.einsum("BNXK,BNKS->BNXS", query_BNXK, key_BNKS, preferred_element_type=jnp.float32)
+        score_BNXS = softcap(score_BNXS, cap)
         score_BNQTS = jnp.where(mask_BTS[:, None, None], score_BNXS.reshape(*shape_BNQT, -1), -1e30)
         return score_BNQTS.reshape(score_BNXS.shape)
 
@@ -154,6 +221,64 @@ def attention(query_BTHK, parts):
     return jnp.einsum("BNQTK->BTNQK", out_BNQTK).reshape(query_BTHK.shape).astype(query_BTHK.dtype)
 
 
+class Far(NamedTuple):
+    """What a row too long for one mask sees: positions and segments of its tokens (None: one segment), the window."""
+
+    positions_BT: Any
+    segments_BT: Any
+    window: Any
+
+
+SPAN = 512  # queries of a row whose attention scores exist at one time
+
+
+def far_attention(query_BTHK, key_BNKS, value_BNSK, far: Far, scale: float, cap: float | None = None):
+    """Causal `attention` over a row of any length, SPAN queries (C) at a time, in the backward pass, too."""
+    rows, length = query_BTHK.shape[:2]
+    count = -(-length // SPAN)
+
+    def cut(array):
+        """[B, T, ...] as spans [count, B, C, ...]; the last one is padded, and what it gives for that is dropped."""
+        padded = jnp.pad(array, [(0, 0), (0, count * SPAN - length)] + [(0, 0)] * (array.ndim - 2))
+        return jnp.moveaxis(padded.reshape(rows, count, SPAN, *array.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def one(piece):
+        query_BCHK, own, index = piece
+        mask_BCS = (index * SPAN + jnp.arange(SPAN))[None, :, None] >= jnp.arange(length)[None, None, :]
+        mask_BCS = mask_BCS & near(own.positions_BT, far.positions_BT, far.window)
+        if far.segments_BT is not None:
+            mask_BCS = mask_BCS & (own.segments_BT[:, :, None] == far.segments_BT[:, None, :])
+        return attention(query_BCHK, [(key_BNKS, value_BNSK, mask_BCS)], scale, cap)
+
+    own = far._replace(
+        positions_BT=cut(far.positions_BT),
+        segments_BT=None if far.segments_BT is None else cut(far.segments_BT),
+        window=jnp.broadcast_to(far.window, count),
+    )
+    parts = jax.lax.map(one, (cut(query_BTHK), own, jnp.arange(count)))
+    return jnp.moveaxis(parts, 0, 1).reshape(rows, count * SPAN, *query_BTHK.shape[2:])[:, :length]
+
+
+def causal(positions_BT, segments_BT, window: int):
+    """What each token of a row sees: one mask, as `attention` takes it; for a long row what `far_attention` needs."""
+    length = positions_BT.shape[1]
+    if length > SPAN:
+        return Far(positions_BT, segments_BT, jnp.int32(window or jnp.iinfo(jnp.int32).max))
+    mask_BTS = jnp.tril(jnp.ones((length, length), bool))[None]
+    if segments_BT is not None:
+        mask_BTS = mask_BTS & (segments_BT[:, :, None] == segments_BT[:, None, :])
+    return (mask_BTS & near(positions_BT, positions_BT, window) if window else mask_BTS,)
+
+
+def near(query_BT, key_BS, window: int):
+    """True for the keys that stand fewer than `window` tokens before the query; both are positions."""
+    return query_BT[:, :, None] - key_BS[:, None, :] < window
+
+
+ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": functools.partial(nn.gelu, approximate=True)}
+
+
 class Weights(nn.Module):
     """A module whose parameters are declared by name alone: `self.weight("q_DHK")` has the shape its suffix says."""
 
@@ -162,7 +287,9 @@ class Weights(nn.Module):
     def weight(self, name: str):
         letters = dims.suffix(name)
         shape = self.config.shape(letters)
-        if len(letters) == 1:
+        if "_bias_" in name or (len(letters) == 1 and self.config.zero_centred):
+            init = nn.initializers.zeros
+        elif len(letters) == 1:
             init = nn.initializers.ones
         elif name == "embed_VD":
             init = nn.initializers.normal(0.02)
@@ -174,20 +301,27 @@ class Weights(nn.Module):
             init = nn.initializers.normal(fan_in**-0.5)
         return self.param(name, init, shape, self.config.param_dtype).astype(self.config.dtype)
 
+    def norm(self, name: str, hidden):
+        return rms_norm(hidden, self.weight(name), self.config.norm_eps, self.config.zero_centred)
+
 
 class Block(Weights):
     """One layer: attention, then the gated feed-forward, each normed before and added to the residual stream."""
 
     @nn.compact
     def __call__(self, hidden_BTD, rotation, masks, past=(), recent=None, count=None):
-        eps = self.config.norm_eps
-        normed_BTD = rms_norm(hidden_BTD, self.weight("attn_norm_D"), eps)
+        config = self.config
+        normed_BTD = self.norm("attn_norm_D", hidden_BTD)
         query_BTHK = jnp.einsum("BTD,DHK->BTHK", normed_BTD, self.weight("q_DHK"))
         key_BTNK = jnp.einsum("BTD,DNK->BTNK", normed_BTD, self.weight("k_DNK"))
         value_BTNK = jnp.einsum("BTD,DNK->BTNK", normed_BTD, self.weight("v_DNK"))
-        if self.config.qk_norm:
-            query_BTHK = rms_norm(query_BTHK, self.weight("q_norm_K"), eps)
-            key_BTNK = rms_norm(key_BTNK, self.weight("k_norm_K"), eps)
+        if config.qkv_bias:
+            query_BTHK = query_BTHK + self.weight("q_bias_HK")[None, None]
+            key_BTNK = key_BTNK + self.weight("k_bias_NK")[None, None]
+            value_BTNK = value_BTNK + self.weight("v_bias_NK")[None, None]
+        if config.qk_norm:
+            query_BTHK = self.norm("q_norm_K", query_BTHK)
+            key_BTNK = self.norm("k_norm_K", key_BTNK)
         query_BTHK, key_BTNK = rotate(query_BTHK, *rotation), rotate(key_BTNK, *rotation)
         new = jnp.einsum("BTNK->BNKT", key_BTNK), jnp.einsum("BTNK->BNTK", value_BTNK)
         if recent is not None:
@@ -195,16 +329,27 @@ class Block(Weights):
                 jax.lax.dynamic_update_slice_in_dim(recent[0], new[0], count, axis=3),
                 jax.lax.dynamic_update_slice_in_dim(recent[1], new[1], count, axis=2),
             )
-        heads_BTHK = attention(
-            query_BTHK, [(*kv, mask) for kv, mask in zip((*past, new), masks, strict=True)]
-        )
-        hidden_BTD = hidden_BTD + jnp.einsum("BTHK,HKD->BTD", heads_BTHK, self.weight("o_HKD"))
-        hidden_BTD = constrain(hidden_BTD, "BTD")
+        scale = (config.query_scalar or config.head_dim) ** -0.5
+        if isinstance(masks, Far):
+            heads_BTHK = far_attention(query_BTHK, *new, masks, scale, config.attention_softcap)
+        else:
+            parts = [(*kv, mask) for kv, mask in zip((*past, new), masks, strict=True)]
+            heads_BTHK = attention(query_BTHK, parts, scale, config.attention_softcap)
+        out_BTD = jnp.einsum("BTHK,HKD->BTD", heads_BTHK, self.weight("o_HKD"))
+        if config.o_bias:
+            out_BTD = out_BTD + self.weight("o_bias_D")[None, None]
+        if config.post_norm:
+            out_BTD = self.norm("attn_post_norm_D", out_BTD)
+        hidden_BTD = constrain(hidden_BTD + out_BTD, "BTD")
 
-        normed_BTD = rms_norm(hidden_BTD, self.weight("ffw_norm_D"), eps)
+        normed_BTD = self.norm("ffw_norm_D", hidden_BTD)
         gate_BTF = jnp.einsum("BTD,DF->BTF", normed_BTD, self.weight("gate_DF"))
         up_BTF = jnp.einsum("BTD,DF->BTF", normed_BTD, self.weight("up_DF"))
-        down_BTD = jnp.einsum("BTF,FD->BTD", nn.silu(gate_BTF) * up_BTF, self.weight("down_FD"))
+        down_BTD = jnp.einsum(
+            "BTF,FD->BTD", ACTIVATIONS[config.activation](gate_BTF) * up_BTF, self.weight("down_FD")
+        )
+        if config.post_norm:
+            down_BTD = self.norm("ffw_post_norm_D", down_BTD)
         return constrain(hidden_BTD + down_BTD, "BTD"), new
 
 
@@ -219,31 +364,53 @@ class Transformer(Weights):
         if not self.config.tied:
             self.weight("head_DV")
         hidden_BTD = constrain(embed_VD[tokens_BT], "BTD")
-        rotation = rope(positions_BT, self.config.head_dim, self.config.rope_theta)
+        if self.config.scaled_embedding:
+            # rounded to the compute dtype first, as transformers does: 55.4256 is 55.5 in bfloat16
+            hidden_BTD = hidden_BTD * jnp.asarray(self.config.dim**0.5, hidden_BTD.dtype)
+        windows = self.config.windows or (0,) * self.config.layers
+        rotations = {window: self.rotation(positions_BT, window) for window in sorted(set(windows))}
         block = nn.remat(Block) if self.remat else Block
         blocks = [block(self.config, name=f"layer_{layer}") for layer in range(self.config.layers)]
         made = []
         if cache is None:
-            length = tokens_BT.shape[1]
-            mask_BTS = jnp.tril(jnp.ones((length, length), bool))[None]
-            if segments_BT is not None:
-                mask_BTS = mask_BTS & (segments_BT[:, :, None] == segments_BT[:, None, :])
-            for layer in blocks:
-                hidden_BTD, new = layer(hidden_BTD, rotation, (mask_BTS,))
+            masks = {window: causal(positions_BT, segments_BT, window) for window in rotations}
+            for layer, window in zip(blocks, windows, strict=True):
+                hidden_BTD, new = layer(hidden_BTD, rotations[window], masks[window])
                 made.append(new)
         else:
             size, chunk = cache.values_BNSK[0].shape[2], recent.values_BNCK[0].shape[2]
             filed_BTS = jnp.arange(size)[None, None, :] < recent.start_B[:, None, None]
-            masks = (filed_BTS, (jnp.arange(chunk) <= recent.count)[None, None, :])
+            recent_BTS = (jnp.arange(chunk) <= recent.count)[None, None, :]
+
+            def seen(window):
+                if not window:
+                    return filed_BTS, recent_BTS
+                filed_BS = jnp.arange(size)[None]
+                recent_BS = recent.start_B[:, None] + jnp.arange(chunk)[None]
+                return (
+                    filed_BTS & near(positions_BT, filed_BS, window),
+                    recent_BTS & near(positions_BT, recent_BS, window),
+                )
+
+            masks = {window: seen(window) for window in rotations}
             old = zip(*cache, strict=True), zip(recent.keys_BNKC, recent.values_BNCK, strict=True)
-            for layer, past, newest in zip(blocks, *old, strict=True):
-                hidden_BTD, new = layer(hidden_BTD, rotation, masks, (past,), newest, recent.count)
+            for layer, window, past, newest in zip(blocks, windows, *old, strict=True):
+                hidden_BTD, new = layer(
+                    hidden_BTD, rotations[window], masks[window], (past,), newest, recent.count
+                )
                 made.append(new)
         keys, values = zip(*made, strict=True)
-        hidden_BTD = rms_norm(hidden_BTD, self.weight("final_norm_D"), self.config.norm_eps)
+        hidden_BTD = self.norm("final_norm_D", hidden_BTD)
         if cache is None:
             return hidden_BTD, Cache(keys, values)
         return hidden_BTD, Recent(keys, values, recent.start_B, recent.count + 1)
+
+    def rotation(self, positions_BT, window: int):
+        """cos and sin for the layers with this window (0: none)."""
+        config = self.config
+        if window and config.local_rope_theta is not None:
+            return rope(positions_BT, config.head_dim, config.local_rope_theta)
+        return rope(positions_BT, config.head_dim, config.rope_theta, config.rope_scaling)
 
 
 @dataclasses.dataclass(frozen=True)
