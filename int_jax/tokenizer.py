@@ -1,51 +1,155 @@
 """One small surface over a Hugging Face tokenizer directory: encode, decode, chat rendering, stop ids, step ends."""
 
+import functools
+import json
+import re
 from pathlib import Path
+from typing import Any
 
+from jinja2 import TemplateError
 from transformers import AutoTokenizer
+
+ANSWER = "An answer."  # stands for an assistant's turn where the template is asked how it closes one
 
 
 class Tokenizer:
-    """Reads a tokenizer directory (or hub id) with `AutoTokenizer`; ids in, ids out.
+    """Reads a tokenizer directory with `AutoTokenizer`; ids in, ids out.
 
-    Attributes: vocab (ids are below it), pad_id, stop_ids (generation ends with any of these; the id is kept).
+    Args:
+      path: the directory. chat: what the chat template is told besides the messages, {"enable_thinking": False}.
+
+    Attributes: vocab (ids are below it), pad_id.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, chat: dict[str, Any] | None = None):
         self.path = str(path)
+        self.chat = dict(chat or {})
         self.hf = AutoTokenizer.from_pretrained(self.path)
-        self.vocab = len(self.hf)
+        self.vocab = 1 + max(self.hf.get_vocab().values())  # len(self.hf) where the ids have no holes
         self.pad_id = self.hf.pad_token_id if self.hf.pad_token_id is not None else 0
-        self.stop_ids: tuple[int, ...] = (self.hf.eos_token_id,) if self.hf.eos_token_id is not None else ()
+        # Some tokenizers (Mistral, Llama 2) put a space before every text that they encode, and take it away when they
+        # decode. That is right for a whole text and wrong for a part: parts go behind an anchor, which is cut off.
+        spaced = self._first_token("a").startswith(("▁", "Ġ"))
+        self._anchor_ids: list[int] = self._ids("\n") if spaced else []
+        self._anchor_text = len(self.hf.decode(self._anchor_ids)) if spaced else 0
+        self._piece = functools.cache(lambda i: self.decode([i]))  # 10 us an id, of 150k and at each step
+
+    def _ids(self, text: str) -> list[int]:
+        return self.hf.encode(text, add_special_tokens=False)
+
+    def _first_token(self, text: str) -> str:
+        return next(iter(self.hf.convert_ids_to_tokens(self._ids(text))), "")
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text as it stands: nothing is added to it."""
-        return self.hf.encode(text, add_special_tokens=False)
+        """Ids of the text as it stands, to be put behind other ids: nothing is added to it."""
+        if not self._anchor_ids:
+            return self._ids(text)
+        ids, start = self._ids("\n" + text), len(self._anchor_ids)
+        if ids[:start] != self._anchor_ids:
+            raise ValueError(f"{self.path}: {text[:20]!r} cannot be encoded apart from a newline before it")
+        return ids[start:]
 
     def decode(self, ids) -> str:
         """The text of the ids, special tokens included, spaces as they are."""
-        return self.hf.decode(
-            list(map(int, ids)), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        return self._text(ids, skip_special_tokens=False)
 
     def text(self, ids) -> str:
         """The text of a response without its special tokens: what a verifier or a person reads."""
+        return self._text(ids, skip_special_tokens=True)
+
+    def _text(self, ids, skip_special_tokens: bool) -> str:
         return self.hf.decode(
-            list(map(int, ids)), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+            self._anchor_ids + list(map(int, ids)),
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=False,
+        )[self._anchor_text :]
 
     def pieces(self, ids) -> list[str]:
         """The text of each id by itself, for display."""
-        return [self.decode([i]) for i in ids]
+        return [self._piece(int(i)) for i in ids]
 
-    def render(self, messages: list[dict[str, str]]) -> list[int]:
-        """Chat messages as ids, ending in an open assistant turn."""
-        text = self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return self.encode(text)
+    def render(self, messages: list[dict[str, str]], **knobs) -> list[int]:
+        """Chat messages as ids, ending in an open assistant turn.
+
+        The template has the last word on the first token, too: a BOS is there once if it writes one, else not at all.
+        The turn is continued by appending ids to these, never by rendering a part of it (`continue_final_message`),
+        which would strip the blank line that ends its last step.
+
+        Args:
+          knobs: replace those of `chat`.
+
+        Raises: ValueError where there is no template, or it does not read a knob, refuses the conversation or needs
+          the date of today; where the last message is the assistant's.
+        """
+        if messages[-1]["role"] == "assistant":
+            raise ValueError(
+                f"render: the last of {len(messages)} messages is the assistant's, whose turn this would open again; "
+                "to continue that turn, append its ids to those of the messages before it"
+            )
+        return self._ids(self._rendered(messages, True, self.chat | knobs))
+
+    def _rendered(self, messages, opened: bool, knobs: dict[str, Any]) -> str:
+        if self.hf.chat_template is None:
+            raise ValueError(
+                f"{Path(self.path) / 'chat_template.jinja'}: missing, and tokenizer_config.json has no chat_template; "
+                "write one, or give prompts as token ids"
+            )
+        template = self.hf.get_chat_template()
+        for name in knobs:
+            if not re.search(rf"\b{re.escape(name)}\b", template):
+                raise ValueError(
+                    f"{self.path}: the chat template does not read {name!r}; take it out of `chat`"
+                )
+        # A template that asks the clock for the date gets text in its place, which cannot be called: a run that goes
+        # on tomorrow must have the same prompts.
+        clock = {"strftime_now": "no clock"} if opened else {}
+        try:
+            return self.hf.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=opened, **clock, **knobs
+            )
+        except TemplateError as error:
+            roles = [message["role"] for message in messages]
+            raise ValueError(f"{self.path}: the chat template refuses {roles}: {error}") from None
+        except TypeError as error:
+            if "not callable" not in str(error) or "strftime_now" not in template:
+                raise
+            raise ValueError(
+                f"{self.path}: the chat template writes the date of today, so that prompts would change from day to "
+                "day; give it one, such as chat = {'date_string': '26 Jul 2024'}"
+            ) from None
+
+    @functools.cached_property
+    def _closing(self) -> int | None:
+        """The special token with which the template closes an assistant's turn, if it does so."""
+        if self.hf.chat_template is None:
+            return None
+        turns = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": ANSWER}]
+        _, _, after = self._rendered(turns, False, self.chat).rpartition(ANSWER)
+        first = self._ids(after.lstrip())[:1]
+        return first[0] if first and first[0] in self.hf.added_tokens_decoder else None
+
+    @property
+    def end_of_turn(self) -> int:
+        """The id with which the template closes an assistant's turn: what fine-tuning trains as its end."""
+        if self._closing is None:
+            raise ValueError(
+                f"{self.path}: no special token closes the assistant's turn in the chat template (or there is none), "
+                "so there is no end of turn to train"
+            )
+        return self._closing
+
+    @functools.cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a response, and are kept in it: the end of the assistant's turn, then every eos of the tokenizer
+        and of generation_config.json."""
+        file = Path(self.path) / "generation_config.json"
+        eos = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+        ids = (self._closing, self.hf.eos_token_id, *(eos if isinstance(eos, list) else [eos]))
+        return tuple(dict.fromkeys(i for i in ids if i is not None))
 
     def ending_with(self, text: str) -> tuple[int, ...]:
         """The ids whose own text ends with `text`: stop ids that end a response after a separator."""
-        return tuple(i for i in range(self.vocab) if self.decode([i]).endswith(text))
+        return tuple(i for i in range(self.vocab) if self._piece(i).endswith(text))
 
     def step_ends(self, ids, start: int = 0, separator: str = "\n\n") -> tuple[int, ...]:
         """Token offsets (exclusive) where the steps of ids[start:] end: after the token that completes a separator.
@@ -57,12 +161,12 @@ class Tokenizer:
         ends: list[int] = []
         newlines, text_seen = 0, False
         for offset in range(start, len(ids)):
-            piece = self.decode([ids[offset]])
+            piece = self._piece(ids[offset])
             if ends and ends[-1] == offset and piece and not piece.strip("\n"):
                 ends[-1] = offset + 1
                 continue
-            head, found, _ = ("\n" * newlines + piece).partition(separator)
-            if found and (text_seen or head.strip()):
+            joined = "\n" * newlines + piece
+            if separator in (joined if text_seen else joined.lstrip()):
                 ends.append(offset + 1)
                 newlines, text_seen = 0, False
                 continue
