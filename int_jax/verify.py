@@ -4,6 +4,9 @@ Equal text and equal numbers are settled here. Everything else is math-verify's 
 that can be killed: a computer algebra system may be asked for 9^(9^(9^9)), and no time-out inside a process
 stops that. An item that outlives its deadline, or takes its worker down, costs one verdict and one worker;
 never the run.
+
+There are two graders (verify_worker.py): "strict", the paper's, and "tolerant", which also takes the same answer in
+another dress. `disagreements` reports where they differ.
 """
 
 import atexit
@@ -21,9 +24,11 @@ import time
 from collections.abc import Iterable
 from fractions import Fraction
 from multiprocessing import connection
+from typing import NamedTuple
 
 from int_jax.types import Verdict
 
+GRADERS = ("strict", "tolerant")
 MAX_CHARS = 1_000  # of an answer, and of a gold answer
 MAX_DIGITS = 100  # characters of a number compared here
 DEADLINE_S = 10.0  # per item; a simple check takes about 1 ms
@@ -112,9 +117,9 @@ class _Worker:
     def fileno(self) -> int:
         return self.process.stdout.fileno()
 
-    def send(self, item: int, answer: str, gold: str) -> None:
+    def send(self, item: int, answer: str, gold: str, grader: str) -> None:
         """Raises BrokenPipeError if the process is gone. Never blocks: a request fits in a pipe's buffer."""
-        self.process.stdin.write(json.dumps([answer, gold]).encode("ascii") + b"\n")
+        self.process.stdin.write(json.dumps([answer, gold, grader]).encode("ascii") + b"\n")
         self.item, self.expires = item, time.monotonic() + self.deadline_s
 
     def receive(self) -> bytes:
@@ -167,25 +172,30 @@ class Pool:
     def pids(self) -> list[int]:
         return [worker.process.pid for worker in self._staff]
 
-    def verify_batch(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
+    def verify_batch(self, pairs: Iterable[tuple[str, str]], grader: str = "strict") -> list[Verdict]:
         """The verdicts of (response text, gold answer) pairs, in order. Threads take turns, batch by batch.
 
+        Args:
+          grader: one of GRADERS.
+
         Raises:
-          ValueError: a gold answer is empty.
+          ValueError: a gold answer is empty, or there is no such grader.
           RuntimeError: workers do not start.
         """
+        if grader not in GRADERS:
+            raise ValueError(f"no grader {grader!r}: choose one of {', '.join(GRADERS)}")
         pairs = list(pairs)
         for index, (_, gold) in enumerate(pairs):
             if not gold.strip():
                 raise ValueError(f"pair {index} has an empty gold answer {gold!r}: nothing to compare with")
         boxed = [(last_boxed(response), gold) for response, gold in pairs]
         verdicts = dict(enumerate(_settle(*pair) for pair in boxed))
-        hard = {index: boxed[index] for index, verdict in verdicts.items() if verdict is None}
+        hard = {index: (*boxed[index], grader) for index, verdict in verdicts.items() if verdict is None}
         with self._lock:
             verdicts |= self._grade(hard)
         return list(verdicts.values())
 
-    def _grade(self, requests: dict[int, tuple[str, str]]) -> dict[int, Verdict]:
+    def _grade(self, requests: dict[int, tuple[str, str, str]]) -> dict[int, Verdict]:
         todo = collections.deque(requests)
         verdicts: dict[int, Verdict] = {}
         try:
@@ -197,7 +207,7 @@ class Pool:
             raise
         return verdicts
 
-    def _feed(self, todo: collections.deque, requests: dict[int, tuple[str, str]]) -> None:
+    def _feed(self, todo: collections.deque, requests: dict[int, tuple[str, str, str]]) -> None:
         """Gives each idle worker an item, and starts the workers that are missing."""
         for worker in [worker for worker in self._staff if worker.item == IDLE][: len(todo)]:
             try:
@@ -245,13 +255,43 @@ atexit.register(_default.close)
 os.register_at_fork(after_in_child=_default.forget)
 
 
-def verify_batch(pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
+def verify_batch(pairs: Iterable[tuple[str, str]], grader: str = "strict") -> list[Verdict]:
     """`Pool.verify_batch` in the process's own pool, which ends with it."""
-    return _default.verify_batch(pairs)
+    return _default.verify_batch(pairs, grader)
 
 
-def verify(response_text: str, gold_answer: str) -> Verdict:
+class Disagreement(NamedTuple):
+    """A pair on which the graders differ: its `row` in the list given, the answer in the box, the gold answer, and what
+    each grader says."""
+
+    row: int
+    answer: str
+    gold: str
+    strict: Verdict
+    tolerant: Verdict
+
+
+def disagreements(pairs: Iterable[tuple[str, str]]) -> tuple[float, list[Disagreement]]:
+    """Where the graders differ on (response text, gold answer) pairs, and how often: (share of the pairs, the pairs).
+
+    Tolerant is at least strict, so each of them is a response that strict fails and tolerant passes, but for items
+    that ran out of time in one of them.
+    """
+    pairs = list(pairs)
+    told = zip(pairs, verify_batch(pairs), verify_batch(pairs, "tolerant"), strict=True)
+    found = [
+        Disagreement(row, last_boxed(response) or "", gold, strict, tolerant)
+        for row, ((response, gold), strict, tolerant) in enumerate(told)
+        if strict.passed != tolerant.passed
+    ]
+    return len(found) / max(1, len(pairs)), found
+
+
+def verify(response_text: str, gold_answer: str, grader: str = "strict") -> Verdict:
     r"""Grades the last `\boxed{...}` of a response against the gold answer.
+
+    Args:
+      grader: "strict", as in the paper, or "tolerant", which also takes the same answer in another dress.
 
     Returns:
       A verdict with score 1 for "correct" and 0 for the rest: "wrong"; "no_answer", no box, an empty one, or
@@ -260,7 +300,7 @@ def verify(response_text: str, gold_answer: str) -> Verdict:
       for the caller to say, who knows why it stopped.
 
     Raises:
-      ValueError: the gold answer is empty.
+      ValueError: the gold answer is empty, or there is no such grader.
       RuntimeError: workers do not start.
     """
-    return verify_batch([(response_text, gold_answer)])[0]
+    return verify_batch([(response_text, gold_answer)], grader)[0]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from int_jax.verify import Pool, last_boxed, verify, verify_batch
+from int_jax.verify import Pool, disagreements, last_boxed, verify, verify_batch
 
 ROOT = pathlib.Path(__file__).parents[1]
 TOWER = "9^{9^{9^{9}}}"  # math-verify does not come back from this one
@@ -22,8 +22,8 @@ def boxed(answer):
     return f"Hence \\boxed{{{answer}}}."
 
 
-def reasons(pool, pairs):
-    verdicts = pool.verify_batch([(boxed(answer), gold) for answer, gold in pairs])
+def reasons(pool, pairs, grader="strict"):
+    verdicts = pool.verify_batch([(boxed(answer), gold) for answer, gold in pairs], grader)
     return [verdict.reason for verdict in verdicts]
 
 
@@ -191,6 +191,258 @@ def test_math_verify_decides_the_rest(pool):
     ) == ["correct"] * 6 + ["wrong", "wrong", "correct", "wrong", "wrong", "unparsable", "unparsable"]
 
 
+# Math-verify's own published examples (README and tests of its repository at 5d148cf, restated as what is in a box):
+# group -> (answer, gold, whether it says that they are equal).
+PUBLISHED = {
+    "readme": [
+        (r"\{1,2,3,4\}", r"\{1,3\} \cup \{2,4\}", True),
+        ("(1,2)", "1 < x < 2", True),
+        ("1 < x < 2", "(1,2)", False),
+        ("a+2z = 2z + a = 101", "101", True),
+        ("2 > a", "a < 2", True),
+    ],
+    "numbers": [
+        ("-5", "-5", True),
+        ("7,425,000", "7425000", True),
+        ("1000.0", "1000", True),
+        ("1,000.99", "1000.99", True),
+        (".4", "0.4", True),
+        (r"\frac{10}{9}", "10/9", True),
+        (r"-\frac{10}{9}", "-10/9", True),
+        (r"11,\! 111,\! 111,\! 100", "11111111100", True),
+        (r"32,\! 349", "32349", True),
+        ("32, 349", "32349", False),
+        (r"0.0833333333333333", r"\frac{1}{12}", True),
+        (r"\sqrt{17}", "4.123105625617661", True),
+        (r"\sqrt 2+\sqrt 5", r"\sqrt{2}+\sqrt{5}", True),
+        (r"4\sqrt{2}", "4", False),
+        ("1", r"1\sqrt{19}", False),
+    ],
+    "notation": [
+        (r"\frac13", "1/3", True),
+        (r"\cfrac{1}{3}", "1/3", True),
+        (r"\tfrac{1}{3}", "1/3", True),
+        (r"\left( \frac{1}{3} \right)", "1/3", True),
+        (r"\frac{1}{3} \text{meters}", "1/3", True),
+        (r"125\textnormal{ miles}", "125", True),
+        (r"15\mbox{ cm}^2", "15", True),
+        (r"28\%", "28 percent", True),
+        (r"10\%", "0.1", True),
+        (r"\frac94\pi", r"\frac{9}{4}\pi", True),
+        (r"\text{E}", "E", True),
+        (r"\text{E}", "d", False),
+        (r"\text{(C)}", r"\text{C}", True),
+        (r"\text{odd}", "odd", True),
+        ("1:00", "12:00", False),
+        ("7:32", "S_{MBCN}:S=7:32", True),
+    ],
+    "sets": [
+        ("[0,1)", "[0,9)", False),
+        ("[0,9)", "(0,9)", False),
+        (r"[-1, -\tfrac12) \cup (1, \infty)", r"[-1, -\frac{1}{2}) \cup (1, \infty)", True),
+        ("(3,2)", "(p,q)=(3,2)", True),
+        ("4, 5", "AB=4,CD=5", True),
+        (r"\{-12, -11, -10\}", "-12;-11;-10", True),
+        (r"(7,11),\ (11,7)", "(11,7)or(7,11)", True),
+        (r"a=4,\,-8,\,-10", "-10,-8,4", True),
+        (r"6 \text{ and } 8", "6,8", True),
+        (r"19, 46, \text{ and } 82", "19, 46, and 82", True),
+        ("21, 36, and 82", "19, 46, and 82", False),
+        ("2021", r"\pm 2021", False),
+        ("n=1, 2, 3", "n=2, 3, 4", False),
+        (r"\{1\pm\sqrt{5},-2\}", r"\{-2, 1\pm\sqrt{5}\}", True),
+        (r"x \in [-2,7]", r"-2 \le x \le 7", True),
+        (r"-2 \le x \le 7", r"x \in [-2,7]", False),
+    ],
+    "relations": [
+        (r"x \geq 5", "x >= 5", True),
+        (r"x \lt 3", "x < 3", True),
+        (r"x \leq 5", r"x \geq 5", False),
+        (r"5 \geq x", r"x \leq 5", True),
+        ("-x > -1", "x < 1", True),
+        ("x > -1", "x < 1", False),
+        ("x = 5+5+1 = 7 =11", "x = 11", True),
+        (r"x=1/3\approx1.3", "1/3", True),
+        ("11a+c", "7 = 11a+c", False),
+        ("1", "2x + z = 1", False),
+        ("1", "k=1", True),
+        ("-34x-45y+20z-100=0", "34x+45y-20z+100=0", True),
+        (r"y=-\frac{1}{2}x+\frac{3}{4}", "2x+4y-3=0", True),
+    ],
+    "expressions": [
+        (r"\frac{x}{7}+\frac{2}{7}", r"\frac{x+2}{7}", True),
+        (r"\sec^2(y)", r"\tan^2(y)+1", True),
+        (r"(+5)(b+2)", "(a+5)(b+2)", False),
+        ("x+1", "x+2n+1", False),
+        ("f(y)", "f(x)", False),
+        (r"\begin{pmatrix}0 & 0 \\0 & 0\end{pmatrix}", r"\begin{bmatrix}0 & 0 \\0 & 0\end{bmatrix}", True),
+        (r"\begin{pmatrix}1 & 2 \\ 3 & 5\end{pmatrix}", r"\begin{pmatrix}1 & 2 \\ 3 & 4\end{pmatrix}", False),
+        (r"1-\frac{1}{\mathrm{e}}", r"1-\frac{1}{\mathrm{e}}", True),
+    ],
+    "more of the kind, by us": [
+        (r"100\%", "100", True),
+        ("0.5", r"\frac{1}{2}", True),
+        (r"\frac{1}{2} \textbf{meters}", "0.5", True),
+        (r"\frac{3\pi}{4}\text{ m}^{2}", r"\frac{3\pi}{4}", True),
+    ],
+}
+# Where strict says otherwise than published, and why.
+DEVIATIONS = {
+    # The box's text alone is read, not the prose around it; its plain-number reader, which takes a comma for a
+    # decimal point or a blank for a thousands separator, is not asked.
+    ("1000,99", "1000.99"): "wrong",
+    ("1 000", "1000"): "wrong",
+    # Published as equal, though it is not: both texts are cut at \\mathrm{e}.
+    (r"1+\frac{1}{\mathrm{e}}", r"1-\frac{1}{\mathrm{e}}"): "unparsable",
+}
+
+
+@pytest.mark.parametrize("group", PUBLISHED)
+def test_conformance_with_math_verifys_published_examples(pool, group):
+    told = reasons(pool, [pair for *pair, _ in PUBLISHED[group]])
+    wrong = [
+        (*row, said)
+        for row, said in zip(PUBLISHED[group], told, strict=True)
+        if (said == "correct") != row[2]
+    ]
+    assert wrong == []
+
+
+def test_where_strict_deviates_from_the_published_examples(pool):
+    assert dict(zip(DEVIATIONS, reasons(pool, DEVIATIONS), strict=True)) == DEVIATIONS
+
+
+# What strict refuses although math-verify 0.9.0 passes it: pairs of two different answers.
+REFUSED = [
+    # compared absolutely, to 15 digits (issue 14)
+    (r"\frac{1}{2004!}", r"\frac{1}{2006!}"),
+    (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}"),
+    (r"\frac{x}{2^{99}}", r"\frac{x}{2^{98}}"),
+    ("10^{-20}", "10^{-21}"),
+    (r"\frac{1}{3\cdot2^{2006}}", r"\frac{2^{2005}+1}{3\cdot2^{2006}}"),
+    # text cut at \mathrm{e}, both cut alike (issue 14, PR 82)
+    (r"1-\frac{1}{\mathrm{e}}", r"1-\frac{1}{\mathrm{\pi}}"),
+    # a part of the box
+    (r"5 \text{ (or maybe 6)}", "5"),
+    (r"5 \text{ if } n \text{ is odd}", "5"),
+    (r"5\text{ m}+x\text{ m}", "5"),
+    (r"maybe \foo{4} $5$", "5"),
+    (r"3 or \foo{4} or \frac{1}{2}", r"\frac{1}{2}"),
+    # dots left out
+    ("1,2,n", r"1,2,\ldots,n"),
+    # a mixed number, a product
+    ("2 3", "5"),
+    (r"12\,345", "357"),
+    ("1 000", "0"),
+    # a base left out, congruences multiplied out
+    ("101_2", "101"),
+    ("n≡3 (mod 4)", "n≡2 (mod 6)"),
+]
+# Wrong in math-verify too, or no more: 0.9.0 has mended these reports when the whole box is read as LaTeX.
+NOT_EQUAL = [
+    (r"1-\frac{1}{\mathrm{e}}", r"1+\frac{1}{\mathrm{e}}"),
+    ("4", r"4\sqrt(2)"),
+    (r"4\sqrt(2)", "4"),
+    ("1:00", "12:00"),
+    ("D=(0,1.5)", "D=(0,1)"),
+    ("3x-y+13=0", "3x+4y+14=0"),
+    ("f(x)=0", "f(x)=1"),
+    (r"1:4:9:\ldots", r"1:2:3:\ldots"),
+    (r"5 \text{ or } 6", "5"),
+    (r"\text{not } 5", "5"),
+    ("> 5", "5"),
+    ("x>5", "5"),
+    (r"\text{Yes}", r"\text{No}"),
+    (r"\sqrt{1/n}", r"\frac{1}{\sqrt{n}}"),  # rightly: they differ in sign for a negative n
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", "(2,1)"),
+    ("x^2-x<0", "(0,1)"),  # the problem's own inequality, unsolved
+    ("A + B", "A"),
+    ("C", "B"),
+    (r"n \equiv 1 \pmod 3", r"n \equiv 2 \pmod 3"),
+    (r"n \equiv 1 \pmod 3", r"m \equiv 1 \pmod 3"),
+    (r"45^\circ", r"\frac{\pi}{2}"),
+    ("(1,2)", "(2,1)"),
+    ("23", "2 3"),
+]
+# Known to pass although they differ: a chain of equations counts by its end, a letter's case does not count, and 15
+# digits are 15 digits.
+STILL_PASSED = [("x=4=5", "5"), ("X^2", "x^2"), (r"\sqrt{10^{40}+1}", "10^{20}")]
+# The same answer in another dress: only tolerant takes them.
+DRESSED = [
+    (r"0\le x<1", "[0,1)"),
+    (r"0 \leq x \lt 1", "[0,1)"),
+    (r"x\ge 0", r"[0,\infty)"),
+    (r"\frac{\pi}{2}", r"90^\circ"),
+    (r"90^{\circ}", r"\frac{\pi}{2}"),
+    ("60°", "60"),
+    (r"n\equiv 1 \pmod 3", r"n\equiv 1 \pmod{3}"),
+    (r"n \equiv 4 \pmod{3}", "n≡1 (mod 3)"),
+    (r"1, 4 \pmod 5", r"n \equiv \pm 1 \pmod{5}"),
+    (r"4\sqrt(2)", r"4\sqrt{2}"),
+    ("pi/2", r"\dfrac{\pi}{2}"),
+    (r"1-\frac{1}{\mathrm{e}}", r"1-\frac1e"),
+    ("x = 5.", "5"),
+    ("**73**", "73"),
+    (r"12\,345", "12345"),
+    (r"1\,000\,000", "1000000"),
+    ("1 000", "1000"),
+    (r"\varnothing", r"\emptyset"),
+    ("B) 5", "B"),
+    (r"\text{(A) } 5", "A"),
+]
+
+
+def test_false_positives_are_refused(pool):
+    for grader in ("strict", "tolerant"):
+        told = reasons(pool, REFUSED + NOT_EQUAL, grader)
+        assert [pair for pair, said in zip(REFUSED + NOT_EQUAL, told, strict=True) if said == "correct"] == []
+    assert reasons(pool, STILL_PASSED) == ["correct"] * len(STILL_PASSED)
+
+
+def test_false_negatives_are_the_tolerant_graders(pool):
+    strict, tolerant = (reasons(pool, DRESSED, grader) for grader in ("strict", "tolerant"))
+    assert [pair for pair, said in zip(DRESSED, strict, strict=True) if said == "correct"] == []
+    assert [pair for pair, said in zip(DRESSED, tolerant, strict=True) if said != "correct"] == []
+
+
+def test_tolerant_is_at_least_strict(pool):
+    pairs = [(a, b) for group in PUBLISHED.values() for a, b, _ in group]
+    strict, tolerant = (reasons(pool, pairs, grader) for grader in ("strict", "tolerant"))
+    later = [(*pair, t) for pair, s, t in zip(pairs, strict, tolerant, strict=True) if s == "correct" != t]
+    assert later == []
+    # What it adds among the published pairs: an interval by its solved inequality.
+    assert [p for p, s, t in zip(pairs, strict, tolerant, strict=True) if s != "correct" == t] == [
+        ("1 < x < 2", "(1,2)"),
+        (r"-2 \le x \le 7", r"x \in [-2,7]"),
+    ]
+
+
+def test_reported_hangs_and_oddities(pool):
+    """Issues 65, 57 and 55 of math-verify: a tower of powers, several boxes, threads."""
+    tower = r"\dfrac{5^{\left(5^{\left(5^{\left(5^5\right)}\right)} - 4\right)} - 5}{16}"
+    assert reasons(pool, [(tower, "5")])[0] in ("timeout", "wrong")
+    several = pool.verify_batch([(r"\boxed{1} and \boxed{2}", "2"), (r"\boxed{1}, \boxed{2}", "1,2")])
+    assert [v.reason for v in several] == ["correct", "wrong"]  # the last box alone
+    told = []
+    thread = threading.Thread(target=lambda: told.extend(reasons(pool, [("1+x", "x+1")])))
+    thread.start()
+    thread.join()
+    assert told == ["correct"]
+
+
+def test_disagreements_are_counted_and_shown():
+    pairs = [(boxed("60°"), "60"), (boxed("5"), "5"), (boxed("6"), "5"), ("no box", "5")]
+    rate, [one] = disagreements(pairs)
+    assert rate == 0.25 and (one.row, one.answer, one.gold) == (0, "60°", "60")
+    assert (one.strict.passed, one.tolerant.passed) == (False, True)
+    assert disagreements([]) == (0.0, [])
+
+
+def test_an_unknown_grader_is_refused():
+    with pytest.raises(ValueError, match="no grader 'lax': choose one of strict, tolerant"):
+        verify(boxed("5"), "5", "lax")
+
+
 @settings(max_examples=5, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 99), st.integers(1, 99), st.integers(0, 1)), max_size=12))
 def test_a_batch_keeps_its_order(pool, terms):
@@ -250,9 +502,9 @@ def test_a_worker_killed_from_outside():
 FAKE = """
 import mmap, os, signal, subprocess, time
 LatexExtractionConfig = object
-def parse(text, *_, parsing_timeout): return [text[7:-1], 0]
-def verify(golds, answers, timeout_seconds):
-    answer = answers[0]
+def parse(text, *_, **__): return [0, text[7:-1]]
+def verify(golds, answers, **_):
+    answer = answers[1]
     if answer == "segfault": os.kill(os.getpid(), signal.SIGSEGV)
     if answer == "exit": os._exit(0)
     if answer == "raise": raise MemoryError
