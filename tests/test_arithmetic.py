@@ -153,6 +153,17 @@ def test_knobs_change_the_hard_splits(tiny_dir):
         assert 3 <= task.meta["steps"] <= 4
 
 
+def test_more_problems_than_there_are_is_an_error_that_counts_them(domain, monkeypatch):
+    monkeypatch.setattr(arithmetic, "MAX_MISSES", 500)
+    short = domains.load("arithmetic", domain.tokenizer, lengths=(1, 1), rare=(0, 0))
+    with pytest.raises(
+        ValueError, match=r"no 10000 problems in split 'hard_test' with lengths 1 to 1: (\d+) "
+    ) as e:
+        short.tasks("hard_test", 0, 10_000)
+    found = int(re.search(r": (\d+) were found", str(e.value))[1])
+    assert len(short.tasks("hard_test", 0, found)) == found > 0
+
+
 # --- what each role sees ---
 
 

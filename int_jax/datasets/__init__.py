@@ -1,28 +1,146 @@
-"""Tasks from files with the columns problem, answer, reference_solution (JSONL, UTF-8)."""
+"""Tasks from data with the columns problem, answer, reference_solution, and what such data holds of later stages."""
 
+import collections
+import dataclasses
 from pathlib import Path
 
-from int_jax.stages import StageError, read_jsonl
+from int_jax.datasets.columns import COLUMNS, Row, normalised, problem_id, row_of
+from int_jax.datasets.sources import Fault, raw_rows
+from int_jax.stages import StageError
 from int_jax.types import Task
+
+__all__ = ["Report", "Row", "Rows", "disjoint", "normalised", "overlap", "problem_id", "read", "read_tasks"]
+
+SHOWN = 5  # offenders that a report names
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What came of a source: str() is a summary line, then the first offenders.
+
+    Attributes:
+      rows: rows in the source, good and bad. problems: distinct problems among the good ones.
+      faults: the bad ones, in order. left_out: rows of a column that is too long, or not plain, to be kept as meta.
+    """
+
+    source: str
+    rows: int
+    problems: int
+    faults: tuple[Fault, ...] = ()
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Bad rows by reason, the commonest first."""
+        return dict(collections.Counter(fault.reason for fault in self.faults).most_common())
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
+        summary = f"{self.source}: {self.rows} rows, {self.problems} problems; "
+        summary += f"{len(self.faults)} bad rows: {reasons}" if self.faults else "no bad rows"
+        if self.left_out:
+            summary += "; not kept: " + ", ".join(f"{name} ({n} rows)" for name, n in self.left_out.items())
+        more = len(self.faults) - SHOWN
+        lines = [f"  {fault.place}: {fault.detail}" for fault in self.faults[:SHOWN]]
+        return "\n".join([summary, *lines, *([f"  and {more} more"] if more > 0 else [])])
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The problems of a source (each once, in order of first appearance), its good rows, and the report."""
+
+    tasks: list[Task]
+    rows: list[Row]
+    report: Report
+
+
+def read(
+    source: str | Path, domain: str, split: str = "train", skip_bad: bool = False, needs: tuple[str, ...] = ()
+) -> Rows:
+    """Read a source's rows as tasks of a domain.
+
+    Several rows may hold one problem, with different attempts or interventions: they share one Task, whose meta is the
+    first one's. A row that repeats another in all this is a bad row, and so is one that gives its problem another
+    answer or reference.
+
+    Args:
+      source: a .jsonl, .jsonl.gz or .parquet file; a directory or glob of them, shards in the order of their names;
+        "tfds:NAME[/CONFIG][:VERSION]"; "huggingface:OWNER/NAME[/CONFIG]"; a directory that TFDS wrote
+        (`local.prepare`).
+      split: which split of a TFDS or Hugging Face name, or of a directory whose files name theirs.
+      skip_bad: leave bad rows out instead of refusing the source; the report counts them either way.
+      needs: columns that must not be empty besides problem and answer, of COLUMNS.
+
+    Raises: StageError, which says what is wrong with which rows; or that none is left.
+    """
+    for name in needs:
+        if name not in COLUMNS:
+            raise ValueError(f"needs: no column {name!r}; choose from {', '.join(COLUMNS)}")
+    rows: list[Row] = []
+    faults: list[Fault] = []
+    left_out: collections.Counter[str] = collections.Counter()
+    firsts: dict[str, Row] = {}
+    seen: dict[tuple, str] = {}
+    for raw in raw_rows(source, split):
+        made = raw if isinstance(raw, Fault) else row_of(raw, domain, tuple(needs))
+        if isinstance(made, Fault):
+            faults.append(made)
+            continue
+        row, ignored = made
+        fault = _clash(row, firsts.get(row.task.id), seen)
+        if fault:
+            faults.append(fault)
+            continue
+        first = firsts.setdefault(row.task.id, row)
+        seen[row.content] = row.place
+        rows.append(dataclasses.replace(row, task=first.task))
+        left_out.update(ignored)
+    report = Report(str(source), len(rows) + len(faults), len(firsts), tuple(faults), dict(left_out))
+    if faults and not skip_bad:
+        raise StageError(f"{report}\nMend these rows, or say that bad rows are to be skipped (skip_bad)")
+    if not rows:
+        raise StageError(f"{report}\nNo row is left")
+    return Rows([row.task for row in firsts.values()], rows, report)
+
+
+def _clash(row: Row, first: Row | None, seen: dict[tuple, str]) -> Fault | None:
+    """What is wrong with a row beside the rows before it."""
+    if first is None:
+        return None
+    for column in ("answer", "reference"):
+        mine, theirs = getattr(row.task, column).strip(), getattr(first.task, column).strip()
+        if mine != theirs:
+            detail = (
+                f"another {column} ({mine[:40]!r}) than the same problem in {first.place} ({theirs[:40]!r})"
+            )
+            return Fault(row.place, "conflict", detail)
+    if row.content in seen:
+        return Fault(row.place, "duplicate", f"the same problem and contents as in {seen[row.content]}")
+    return None
 
 
 def read_tasks(path: str | Path, domain: str) -> list[Task]:
-    """The problems of a JSONL file, in its order; ids are "<file's name>-<row>".
+    """The problems of a source, in its order; see `read`, whose defaults it takes."""
+    return read(path, domain).tasks
 
-    Raises: StageError naming file and row where a line is not JSON or lacks a problem or an answer.
+
+def overlap(train: list[Task], test: list[Task]) -> list[Task]:
+    """The training tasks whose problem is also in the test set, by its normalised text."""
+    held_out = {normalised(task.problem) for task in test}
+    return [task for task in train if normalised(task.problem) in held_out]
+
+
+def disjoint(train: list[Task], test: list[Task], skip_bad: bool = False) -> list[Task]:
+    """The training tasks that are not held out. The test set stays as it is.
+
+    Raises: StageError where a problem is in both sets, naming the first ones, unless they are to be skipped.
     """
-    path = Path(path)
-    tasks = []
-    for number, row in enumerate(read_jsonl(path), 1):
-        if not isinstance(row, dict):
-            raise StageError(f"{path}, row {number}: not a record of columns but {str(row)[:80]!r}")
-        for column in ("problem", "answer"):
-            if row.get(column) is None or not str(row[column]).strip():
-                raise StageError(
-                    f"{path}, row {number}: no {column!r}; columns found: {', '.join(row) or 'none'}"
-                )
-        reference = str(row.get("reference_solution") or "")
-        tasks.append(
-            Task(f"{path.stem}-{number}", domain, str(row["problem"]), reference, str(row["answer"]))
+    both = {task.id for task in overlap(train, test)}
+    if both and not skip_bad:
+        shown = [f"  {task.id}: {task.problem[:80]!r}" for task in train if task.id in both][:SHOWN]
+        raise StageError(
+            f"{len(both)} of {len(train)} training problems are in the test set of {len(test)}, too:\n"
+            + "\n".join(shown)
+            + "\nTake them out of one of the sets, or say that bad rows are to be skipped: then they are not trained on"
         )
-    return tasks
+    return [task for task in train if task.id not in both]

@@ -9,14 +9,26 @@ A domain is a module here with `build(tokenizer, **knobs)`; its name in a config
     steps(tokens, start)       -> step_ends, token offsets
     step_texts(trace)          -> the text of each step
     verify(trace)              -> Verdict
+    verify_many(traces)        -> list[Verdict], the same: where grading many side by side is faster
     leaks(task, text)          -> whether a step gives the final answer away
     reply(trace)               -> a partner's turn as token ids, [] if the partner is silent
     first_error(trace)         -> index of the first wrong step, and
     correction(trace, step)    -> the right step: only where an oracle exists
+
+`view` numbers an attempt's steps from 1, one number for each of `step_ends`; a proposer's location is such a number. An
+attempt may have hundreds of them, and headings of its own ("Step 3"), so the number must not look like one. Nothing is
+left out of a view to make it fit: what is too long for a prompt is counted and skipped by the proposer.
 """
 
 import importlib
 import pkgutil
+from pathlib import Path
+
+import jinja2
+
+from int_jax.tokenizer import Tokenizer
+
+PROMPTS = Path(__file__).parents[1] / "assets" / "prompts"  # a folder a domain, a template a role
 
 
 def load(name: str, tokenizer, **knobs):
@@ -25,3 +37,33 @@ def load(name: str, tokenizer, **knobs):
     if name not in known:
         raise ValueError(f"no domain {name!r} in int_jax/domains: choose one of {', '.join(known)}")
     return importlib.import_module(f"{__name__}.{name}").build(tokenizer, **knobs)
+
+
+class SilentPartner:
+    """What domains of free text have in common: steps between blank lines, and a partner who never speaks."""
+
+    tokenizer: Tokenizer
+    separator = "\n\n"
+
+    def steps(self, tokens, start: int = 0) -> tuple[int, ...]:
+        return self.tokenizer.step_ends(tokens, start, self.separator)
+
+    def step_texts(self, trace) -> list[str]:
+        """The text of each step, without separator and special tokens."""
+        spans = zip(trace.step_starts(), trace.step_ends, strict=True)
+        return [self.tokenizer.text(trace.tokens[a:b]).strip("\n") for a, b in spans]
+
+    def reply(self, trace) -> list[int]:
+        return []
+
+
+def template(path: Path) -> jinja2.Template:
+    """A prompt template; one that names what it is not given raises jinja2.UndefinedError when it is rendered."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such template; config.domain.knobs.prompts names the folder it is in"
+        )
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+    )
+    return environment.from_string(path.read_text(encoding="utf-8"))

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from int_jax.domains import SilentPartner
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Task, Trace, Verdict
 from int_jax.verify import last_boxed
 
 NAME = "arithmetic"
-SEPARATOR = "\n\n"
 MAX_STEPS = 8
 MAX_VALUE = 99
 WORDS = {"+": "add", "-": "take", "x": "times"}
@@ -27,6 +27,8 @@ NATURAL = 6.0  # the exponent of the embedded model's solving data: x9 is 2,900 
 COMMON = 17  # operations beyond this rank (operand 7 and above) are the rare ones: 0.4% of the natural ones
 # The check alone: its log states the reference's values, so no guided solve before it.
 PROPOSAL_ROLES = ("checker",)
+
+MAX_MISSES = 10_000  # draws in a row without a new problem (a few seconds) before `tasks` gives up
 
 # Problems are dealt to splits by a hash of their text, so that no problem is in two of them.
 SPLITS = ("train", "hard_train", "hard_validation", "hard_test")
@@ -185,11 +187,10 @@ def corrupted(rng: np.random.Generator, one: Chain) -> list[str]:
     return [*steps, boxed(value)]
 
 
-class Arithmetic:
+class Arithmetic(SilentPartner):
     """The domain, over a tokenizer. See the protocol in `domains/__init__.py`."""
 
     name = NAME
-    separator = SEPARATOR
     proposal_roles = PROPOSAL_ROLES
 
     def __init__(self, tokenizer: Tokenizer, **knobs):
@@ -201,18 +202,29 @@ class Arithmetic:
         self.knobs |= knobs
 
     def tasks(self, split: str, seed: int, count: int) -> list[Task]:
-        """`count` distinct problems of a split; the hard ones are long and hold rare operations."""
+        """`count` distinct problems of a split; the hard ones are long and hold rare operations.
+
+        Raises: ValueError where there are not so many.
+        """
         if split not in SPLITS:
             raise ValueError(f"arithmetic has no split {split!r}: choose one of {', '.join(SPLITS)}")
         rng = np.random.default_rng([seed, SPLITS.index(split)])
         low, high = self.knobs["lengths"] if split != "train" else (2, MAX_STEPS)
         rare_low, rare_high = self.knobs["rare"] if split != "train" else (0, 0)
         found: dict[str, Task] = {}
+        misses = 0
         while len(found) < count:
+            if misses == MAX_MISSES:
+                raise ValueError(
+                    f"arithmetic has no {count} problems in split {split!r} with lengths {low} to {high}: {len(found)} "
+                    f"were found, then none in {misses:,} draws; ask for fewer or allow longer chains"
+                )
             length = int(rng.integers(low, high + 1))
             one = chain(rng, length, self.knobs["exponent"], int(rng.integers(rare_low, rare_high + 1)))
-            if split_of(one.problem) == split:
-                found.setdefault(one.problem, task(one, f"{split}-{seed}-{len(found)}"))
+            misses += 1
+            if split_of(one.problem) == split and one.problem not in found:
+                found[one.problem] = task(one, f"{split}-{seed}-{len(found)}")
+                misses = 0
         return list(found.values())
 
     def view(self, task: Task, steps: list[str], role: str) -> list[dict[str, str]]:
@@ -227,14 +239,6 @@ class Arithmetic:
             raise ValueError(f"arithmetic has no role {role!r}: choose solver, teacher or checker")
         return [{"role": "user", "content": content}]
 
-    def steps(self, tokens, start: int = 0) -> tuple[int, ...]:
-        return self.tokenizer.step_ends(tokens, start, SEPARATOR)
-
-    def step_texts(self, trace: Trace) -> list[str]:
-        """The text of each step, without separator and special tokens."""
-        spans = zip(trace.step_starts(), trace.step_ends, strict=True)
-        return [self.tokenizer.text(trace.tokens[a:b]).strip("\n") for a, b in spans]
-
     def verify(self, trace: Trace) -> Verdict:
         """Exact: the last boxed text against the answer; a response cut off is "truncated" unless it passes."""
         answer = last_boxed(self.tokenizer.text(trace.response))
@@ -247,10 +251,6 @@ class Arithmetic:
     def leaks(self, task: Task, text: str) -> bool:
         """A step gives the answer away if it boxes something or arrives at the answer's value."""
         return "\\boxed" in text or str(step_value(text)) == task.answer
-
-    def reply(self, trace: Trace) -> list[int]:
-        """Mathematics is a dialogue with a silent partner."""
-        return []
 
     def first_error(self, trace: Trace) -> int | None:
         return first_wrong(trace.task.reference, self.step_texts(trace))

@@ -1,0 +1,146 @@
+"""Rows with attempts and interventions as the output of a run's stages, so that a run may enter at any of them.
+
+An imported attempt is text. Its ids are this tokenizer's reading of the text, which need not be the ids that were
+drawn, and their log-probabilities are unknown: `sampled` is false and `logp` zero throughout, so no policy gradient
+ever takes it for the policy's own sample. Fine-tuning weighs tokens by their place (prefix, intervention) alone.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from int_jax import proposers, rollout, types
+from int_jax.datasets import Row
+from int_jax.stages import StageError, write_atomically
+from int_jax.types import Intervention, Task, Trace
+
+COUNTS = ("attempts", "problems", "passed", "spliced", *proposers.DROPS, "differ")
+
+
+def attempt(domain, task: Task, text: str, sample: int = 0) -> Trace:
+    """An attempt from its text, judged by the domain.
+
+    It ends in a stop token: whether the attempt stopped by itself or was cut is not in the file. `key` is (0, sample).
+    """
+    tokens = domain.tokenizer
+    opened = rollout.opened(domain, task)
+    trace = rollout.told(opened, [*tokens.encode(text), *tokens.stop_ids[:1]])
+    ends = domain.steps(trace.tokens, trace.prompt_len)
+    trace = trace.replace(step_ends=ends, stop="stop", key=(0, sample))
+    return trace.replace(verdict=domain.verify(trace))
+
+
+def located(domain, trace: Trace, one: Intervention) -> Intervention:
+    """The intervention with `step` counted in this trace's steps.
+
+    The files count the pieces between separators, empty ones included ("a\\n\\n\\n\\nb" has three); here a longer run
+    of newlines separates two steps, and an empty piece stands for the step after it. A location outside the attempt
+    stays outside.
+    """
+    text = domain.tokenizer.decode(trace.response)
+    pieces = text.split(domain.separator)
+    if not 0 <= one.step < len(pieces):
+        outside = -1 if one.step < 0 else len(trace.step_ends)
+        return dataclasses.replace(one, step=outside)
+    start = sum(map(len, pieces[: one.step])) + one.step * len(domain.separator)
+    start = len(text) - len(text[start:].lstrip("\n"))
+    ends = [len(domain.tokenizer.decode(trace.tokens[trace.prompt_len : end])) for end in trace.step_ends]
+    return dataclasses.replace(one, step=sum(end <= start for end in ends))
+
+
+def guided(domain, task: Task, text: str, one: Intervention, sample: int = 0) -> Trace:
+    """A guided attempt from its text alone: the first `one.step` pieces, then what the file holds of the step; open.
+
+    Where the attempt itself is known, splicing the intervention into it (`rollout.spliced`) keeps more: its ids.
+
+    Raises: StageError if the text has no such step.
+    """
+    pieces = text.strip("\n").split(domain.separator)
+    if not 0 <= one.step < len(pieces):
+        raise StageError(
+            f"task {task.id}: a guided attempt of {len(pieces)} steps has no step {one.step + 1}"
+        )
+    before = "".join(piece + domain.separator for piece in pieces[: one.step])
+    step = domain.separator.join(pieces[one.step :])
+    prefix = rollout.told(rollout.opened(domain, task), domain.tokenizer.encode(before))
+    trace = rollout.told(prefix, domain.tokenizer.encode(step + domain.separator))
+    ends = (*domain.steps(prefix.tokens, prefix.prompt_len), len(trace.tokens))
+    return trace.replace(step_ends=ends, spliced=len(prefix.tokens), key=(0, sample))
+
+
+def stage_rows(
+    rows: list[Row], domain, filtered: bool = False
+) -> tuple[dict[str, list[dict]], dict[str, int]]:
+    """The rows of the stages attempts, proposals and guided, as `experiments/run.py` keeps them, in one order.
+
+    An attempt that the domain's verifier passes is counted as correct, not as wrong: its problem is then not a hard
+    one, and its other attempts are not used either. A guided attempt is spliced anew from attempt and intervention.
+
+    Args:
+      rows: all with an attempt; see `datasets.read(needs=("incorrect_attempt",))`.
+      filtered: the rows are those whose guided attempts had a success (InT's SFT set): "successes" is 1, of tries that
+        are not known (0). Otherwise the stage guided is left to the run.
+
+    Returns: (stages, counts). stages: {"attempts", "proposals"} and, if filtered, "guided"; no "proposals" where no row
+      has an intervention. counts: attempts, problems, passed (attempts that the verifier passes), spliced, each of
+      proposers.DROPS, and differ (rows whose own guided attempt is not, up to white space, what was spliced).
+    Raises: StageError for a row without an attempt.
+    """
+    by_task: dict[str, list[Row]] = {}
+    for row in rows:
+        by_task.setdefault(row.task.id, []).append(row)
+    counts = dict.fromkeys(COUNTS, 0)
+    stages: dict[str, list[dict]] = {"attempts": [], "proposals": [], "guided": []}
+    for group in by_task.values():
+        traces = _attempts(domain, group)
+        wrong = [trace for trace in traces if not trace.verdict.passed]
+        passed = len(traces) - len(wrong)
+        counts["problems"] += 1
+        counts["attempts"] += len(traces)
+        counts["passed"] += passed
+        stages["attempts"].append(
+            {
+                "task": types.to_json(group[0].task),
+                "samples": len(traces),
+                "correct": passed,
+                "wrong": [types.to_json(trace) for trace in wrong],
+            }
+        )
+        for row, trace in zip(group, traces, strict=True):
+            if not passed:
+                _propose(domain, row, trace, stages, counts)
+    if not any(row.intervention for row in rows):
+        del stages["proposals"]
+    if not filtered:
+        del stages["guided"]
+    return stages, counts
+
+
+def _attempts(domain, group: list[Row]) -> list[Trace]:
+    for row in group:
+        if not row.attempt:
+            raise StageError(f"{row.place}: no 'incorrect_attempt' to enter a run with")
+    return [attempt(domain, row.task, row.attempt, sample) for sample, row in enumerate(group)]
+
+
+def _propose(domain, row: Row, trace: Trace, stages: dict, counts: dict) -> None:
+    """Add a wrong attempt's intervention, or why there is none, and its guided attempt."""
+    one = row.intervention and located(domain, trace, row.intervention)
+    drop = proposers.fault(domain, trace, one)
+    stages["proposals"].append({"intervention": None if drop else types.to_json(one), "drop": drop or ""})
+    counts[drop or "spliced"] += 1
+    if drop:
+        return
+    patched = rollout.spliced([trace], [one], domain.tokenizer, domain.separator)[0]
+    counts["differ"] += (
+        bool(row.guided) and row.guided.split() != domain.tokenizer.text(patched.response).split()
+    )
+    stages["guided"].append({"trace": types.to_json(patched), "tries": 0, "successes": 1, "shown": []})
+
+
+def write_stages(stages: dict[str, list[dict]], folder: str | Path) -> dict[str, Path]:
+    """Write each stage's rows to folder/STAGE.jsonl: what a run takes as --config.inputs.STAGE."""
+    paths = {stage: Path(folder) / f"{stage}.jsonl" for stage in stages}
+    for stage, path in paths.items():
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in stages[stage]))
+    return paths

@@ -1,0 +1,563 @@
+"""Data by columns: what is read comes back the same from every format, and nothing is lost without being counted."""
+
+import collections
+import gzip
+import json
+import pathlib
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow
+import pytest
+import tensorflow_datasets as tfds
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from int_jax import datasets, domains, types
+from int_jax.batch import intervention_weights, reinforced
+from int_jax.datasets import entry, local, problem_id, read, read_tasks
+from int_jax.datasets.columns import Row
+from int_jax.datasets.sources import plain
+from int_jax.domains.arithmetic import chain, corrupted
+from int_jax.rollout import spliced
+from int_jax.stages import StageError, read_jsonl
+from int_jax.tokenizer import Tokenizer
+from int_jax.types import Intervention, Task
+
+GOOD = {"problem": "p", "answer": "1"}
+
+
+def write(path: pathlib.Path, *rows) -> pathlib.Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def problems(count: int, prefix: str = "p") -> list[dict]:
+    return [
+        {"problem": f"{prefix} {i}?", "answer": str(i), "reference_solution": f"r {i}"} for i in range(count)
+    ]
+
+
+def essence(rows: list[Row]) -> list[tuple]:
+    """Rows without the places where they stood and the column's own spelling of the intervention."""
+    return [
+        (r.task, r.attempt, r.guided, r.intervention and (r.intervention.step, r.intervention.text))
+        for r in rows
+    ]
+
+
+# --- one row ---
+
+
+def test_tasks_from_a_file(tmp_path):
+    path = write(
+        tmp_path / "olympiad.jsonl",
+        {"problem": "p", "answer": 36, "reference_solution": "r", "source": "x", "prompt": "y" * 900},
+        {"problem": "q", "answer": 0, "reference_solution": None},
+    )
+    first, second = read_tasks(path, "math")
+    assert first == Task(problem_id("p"), "math", "p", "r", "36", {"source": "x"})
+    assert second == Task(problem_id("q"), "math", "q", "", "0", {})
+    assert read(path, "math").report.left_out == {"prompt": 1}
+
+
+@pytest.mark.parametrize(
+    ("value", "answer"),
+    [(36, "36"), (36.0, "36"), (-0.5, "-0.5"), ("36.0", "36.0"), (" x ", " x "), (10**30, "1" + "0" * 30)],
+)
+def test_answers_may_be_numbers(tmp_path, value, answer):
+    assert read_tasks(write(tmp_path / "x.jsonl", {**GOOD, "answer": value}), "math")[0].answer == answer
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "detail"),
+    [
+        ({"problem": "q"}, "no answer", "no 'answer'; columns found: problem"),
+        ({"problem": "q", "answer": " \n"}, "no answer", "no 'answer'; columns found: problem, answer"),
+        ({"problem": "q", "answer": None}, "no answer", "no 'answer'; columns found: problem, answer"),
+        ({"problem": None, "answer": "1"}, "no problem", "no 'problem'; columns found: problem, answer"),
+        ({"question": "q", "answer": "1"}, "no problem", "no 'problem'; columns found: question, answer"),
+        ({}, "no problem", "no 'problem'; columns found: none"),
+        ({"problem": ["q"], "answer": "1"}, "wrong type", "'problem' is list"),
+        ({"problem": "q", "answer": True}, "wrong type", "'answer' is bool 'True'"),
+        ({"problem": "q", "answer": ["1"]}, "wrong type", "'answer' is list"),
+        ({**GOOD, "reference_solution": 3}, "wrong type", "'reference_solution' is int"),
+        ({**GOOD, "incorrect_attempt": ["a"]}, "wrong type", "'incorrect_attempt' is list"),
+        ({**GOOD, "intervention": "nothing"}, "unreadable intervention", "'nothing'"),
+        ({**GOOD, "intervention": {"content": "c"}}, "unreadable intervention", "not content and location"),
+        ({**GOOD, "intervention": {"content": "c", "location": "the end"}}, "unreadable", "'the end'"),
+        ({**GOOD, "intervention": {"content": 3, "location": 2}}, "wrong type", "content is int"),
+        ({"problem": "\ud800", "answer": "1"}, "not UTF-8", "'problem'"),
+        ({**GOOD}, "duplicate", "x.jsonl, row 1"),
+        ({"problem": " P\n", "answer": "1"}, "duplicate", "x.jsonl, row 1"),
+        ({"problem": "p", "answer": "2"}, "conflict", "another answer ('2') than the same problem in"),
+        ({**GOOD, "reference_solution": "r"}, "conflict", "another reference ('r')"),
+        ([1], "not a record", "[1]"),
+        (None, "not a record", "None"),
+    ],
+)
+def test_a_bad_row_is_fatal_with_file_row_and_reason_and_counted_where_it_is_skipped(
+    tmp_path, row, reason, detail
+):
+    path = write(tmp_path / "x.jsonl", GOOD, {"problem": "z", "answer": "1"}, row)
+    with pytest.raises(StageError, match="3 rows, 2 problems; 1 bad rows: 1 ") as error:
+        read(path, "math")
+    [offender] = [line for line in str(error.value).splitlines() if line.startswith("  ")]
+    assert offender.startswith(f"  {path}, row 3: ") and detail in offender
+    rest = read(path, "math", skip_bad=True)
+    assert [t.problem for t in rest.tasks] == ["p", "z"] and len(rest.rows) == 2
+    [(counted, count)] = rest.report.counts.items()
+    assert counted.startswith(reason.split()[0]) and count == 1
+
+
+@pytest.mark.parametrize("column", ["reference_solution", "incorrect_attempt", "intervention"])
+def test_columns_that_the_method_needs_may_be_asked_for(tmp_path, column):
+    path = write(tmp_path / "x.jsonl", {**GOOD, column: None})
+    assert len(read(path, "math").tasks) == 1
+    with pytest.raises(StageError, match=f"1 no {column}"):
+        read(path, "math", needs=(column,))
+    with pytest.raises(ValueError, match="no column 'reference'; choose from problem, "):
+        read(path, "math", needs=("reference",))
+
+
+def test_a_report_is_a_line_and_the_first_offenders(tmp_path):
+    rows = [GOOD, *({"problem": f"{i}"} for i in range(7)), GOOD]
+    said = str(read(write(tmp_path / "x.jsonl", *rows), "math", skip_bad=True).report).splitlines()
+    assert said[0].endswith("x.jsonl: 9 rows, 1 problems; 8 bad rows: 7 no answer, 1 duplicate")
+    assert len(said) == 7 and said[-1] == "  and 3 more"
+    with pytest.raises(StageError, match="No row is left"):
+        read(write(tmp_path / "y.jsonl", {}), "math", skip_bad=True)
+
+
+ROWS = st.lists(
+    st.sampled_from([GOOD, {"problem": "q", "answer": 2}, {"answer": "1"}, {"problem": "p"}, 7, "raw"]),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ROWS)
+def test_every_row_is_good_or_counted(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("x") / "x.jsonl"
+    lines = ["{'broken" if row == "raw" else json.dumps(row) for row in rows]
+    path.write_text("\n".join(lines) + "\n")
+    try:
+        found = read(path, "math", skip_bad=True)
+    except StageError as error:
+        assert "No row is left" in str(error) and not any("problem" in r for r in rows if r == GOOD)
+        return
+    assert len(found.rows) + sum(found.report.counts.values()) == found.report.rows == len(rows)
+    distinct = {json.dumps(row) for row in rows if isinstance(row, dict) and len(row) == 2}
+    assert len(found.rows) == len(found.tasks) == len(distinct)
+
+
+# --- broken files ---
+
+
+def test_a_truncated_tail_and_bytes_that_are_no_utf8(tmp_path):
+    good = json.dumps(GOOD).encode() + b"\n"
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(good + b'{"problem": "\xff", "answer": "1"}\n' + b"\n" + b'{"problem": "q", "ans')
+    report = read(path, "math", skip_bad=True).report
+    assert [(f.place.rpartition(", ")[2], f.reason) for f in report.faults] == [
+        ("row 2", "not UTF-8"),
+        ("row 3", "not JSON"),
+        ("row 4", "truncated"),
+    ]
+    path.write_bytes(good + '{"problem": "é'.encode()[:-1])  # broken off within a letter
+    assert read(path, "math", skip_bad=True).report.counts == {"truncated": 1}
+    path.write_bytes(good[:-1])  # a last line without its end is whole if it is JSON
+    assert len(read(path, "math").tasks) == 1
+
+
+def test_a_compressed_file_that_breaks_off(tmp_path):
+    path = tmp_path / "x.jsonl.gz"
+    random.seed(0)
+    rows = [{**row, "reference_solution": str(random.random())} for row in problems(2000)]
+    whole = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
+    path.write_bytes(whole)
+    assert len(read(path, "math").tasks) == 2000
+    path.write_bytes(whole[: len(whole) // 2])
+    part = read(path, "math", skip_bad=True)
+    assert part.report.counts == {"truncated": 1} and 0 < len(part.tasks) < 2000
+    assert part.tasks == read_or_tasks(rows, tmp_path)[: len(part.tasks)]
+
+
+def read_or_tasks(rows: list[dict], folder: pathlib.Path) -> list[Task]:
+    return read(write(folder / "whole.jsonl", *rows), "math").tasks
+
+
+def test_a_parquet_file_with_bytes_that_are_no_utf8_and_one_that_is_none(tmp_path):
+    path = tmp_path / "x.parquet"
+    raw = pyarrow.array([b"p", b"\xff", b"q"], pyarrow.binary())
+    texts = pyarrow.Array.from_buffers(pyarrow.string(), 3, raw.buffers())  # what a careless writer leaves
+    parquet.write_table(pyarrow.table({"problem": texts, "answer": ["1", "2", "3"]}), path)
+    found = read(path, "math", skip_bad=True)
+    assert [t.problem for t in found.tasks] == ["p", "q"] and found.report.counts == {"not UTF-8": 1}
+    assert found.report.faults[0].place == f"{path}, row 2"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(StageError, match=r"x\.parquet: not readable as Parquet"):
+        read(path, "math")
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("none.jsonl", r"none\.jsonl: no such file"),
+        ("none/*.jsonl", "no such file"),
+        ("empty", r"empty: no files \(\.jsonl"),
+        ("x.csv", r"x\.csv: unknown kind of file; give one of \.jsonl"),
+    ],
+)
+def test_what_is_no_source_is_named(tmp_path, name, match):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "x.csv").write_text("problem,answer\n")
+    with pytest.raises(StageError, match=match):
+        read(tmp_path / name, "math")
+
+
+# --- shards, splits, formats ---
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 5), st.randoms(use_true_random=False))
+def test_ids_do_not_depend_on_shards_or_order(tmp_path_factory, shards, rng):
+    folder, rows = tmp_path_factory.mktemp("x"), problems(12)
+    whole = read(write(folder / "whole.jsonl", *rows), "math").tasks
+    rng.shuffle(rows)
+    for i in range(shards):
+        write(folder / "parts" / f"part-{i:02d}.jsonl", *rows[i::shards])
+    parts = read(folder / "parts", "math").tasks
+    assert parts == read(str(folder / "parts" / "part-*.jsonl"), "math").tasks
+    assert [t.problem for t in parts] == [row["problem"] for i in range(shards) for row in rows[i::shards]]
+    assert {t.id: t for t in parts} == {t.id: t for t in whole} and len(parts) == 12
+
+
+def test_ids_are_fixed():
+    """A golden value: it may never be updated, since streams of finished runs are named by it."""
+    assert problem_id("What is 2 + 2?") == problem_id(" what  is\n2 + 2?") == "692a9daa52e42c50"
+    assert problem_id("What is 2 + 3?") != problem_id("What is 2 + 2?")
+
+
+def test_a_directorys_splits_are_kept_apart(tmp_path):
+    for name, kind in (("data/train-0-of-2", "a"), ("data/train-1-of-2", "b"), ("data/test-0-of-1", "c")):
+        write(tmp_path / f"{name}.jsonl", *problems(2, kind))
+    write(tmp_path / ".cache" / "test-0.jsonl", GOOD)
+    assert [t.problem for t in read(tmp_path, "math").tasks] == ["a 0?", "a 1?", "b 0?", "b 1?"]
+    assert [t.problem for t in read(tmp_path, "math", "test").tasks] == ["c 0?", "c 1?"]
+    with pytest.raises(StageError, match="holds splits test, train; name a split that is there"):
+        read(tmp_path, "math", "validation")
+    write(tmp_path / "data" / "more.jsonl", GOOD)
+    with pytest.raises(StageError, match=r"splits test, train and 1 files of no split \(more\.jsonl"):
+        read(tmp_path, "math")
+
+
+LATEX = "We need $\\frac{1}{2}\\theta$,\nnot é."
+RELEASED = [
+    {
+        **problems(1)[0],
+        "answer": 0,
+        "incorrect_attempt": "One.\n\nTwo.\n\n\\boxed{7}",
+        "intervention": {"content": LATEX, "location": 2},
+        "intervention_guided_attempt": f"One.\n\n{LATEX}",
+        "source": "omni",
+    },
+    {**problems(1)[0], "answer": 0, "incorrect_attempt": "Another.", "intervention": None, "source": "omni"},
+    {**problems(2)[1], "answer": 1, "incorrect_attempt": None, "intervention": None, "source": "polaris"},
+]
+
+
+def test_every_format_brings_the_same_rows(tmp_path):
+    """JSONL, gzip, Parquet, and the TFDS builder of our own, which imports no TensorFlow."""
+    source = write(tmp_path / "x.jsonl", *RELEASED)
+    expected = read(source, "math")
+    assert [len(expected.tasks), len(expected.rows)] == [2, 3]
+    assert expected.rows[0].task is expected.rows[1].task
+    assert (expected.rows[0].intervention.step, expected.rows[0].intervention.text) == (1, LATEX)
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(source.read_bytes()))
+    parquet.write_table(pyarrow.Table.from_pylist(RELEASED), tmp_path / "x.parquet")
+    folder, reports = local.prepare({"train": source}, tmp_path / "data")
+    assert reports["train"].rows == 3 and not reports["train"].faults
+    for path in (tmp_path / "x.jsonl.gz", tmp_path / "x.parquet", folder):
+        assert essence(read(path, "math").rows) == essence(expected.rows), path
+    assert "tensorflow" not in sys.modules
+    again = tfds.builder_from_directory(folder).as_data_source("train")
+    assert plain(again[1])["incorrect_attempt"] == "Another."  # by random access, in the file's order
+
+
+def test_preparing_keeps_held_out_problems_out(tmp_path):
+    train, test = write(tmp_path / "a.jsonl", *problems(40)), write(tmp_path / "b.jsonl", *problems(2))
+    with pytest.raises(StageError, match="2 of 40 training problems are in the test set of 2"):
+        local.prepare({"train": train, "test": test}, tmp_path / "data")
+    folder, _ = local.prepare({"train": train, "test": test}, tmp_path / "data", skip_bad=True)
+    assert [t.problem for t in read(folder, "math").tasks] == [f"p {i}?" for i in range(2, 40)]
+    assert len(read(folder, "math", "test").tasks) == 2
+    with pytest.raises(StageError, match="no split 'dev'; it has test, train"):
+        read(folder, "math", "dev")
+    with pytest.raises(StageError, match="exists already"):
+        local.prepare({"test": test}, tmp_path / "data")
+
+
+class ForeignProblems(tfds.core.GeneratorBasedBuilder):
+    """Somebody else's data set in TFDS: numbers and records as features of their own."""
+
+    VERSION = tfds.core.Version("2.0.0")
+    code_path = None
+
+    def _info(self):
+        text, features = tfds.features.Text(), tfds.features.FeaturesDict
+        one = features({"content": text, "location": tfds.features.Scalar(np.int64)})
+        columns = {"problem": text, "answer": tfds.features.Scalar(np.int32), "intervention": one}
+        return tfds.core.DatasetInfo(builder=self, features=features(columns), disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(6):
+            one = {
+                "content": f"step {i}" if i else "",
+                "location": i or -(2**63),
+            }  # a null, as tfds writes it
+            yield i, {"problem": b"\xff" if i == 5 else f"é {i}", "answer": i, "intervention": one}
+
+
+def test_any_tfds_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))  # TFDS_DATA_DIR
+    ForeignProblems(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    found = read("tfds:foreign_problems:2.0.0", "math", skip_bad=True)
+    assert [(t.problem, t.answer) for t in found.tasks] == [(f"é {i}", str(i)) for i in range(5)]
+    assert found.report.counts == {"not UTF-8": 1}
+    assert [r.intervention and r.intervention.step for r in found.rows] == [None, 0, 1, 2, 3]
+    assert len(read("tfds:foreign_problems", "math", "train[:2]").tasks) == 2
+    with pytest.raises(StageError, match="tfds:no_such_set: DatasetNotFoundError"):
+        read("tfds:no_such_set", "math")
+    assert "tensorflow" not in sys.modules
+
+
+def test_a_hugging_face_name_without_its_packages_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        StageError, match=r"huggingface:a/b: no package 'datasets'.*pip install 'int_jax\[hub\]'"
+    ):
+        read("huggingface:a/b", "math")
+
+
+# --- the column `intervention` ---
+
+BLOCK = {"content": LATEX, "location": 3}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        BLOCK,
+        {**BLOCK, "location": 3.0},
+        {**BLOCK, "location": "Substep 3"},
+        json.dumps(BLOCK),
+        str(BLOCK),
+        '{"content": "We need $\\frac{1}{2}\\theta$,\\nnot é.", "location": 3}',  # LaTeX as a model writes it
+        f"<intervention>{json.dumps(BLOCK)}</intervention>",
+    ],
+)
+def test_spellings_of_an_intervention(tmp_path, value):
+    path = write(tmp_path / "x.jsonl", {**GOOD, "intervention": value})
+    one = read(path, "math").rows[0].intervention
+    assert (one.step, one.text, one.source) == (2, LATEX, "file")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"])), st.integers(1, 99))
+def test_an_intervention_comes_back_from_its_record_and_both_its_literals(
+    tmp_path_factory, content, location
+):
+    block = {"content": content, "location": location}
+    for value in (block, json.dumps(block), repr(block)):
+        path = write(tmp_path_factory.mktemp("x") / "x.jsonl", {**GOOD, "intervention": value})
+        one = read(path, "math").rows[0].intervention
+        assert (one.step, one.text) == (location - 1, content.strip())
+
+
+@pytest.mark.parametrize(
+    "value", [None, "", {}, {"content": "", "location": -(2**63)}, {"content": None, "location": None}]
+)
+def test_no_intervention(tmp_path, value):
+    assert (
+        read(write(tmp_path / "x.jsonl", {**GOOD, "intervention": value}), "m").rows[0].intervention is None
+    )
+
+
+# --- held out ---
+
+
+def test_overlap_is_found_by_the_normalised_text():
+    train = [Task(str(i), "m", p) for i, p in enumerate(["Find x.", "Find y.", "caf\u00e9"])]
+    test = [Task("a", "m", "find  X.\n"), Task("b", "m", "cafe\u0301")]
+    assert datasets.overlap(train, test) == [train[0], train[2]] and datasets.overlap(train[1:2], test) == []
+    with pytest.raises(
+        StageError, match=r"2 of 3 training problems are in the test set of 2, too:\n  0: 'Find x\.'"
+    ):
+        datasets.disjoint(train, test)
+    assert datasets.disjoint(train, test, skip_bad=True) == [train[1]]
+    assert datasets.disjoint(train[1:2], test) == [train[1]]
+
+
+# --- entering a run at any stage ---
+
+
+@pytest.fixture(scope="module")
+def domain(tiny_dir):
+    return domains.load("arithmetic", Tokenizer(tiny_dir))
+
+
+def released(seed: int, count: int = 6, attempts: int = 2) -> list[dict]:
+    """Rows as the authors publish them: arithmetic problems, wrong attempts, the right step at the first error."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        one = chain(rng, 5, 1.5)
+        for _ in range(attempts):
+            steps = corrupted(rng, one)
+            at = next((i for i, (a, b) in enumerate(zip(steps, one.steps, strict=False)) if a != b), 0)
+            rows.append(
+                {
+                    "problem": one.problem,
+                    "answer": one.values[-1],
+                    "reference_solution": one.reference,
+                    "incorrect_attempt": "\n\n".join(steps),
+                    "intervention": {"content": one.steps[at], "location": at + 1},
+                    "intervention_guided_attempt": "\n\n".join([*steps[:at], one.steps[at]]),
+                }
+            )
+    return rows
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000))
+def test_a_run_may_enter_at_any_stage(tmp_path_factory, domain, seed):
+    """The stages agree with each other, come back from JSON bit for bit, and splice to the authors' guided text."""
+    folder = tmp_path_factory.mktemp("x")
+    rows = read(write(folder / "x.jsonl", *released(seed)), "arithmetic", skip_bad=True).rows
+    stages, counts = entry.stage_rows(rows, domain, filtered=True)
+    paths = entry.write_stages(stages, folder / "inputs")
+    attempts, proposals, guided = (list(read_jsonl(paths[s])) for s in ("attempts", "proposals", "guided"))
+    hard = [row for row in attempts if row["correct"] == 0]
+    wrong = [types.trace_from_json(data) for row in hard for data in row["wrong"]]
+    found = [p["intervention"] and types.intervention_from_json(p["intervention"]) for p in proposals]
+    assert len(found) == len(wrong) and [bool(p["drop"]) for p in proposals] == [f is None for f in found]
+    usable = [i for i, one in enumerate(found) if one]
+    again = spliced(
+        [wrong[i] for i in usable], [found[i] for i in usable], domain.tokenizer, domain.separator
+    )
+    kept = [types.trace_from_json(row["trace"]) for row in guided]
+    assert list(map(types.to_json, kept)) == list(map(types.to_json, again))
+    assert counts["spliced"] == len(kept) and counts["differ"] == 0
+    assert counts["attempts"] == len(rows) and counts["problems"] == len(attempts) == len(
+        {r.task.id for r in rows}
+    )
+    assert len({(t.task.id, t.key) for t in wrong}) == len(wrong)
+    by_attempt = {(row.task.id, row.attempt): row for row in rows}
+    for trace in wrong:
+        text = domain.tokenizer.text(trace.response)
+        assert (trace.task.id, text) in by_attempt and not trace.verdict.passed
+        assert trace.tokens[-1] in domain.tokenizer.stop_ids and trace.step_ends[-1] == len(trace.tokens)
+    for trace in kept:
+        guided_texts = {row.guided for row in rows if row.task.id == trace.task.id}
+        assert domain.tokenizer.text(trace.response).rstrip("\n") in guided_texts
+
+
+def test_imported_tokens_are_not_taken_for_samples_and_are_trained_all_the_same(tmp_path, domain):
+    rows = read(write(tmp_path / "x.jsonl", *released(1)), "arithmetic", skip_bad=True).rows
+    row = next(row for row in rows if row.intervention.step == 2)
+    trace = entry.attempt(domain, row.task, row.attempt)
+    assert not trace.sampled.any() and not trace.logp.any()
+    assert not reinforced(trace, 1.0).rl.any()  # no policy gradient: its log-probabilities are not known
+    [patched] = spliced([trace], [row.intervention], domain.tokenizer, domain.separator)
+    weights = intervention_weights(patched, prefix=2.0, intervention=3.0)
+    where = np.arange(len(weights))
+    expected = np.where(where < patched.prompt_len, 0, np.where(where < patched.spliced, 2.0, 3.0))
+    np.testing.assert_array_equal(weights, expected)
+    assert domain.tokenizer.text(patched.tokens[patched.spliced :]) == row.intervention.text + "\n\n"
+
+
+def test_a_guided_attempt_from_its_text_alone_is_the_spliced_one(tmp_path, domain):
+    for row in read(write(tmp_path / "x.jsonl", *released(2)), "arithmetic", skip_bad=True).rows:
+        one = row.intervention
+        [patched] = spliced(
+            [entry.attempt(domain, row.task, row.attempt)], [one], domain.tokenizer, domain.separator
+        )
+        alone = entry.guided(domain, row.task, row.guided, one)
+        assert types.to_json(alone) == types.to_json(patched.replace(stop="", verdict=None))
+    with pytest.raises(StageError, match="a guided attempt of 1 steps has no step 5"):
+        entry.guided(domain, row.task, "1", Intervention(4, "x"))
+
+
+def test_a_location_counts_the_files_pieces(domain):
+    """Runs of newlines: the authors' split leaves empty pieces, which are no steps here."""
+    text = "1 + 1 = 2\n\n\n\n2 + 1 = 3\n\n\n3 + 1 = 4\n\n\\boxed{4}"
+    trace = entry.attempt(domain, Task("t", "arithmetic", "Start with 1, add 1.", "2", "2"), text)
+    pieces = text.split("\n\n")
+    assert pieces[1] == "" and len(trace.step_ends) == 4
+    found = [entry.located(domain, trace, Intervention(i, "x")).step for i in range(-1, len(pieces) + 1)]
+    assert found == [-1, 0, 1, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("change", "drop"),
+    [
+        ({"intervention": None}, "unparsed"),
+        ({"intervention": {"content": "7 + 5 = 12", "location": 9}}, "out_of_range"),
+        ({"intervention": {"content": "7 + 5 = 12", "location": 0}}, "out_of_range"),
+        ({"intervention": {"content": " ", "location": 1}}, "empty"),
+        ({"intervention": {"content": "so it is 36", "location": 1}}, "leaked"),
+    ],
+)
+def test_what_cannot_be_spliced_is_counted_by_its_reason(tmp_path, domain, change, drop):
+    base = {
+        "problem": "Start with 7, add 5, times 3.",
+        "answer": 36,
+        "incorrect_attempt": "7 + 5 = 13\n\n\\boxed{39}",
+    }
+    good = {
+        **base,
+        "intervention": {"content": "7 + 5 = 12", "location": 1},
+        "intervention_guided_attempt": "else",
+    }
+    other = {**good, **change, "incorrect_attempt": "7 + 5 = 14\n\n\\boxed{42}"}
+    rows = read(write(tmp_path / "x.jsonl", good, other), "arithmetic").rows
+    stages, counts = entry.stage_rows(rows, domain)
+    assert [p["drop"] for p in stages["proposals"]] == ["", drop] and stages.keys() == {
+        "attempts",
+        "proposals",
+    }
+    assert counts == collections.Counter(attempts=2, problems=1, spliced=1, differ=1) + collections.Counter(
+        {drop: 1}
+    ) | {name: 0 for name in counts if name not in ("attempts", "problems", "spliced", "differ", drop)}
+
+
+def test_an_attempt_that_the_verifier_passes_is_no_failure(tmp_path, domain):
+    base = {"problem": "Start with 7, add 5, times 3.", "answer": 36}
+    texts = ["7 + 5 = 13\n\n\\boxed{39}", "7 + 5 = 12\n\n\\boxed{36}"]
+    path = write(tmp_path / "x.jsonl", *({**base, "incorrect_attempt": t} for t in texts))
+    stages, counts = entry.stage_rows(read(path, "arithmetic").rows, domain)
+    assert counts["passed"] == 1 and "proposals" not in stages
+    [row] = stages["attempts"]
+    assert (row["samples"], row["correct"], len(row["wrong"])) == (2, 1, 1)
+    with pytest.raises(StageError, match=r"x\.jsonl, row 1: no 'incorrect_attempt'"):
+        entry.stage_rows(read(write(tmp_path / "x.jsonl", base), "arithmetic").rows, domain)
+
+
+def test_reading_files_imports_neither_tensorflow_nor_tfds(tmp_path):
+    path = write(tmp_path / "x.jsonl", GOOD)
+    code = (
+        "import sys; from int_jax import datasets; datasets.read(sys.argv[1], 'm'); "
+        "print([m for m in ('tensorflow', 'tensorflow_datasets', 'pyarrow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]", done.stderr
