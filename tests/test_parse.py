@@ -192,12 +192,28 @@ def test_the_tag_in_another_case_and_on_lines_of_its_own():
             ("0", 0),
             ('"Steps 3-4"', 3),
         ],
+        *[
+            ('"Step-12"', 12),  # a hyphen after a word is no minus
+            ("Step-12", 12),
+            ('"step 7–9"', 7),
+            ('"[12]"', 12),
+            ("[12]", 12),
+            ('"(-3)"', -3),
+        ],
         *[("null", None), ('"none"', None), ('""', None), ("true", None), ("[]", None), ("nowhere", None)],
     ],
 )
 def test_locations(written, location):
     for body in (f'{{"location": {written}, "content": "x"}}', f'{{"content": "x", "location": {written}}}'):
         assert parsed(block(body)) == (None if location is None else (location, "x"))
+
+
+@pytest.mark.parametrize("written", ["null", '"none"', '"N/A"', "N/A", "none", '""'])
+def test_an_empty_content_needs_no_location(written):
+    """A checker that finds nothing wrong: counted as empty, not as unparsed."""
+    one = parse_intervention(block(f'{{"location": {written}, "content": ""}}'))
+    assert (one.text, fault(DOMAIN, TRACE, one)) == ("", "empty")
+    assert parsed(block(f'{{"location": {written}, "content": "x"}}')) is None
 
 
 @pytest.mark.parametrize(
@@ -225,6 +241,53 @@ def test_a_block_without_both_fields(body):
 def test_unescaped_quotes_line_breaks_and_nested_braces(content):
     for body in (f'{{"location": 3, "content": "{content}"}}', f'{{"content": "{content}", "location": 3}}'):
         assert parsed(block(body)) == (3, content)
+
+
+@pytest.mark.parametrize("fence", ["```json\n%s\n```", "\n```\n%s\n```\n", "```JSON\n%s```"])
+@pytest.mark.parametrize("content", ["x", "a \\frac{1}{2}", 'so "x"', "it's"])
+def test_a_code_fence_within_the_block(fence, content):
+    for body in (f'{{"location": 3, "content": "{content}"}}', f'{{"content": "{content}", "location": 3}}'):
+        assert parsed(block(fence % body)) == (3, content)
+
+
+@pytest.mark.parametrize("content", ["x", "line one\nline two", 'so "x" is', r"a \frac12", "it's"])
+@pytest.mark.parametrize("comma", [",", " , ", ",\n"])
+def test_a_trailing_comma(content, comma):
+    for body in (
+        f'{{"location": 3, "content": "{content}"{comma}}}',
+        f'{{"content": "{content}", "location": 3{comma}}}',
+    ):
+        assert parsed(block(body)) == (3, content)
+
+
+def test_single_quotes_around_latex_and_an_apostrophe():
+    assert parsed(block(r"{'location': 3, 'content': 'Euler\'s $\frac{1}{2}$'}")) == (
+        3,
+        r"Euler's $\frac{1}{2}$",
+    )
+    assert parsed(block("{'location': 3, 'content': 'Euler's $x$'}")) == (3, "Euler's $x$")
+
+
+def test_backslashes_doubled_once_too_often():
+    body = r'{"location": 3, "content": "\\\\frac{1}{2}, \\\\sqrt 2 and \\\\text{if}"}'
+    assert parsed(block(body)) == (3, r"\frac{1}{2}, \sqrt 2 and \text{if}")
+    rows = r"\begin{pmatrix} 1 \\ 2 \\\frac12 \end{pmatrix}"  # a line break of LaTeX stays one
+    assert parsed(block(json.dumps({"location": 3, "content": rows}))) == (3, rows)
+
+
+def test_a_line_break_before_a_word_that_ends_a_command():
+    r"""`\ni = 3` is a line break and "i = 3" where the other backslashes are doubled, the command \ni where none is."""
+    assert parsed(block(r'{"location": 3, "content": "$\\frac12$\ni = 3"}')) == (3, "$\\frac12$\ni = 3")
+    assert parsed(block(r'{"location": 3, "content": "$\frac12 \ni x$"}')) == (3, r"$\frac12 \ni x$")
+
+
+def test_drafts_before_the_final_block():
+    text = (
+        'Draft: <intervention>{"location": 1, "content": "x = 5"}</intervention> contains the answer.\n'
+        'Again: `<intervention>{"location": 2, "content": "y"}</intervention>`\n### 5\n'
+        + good(7, "Expand $(a+b)^2$.\n\nThen compare:\n\n$$c$$")
+    )
+    assert parsed(text) == (7, "Expand $(a+b)^2$.\n\nThen compare:\n\n$$c$$")
 
 
 # --- nothing raises, nothing is slow ---
@@ -302,6 +365,8 @@ HOSTILE = {
     "a location of many digits": block('{"location": ' + "9" * N + ', "content": "x"}'),
     "a quoted location of many digits": block('{"location": "' + "9" * N + '", "content": "x"}'),
     "line breaks": block("\n" * 10 * N),
+    "fences": block("```\n" * N),
+    "doubled backslashes before a letter": block('{"location": 1, "content": "' + "\\\\a" * N + '"}'),
     "spaces": block((" " * 100 + "\n") * N),
 }
 

@@ -2,20 +2,20 @@
 
 import inspect
 import pkgutil
+import types
 
 import jax
 import numpy as np
 import pytest
+from byte_tokenizer import save
 
-from int_jax import proposers, rollout
+from int_jax import domains, proposers, rollout
 from int_jax.domains import arithmetic
 from int_jax.domains.arithmetic import Arithmetic, corrupted
-from int_jax.engine import Engine, Request, Response, Sampling
-from int_jax.models import Config, build
+from int_jax.engine import Request, Response, Sampling
 from int_jax.proposers import likelihood_ratio
-from int_jax.sharding import make_mesh
 from int_jax.tokenizer import Tokenizer
-from int_jax.types import Intervention, Trace
+from int_jax.types import Intervention, Task, Trace
 
 NAMES = sorted(m.name for m in pkgutil.iter_modules(proposers.__path__) if m.name != "parse")
 SAMPLING = Sampling(max_new_tokens=24, stop_ids=(2,))
@@ -25,22 +25,6 @@ class TwoTurns(Arithmetic):
     """A domain that asks for a guided solution before the check, as the paper does."""
 
     proposal_roles = ("teacher", "checker")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_dir):
-    return Tokenizer(tiny_dir)
-
-
-@pytest.fixture(scope="module")
-def domain(tokenizer):
-    return Arithmetic(tokenizer)
-
-
-@pytest.fixture(scope="module")
-def engine(tokenizer):
-    model = build(Config("qwen3", tokenizer.vocab, 32, 2, 4, 2, 8, 64, 512, qk_norm=True, tied=True))
-    return Engine(model, make_mesh(1, 1, jax.devices()[:1]), slots=8, chunk=8, score_tokens=1024)
 
 
 @pytest.fixture(scope="module")
@@ -76,25 +60,33 @@ def traces(domain):
 class Scripted:
     """An engine whose model says what `say(prompt text, sample)` says, as text or ids; remembers what it was asked."""
 
-    def __init__(self, tokenizer, say):
+    def __init__(self, tokenizer, say, max_len=10**6):
         self.tokenizer, self.say, self.asked = tokenizer, say, []
+        self.model = types.SimpleNamespace(config=types.SimpleNamespace(max_len=max_len))
 
     def generate(self, params, requests: list[Request], sampling, progress=lambda done: None):
         self.asked.append((requests, sampling))
         out = []
         for request in requests:
             said = self.say(self.tokenizer.decode(request.prompt), request.sample)
-            ids = [*self.tokenizer.encode(said), 2] if isinstance(said, str) else said
+            ids = (
+                [*self.tokenizer.encode(said), *self.tokenizer.stop_ids[:1]]
+                if isinstance(said, str)
+                else said
+            )
             tokens = np.array([*request.prompt, *ids], np.int32)
             out.append(Response(tokens, np.zeros(len(tokens), np.float32), "stop"))
             progress(1)
         return out
 
 
-def propose(name, engine, params, domain, traces, samples=2, max_prompt=400, key=0, sampling=SAMPLING):
+def propose(
+    name, engine, params, domain, traces, samples=2, max_prompt=400, key=0, sampling=SAMPLING, tokenizer=None
+):
     drops = {}
     function = proposers.load(name)
     knobs = {"samples": samples, "sampling": sampling, "max_prompt": max_prompt, "drops": drops}
+    knobs |= {"tokenizer": tokenizer} if tokenizer else {}
     return function(engine, params, domain, traces, key, **knobs), drops
 
 
@@ -144,6 +136,7 @@ def test_it_is_called_alike(name):
         "max_prompt",
         "drops",
         "progress",
+        "tokenizer",
     ]
     assert list(inspect.signature(proposers.load(name)).parameters) == expected
 
@@ -265,6 +258,133 @@ def test_a_prompt_that_is_too_long_is_noted_and_never_cut(tokenizer, traces, two
     assert 0 < len(long) < len(whole) and {i for i, reason in drops.items() if reason == "too_long"} == long
     assert [r.prompt for r in engine.asked[-1][0]] == [p for i, p in enumerate(whole) if i not in long]
     assert all(len(r.prompt) <= limit for requests, _ in engine.asked for r in requests)
+
+
+def test_a_first_turn_that_is_too_long_is_noted_and_not_asked(tokenizer, traces):
+    domain = TwoTurns(tokenizer)
+    turns = [len(tokenizer.render(domain.view(t.task, [], "teacher"))) for t in traces]
+    limit = sorted(turns)[len(turns) // 2]
+    engine = Scripted(tokenizer, lambda prompt, k: "\\boxed{1}")
+    _, drops = propose("self_verify", engine, None, domain, traces, samples=1, max_prompt=limit)
+    (first, _), _ = engine.asked
+    assert [len(r.prompt) for r in first] == [n for n in turns if n <= limit]
+    assert 0 < len(first) < len(traces)
+    assert all(drops[i] == "too_long" for i, n in enumerate(turns) if n > limit)
+
+
+@pytest.mark.parametrize("two_turns", [False, True])
+def test_prompt_and_response_fit_the_models_positions(tokenizer, traces, two_turns):
+    """They would run past them, where the rotary angles were never trained (max_position_embeddings)."""
+    domain = (TwoTurns if two_turns else Arithmetic)(tokenizer)
+    engine = Scripted(tokenizer, lambda prompt, k: "\\boxed{1}", max_len=120)
+    _, drops = propose("self_verify", engine, None, domain, traces, samples=1)
+    asked = [r for requests, _ in engine.asked for r in requests]
+    assert asked and all(len(r.prompt) + SAMPLING.max_new_tokens <= 120 for r in asked)
+    short = Scripted(tokenizer, engine.say)
+    _, limited = propose("self_verify", short, None, domain, traces, samples=1, max_prompt=120 - 24)
+    assert drops == limited and [r for r, _ in engine.asked] == [r for r, _ in short.asked]
+    assert "too_long" in drops.values()
+
+
+def test_positions_hold_likelihood_ratio_too(monkeypatch, domain, traces):
+    engine = located(monkeypatch, domain.tokenizer, 0, "k\n\n")
+    lengths = [len(rollout.opened(domain, t.task, "teacher").tokens) for t in traces]
+    middle = sorted(lengths)[len(lengths) // 2]
+    engine.model.config.max_len = middle + SAMPLING.max_new_tokens
+    found, drops = propose("likelihood_ratio", engine, None, domain, traces)
+    [(requests, _)] = engine.asked
+    assert requests and all(len(r.prompt) <= middle for r in requests)
+    assert drops == {i: "too_long" for i, n in enumerate(lengths) if n > middle} and drops
+    assert {i for i, one in enumerate(found) if one is None} == drops.keys()
+
+
+# --- free text, and a proposer that is another model ---
+
+PROBLEM = Task("m1", "math", "How many pairs of digits sum to $9$?", "$\\frac{10}{2} = 5$.", "5")
+ATTEMPT = "Digits: $0..9$.\n\nSo there are\n$9$ of them.\n\nThe answer: \\boxed{4}"
+CHECK = r"""### 1. Verification log
+[1] "Digits" holds. [2] "$9$ of them" fails.
+### 3. Draft
+<intervention>{"location": 1, "content": "a draft"}</intervention>
+### 5. Intervention
+```json
+<intervention>
+{"location": "Step-2", "content": "Pair $d$ with $9-d$:\n\n$$d \mapsto 9 - d,$$\n\nwhich has no fixed point.",}
+</intervention>
+```"""
+
+
+@pytest.fixture(scope="module")
+def two_models(tmp_path_factory):
+    """The mathematics domain over the policy's tokenizer, and a proposer's tokenizer: other ids, another template."""
+    chat = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}[assistant]"
+    policy, other = (tmp_path_factory.mktemp(name) for name in ("policy", "proposer"))
+    save(policy), save(other, shift=100, chat=chat)
+    return domains.load("math", Tokenizer(policy)), Tokenizer(other)
+
+
+def test_a_conversation_in_free_text(two_models):
+    domain, _ = two_models
+    trace = attempt(domain, PROBLEM, ATTEMPT)
+
+    def say(prompt, k):
+        return (
+            "Guided:\n\n\\boxed{5}"
+            if "<|im_start|>user\nNow review" not in prompt
+            else CHECK
+            if k
+            else "no block"
+        )
+
+    engine = Scripted(domain.tokenizer, say)
+    [one], drops = propose("self_verify", engine, None, domain, [trace], max_prompt=20_000)
+    text = "Pair $d$ with $9-d$:\n\n$$d \\mapsto 9 - d,$$\n\nwhich has no fixed point."
+    assert one == Intervention(1, text, source="self_verify", raw=CHECK) and drops == {}
+    guided = rollout.splice(trace, one, domain.tokenizer)
+    assert domain.tokenizer.text(guided.response) == f"Digits: $0..9$.\n\n{text}\n\n"
+    for bad, reason in {
+        CHECK.replace("Pair $d$", "So $10/2 = 5$: pair $d$"): "leaked",
+        CHECK.replace("Step-2", "Step-4"): "out_of_range",
+        '<intervention>{"location": "none", "content": ""}</intervention>': "empty",
+        CHECK.replace("</intervention>", ""): "unparsed",
+    }.items():
+        engine = Scripted(domain.tokenizer, lambda prompt, k, bad=bad: bad)
+        assert propose("self_verify", engine, None, domain, [trace], max_prompt=20_000) == (
+            [None],
+            {0: reason},
+        )
+
+
+def test_the_proposer_may_have_another_tokenizer(two_models):
+    """What the proposer reads and writes goes through its own tokenizer, the attempt through the policy's."""
+    domain, other = two_models
+    traces = [attempt(domain, PROBLEM, ATTEMPT, k) for k in range(2)]
+    assert domain.tokenizer.encode("Digits") != other.encode("Digits")
+    engine = Scripted(other, lambda prompt, k: CHECK if "Now review" in prompt else "Guided.")
+    found, drops = propose("self_verify", engine, None, domain, traces, max_prompt=20_000, tokenizer=other)
+    assert [one.step for one in found] == [1, 1] and drops == {}
+    (first, _), (second, sampling) = engine.asked
+    teacher, checker = (
+        domain.view(PROBLEM, domain.step_texts(traces[0]), r)[0]["content"] for r in domain.proposal_roles
+    )
+    assert other.decode(first[0].prompt) == f"[user]{teacher}<|im_end|>[assistant]"
+    assert other.decode(second[0].prompt) == (
+        f"[user]{teacher}<|im_end|>[assistant]Guided.<|im_end|>[user]{checker}<|im_end|>[assistant]"
+    )
+    assert sampling.stop_ids == other.stop_ids != domain.tokenizer.stop_ids
+    same = propose(
+        "self_verify", Scripted(domain.tokenizer, engine.say), None, domain, traces, max_prompt=20_000
+    )
+    assert same == (found, drops)
+
+
+def test_likelihood_ratio_needs_the_policys_tokenizer(two_models, tokenizer, engine, params, domain, traces):
+    with pytest.raises(ValueError, match=r"the proposer's tokenizer, .* must be the policy's"):
+        propose("likelihood_ratio", engine, params, domain, traces, tokenizer=two_models[1])
+    alike = [
+        propose("likelihood_ratio", engine, params, domain, traces, tokenizer=t) for t in (None, tokenizer)
+    ]
+    assert alike[0] == alike[1]
 
 
 # --- likelihood_ratio ---

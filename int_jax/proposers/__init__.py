@@ -2,12 +2,16 @@
 
 A proposer is a module here with
 
-    propose(engine, params, domain, traces, key, *, samples, sampling, max_prompt, drops, progress)
+    propose(engine, params, domain, traces, key, *, samples, sampling, max_prompt, drops, progress, tokenizer)
         -> list[Intervention | None]
 
 None means that it cannot tell. `key` is the seed of its random stream; `samples` candidates are drawn for each trace
 and the first one that survives `screen` is taken: they exist as retries. Why a trace got none is noted in `drops`, by
 the trace's index.
+
+The proposer may be another model than the policy: `engine` and `params` are its own, `tokenizer` too (None: the
+policy's), while `domain` and `traces` are the policy's. A prompt is never cut: one that is longer than `room` is noted
+as "too_long" and not asked.
 """
 
 import importlib
@@ -24,6 +28,11 @@ def load(name: str):
     if name not in known:
         raise ValueError(f"no proposer {name!r} in int_jax/proposers: choose one of {', '.join(known)}")
     return importlib.import_module(f"{__name__}.{name}").propose
+
+
+def room(engine, sampling, max_prompt: int) -> int:
+    """The most tokens of a prompt: `max_prompt`, or what the response leaves of the model's positions."""
+    return min(max_prompt, engine.model.config.max_len - sampling.max_new_tokens)
 
 
 def fault(domain, trace: Trace, candidate: Intervention | None) -> str | None:

@@ -7,7 +7,7 @@ with the reference in view, after the steps before the location.
 import dataclasses
 
 from int_jax.engine import Engine, Request, Sampling
-from int_jax.proposers import screen
+from int_jax.proposers import room, screen
 from int_jax.proposers.self_verify import stream
 from int_jax.rollout import cut_at, opened
 from int_jax.types import Intervention, Trace
@@ -35,10 +35,18 @@ def propose(
     max_prompt: int,
     drops: dict[int, str],
     progress=lambda done: None,
+    tokenizer=None,
 ) -> list[Intervention | None]:
-    """See `proposers`. A trace in which no step falls away is noted as "unparsed": it cannot tell."""
-    tokenizer = domain.tokenizer
-    stops = tuple({*sampling.stop_ids, *tokenizer.ending_with(domain.separator)})
+    """See `proposers`. A trace in which no step falls away is noted as "unparsed": it cannot tell.
+
+    Raises: ValueError for a proposer with another tokenizer: what is scored are the trace's own ids.
+    """
+    if tokenizer is not None and tokenizer.path != domain.tokenizer.path:
+        raise ValueError(
+            f"likelihood_ratio scores the attempt's own ids: the proposer's tokenizer, {tokenizer.path}, must be the "
+            f"policy's, {domain.tokenizer.path}; choose a model that shares it, or the proposer self_verify"
+        )
+    stops = tuple({*sampling.stop_ids, *domain.tokenizer.ending_with(domain.separator)})
     sampling = dataclasses.replace(sampling, seed=key, stop_ids=stops)
     steps = locations(engine, params, domain, traces)
     prompts = []
@@ -47,7 +55,7 @@ def propose(
         kept = [] if step is None else trace.tokens[trace.prompt_len : cut_at(trace, step)].tolist()
         prompts.append((*informed, *kept))
     told = [i for i, step in enumerate(steps) if step is not None]
-    fits = [i for i in told if len(prompts[i]) <= max_prompt]
+    fits = [i for i in told if len(prompts[i]) <= room(engine, sampling, max_prompt)]
     drops.update({i: "unparsed" for i, step in enumerate(steps) if step is None})
     drops.update({i: "too_long" for i in told if i not in fits})
     requests = [Request(prompts[i], stream(traces[i], "replace"), k) for i in fits for k in range(samples)]

@@ -16,6 +16,7 @@ def propose(
     max_prompt: int,
     drops: dict[int, str],
     progress=lambda done: None,
+    tokenizer=None,
 ) -> list[Intervention | None]:
     """See `proposers`. An attempt in which the domain sees no wrong step is noted as "unparsed"."""
     out = []

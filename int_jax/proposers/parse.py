@@ -11,22 +11,39 @@ TAG = re.compile(r"(</?intervention>)", re.IGNORECASE)
 # A backslash that starts none of these is LaTeX that was not escaped, and is doubled. \n is a line break unless it
 # starts a command; \t, \r, \b and \f before a letter are commands (\theta, \rho, \boxed, \frac).
 COMMANDS_N = (
-    "u|e|eq|eg|ot|otin|abla|i|mid|leq|geq|less|gtr|exists|onumber|ewline|atural|earrow|warrow|subseteq"
+    "u|e|eq|eg|ot|otin|otag|abla|i|mid|leq|geq|less|gtr|exists|onumber|ewline|atural|earrow|warrow|sim"
+    "|subset|subseteq"
 )
 ESCAPE = re.compile(
     rf"\\(?:[\\\"'/]|n(?!(?:{COMMANDS_N})(?![A-Za-z]))|[tr](?![A-Za-z])|u[0-9a-fA-F]{{4}})|\\"
+)
+# A body that escapes its LaTeX throughout is JSON as it stands: its \n is a line break, whatever letter follows.
+ESCAPED = re.compile(r"(?<!\\)(?:\\\\)+(?=[A-Za-z])")
+UNESCAPED = re.compile(r"(?<!\\)(?:\\\\)*\\(?![\\\"'/nu])")
+# Escaped once too often: \\\\frac in JSON is a line break of LaTeX and the word "frac".
+TWICE = re.compile(
+    r"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|cdot|times|le|ge|leq|geq|neq|equiv|pmod|pi|alpha|beta|theta|sum|prod|int|text|infty"
+    r"|left|right|in|to|pm|ldots|cdots|mathbb|mathrm|binom)(?![A-Za-z]))"
 )
 LABELLED = re.compile(r"([\"']location[\"']\s*:\s*)[A-Za-z][A-Za-z ]*(\d)")
 
 
 def _location(value) -> int | None:
-    """A location as an integer: 12, "12", "Step 12", "Substep 12"; None if there is no number."""
+    """A location as an integer: 12, "12", "Step 12", "Step-12", "[12]"; None if there is no number."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
         return value
-    digits = re.search(r"-?\d{1,9}", str(value))
+    digits = re.search(r"(?:(?<![\w-])-)?\d{1,9}", str(value))  # a hyphen after a word is no minus
     return int(digits[0]) if digits else None
+
+
+def _unfenced(body: str) -> str:
+    """The body without a Markdown code fence around it."""
+    body = body.strip()
+    if body.startswith("```"):
+        body = body.partition("\n")[2]
+    return body.removesuffix("```")
 
 
 def _literal(body: str):
@@ -48,7 +65,8 @@ def _fields(body: str) -> dict | None:
     if not start or not location:
         return None
     rest, quote = body[start.end() :], start[1]
-    end = re.search(rf"{quote}\s*,\s*[\"']location[\"']", rest) or re.search(rf"{quote}\s*\}}\s*\Z", rest)
+    ends = rf"{quote}\s*,\s*[\"']location[\"']", rf"{quote}\s*,?\s*\}}\s*\Z"
+    end = re.search(ends[0], rest) or re.search(ends[1], rest)
     if not end:
         return None
     content = re.sub(r"\\(.)", lambda m: {"n": "\n"}.get(m[1], m[1]), rest[: end.start()])
@@ -58,19 +76,22 @@ def _fields(body: str) -> dict | None:
 def parse_intervention(text: str) -> Intervention | None:
     """The last block of a proposer's output as an Intervention; None if there is no readable one.
 
-    The block holds {"location": step number from 1, "content": the step}. Nothing is checked here but the form: a
-    location outside the attempt and an empty content come back as they are (`proposers.fault` names them). `ids` is ().
+    The block holds {"location": step number from 1, "content": the step}, with or without a code fence around it.
+    Nothing is checked here but the form: a location outside the attempt and an empty content come back as they are
+    (`proposers.fault` names them), and an empty content needs no location ("none"). `ids` is ().
     """
     parts = TAG.split(text)  # text, tag, text, tag, ..., text
     bodies = [i + 1 for i in range(1, len(parts) - 2, 2) if "/" not in parts[i] and "/" in parts[i + 2]]
     if not bodies:
         return None
-    escaped = ESCAPE.sub(lambda m: m[0] if len(m[0]) > 1 else r"\\", parts[bodies[-1]])
-    body = LABELLED.sub(r"\1\2", escaped)
+    body = _unfenced(parts[bodies[-1]])
+    if not ESCAPED.search(body) or UNESCAPED.search(body):
+        body = ESCAPE.sub(lambda m: m[0] if len(m[0]) > 1 else r"\\", body)
+    body = LABELLED.sub(r"\1\2", body)
     fields = _literal(body) or _fields(body)
     if not fields or "content" not in fields or "location" not in fields:
         return None
-    location = _location(fields["location"])
-    if location is None or not isinstance(fields["content"], str):
+    location, content = _location(fields["location"]), fields["content"]
+    if not isinstance(content, str) or (location is None and content.strip()):
         return None
-    return Intervention(location - 1, fields["content"].strip(), raw=text)
+    return Intervention((location or 0) - 1, TWICE.sub(r"\\", content).strip(), raw=text)

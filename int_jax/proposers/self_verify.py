@@ -7,8 +7,9 @@ of the same conversation (paper.md 1.4 in InT: n = 1, then K candidates).
 import dataclasses
 
 from int_jax.engine import Engine, Request, Sampling
-from int_jax.proposers import screen
+from int_jax.proposers import room, screen
 from int_jax.proposers.parse import parse_intervention
+from int_jax.tokenizer import Tokenizer
 from int_jax.types import Intervention, Trace
 
 
@@ -24,45 +25,50 @@ def propose(
     max_prompt: int,
     drops: dict[int, str],
     progress=lambda done: None,
+    tokenizer: Tokenizer | None = None,
 ) -> list[Intervention | None]:
-    """See `proposers`. A conversation longer than `max_prompt` tokens is noted as "too_long", never cut."""
-    sampling = dataclasses.replace(sampling, seed=key)
-    chats = conversations(engine, params, domain, traces, sampling)
-    prompts = [tuple(domain.tokenizer.render(chat)) for chat in chats]
-    fits = [i for i, prompt in enumerate(prompts) if len(prompt) <= max_prompt]
-    drops.update({i: "too_long" for i in range(len(prompts)) if i not in fits})
-    requests = [Request(prompts[i], stream(traces[i], "check"), k) for i in fits for k in range(samples)]
-    responses = engine.generate(params, requests, sampling, progress)
-    out: list[Intervention | None] = [None] * len(traces)
-    for j, i in enumerate(fits):
-        texts = [
-            domain.tokenizer.text(r.tokens[len(prompts[i]) :])
-            for r in responses[j * samples : (j + 1) * samples]
+    """See `proposers`. A conversation that does not fit is noted as "too_long" at the turn where it does not.
+
+    With another `tokenizer` than the domain's, attempts are read through the domain's, prompts and responses written
+    and read through this one, and a response ends with its stop ids.
+    """
+    stops = sampling.stop_ids if tokenizer is None else tokenizer.stop_ids
+    tokenizer = domain.tokenizer if tokenizer is None else tokenizer
+    sampling = dataclasses.replace(sampling, seed=key, stop_ids=stops)
+    longest = room(engine, sampling, max_prompt)
+    chats: dict[int, list[dict[str, str]]] = {i: [] for i in range(len(traces))}
+
+    def asked(role: str, count: int) -> dict[int, list[str]]:
+        """Adds the role's turn to each chat, drops the chats that are too long, and draws `count` answers to others."""
+        prompts = {}
+        for i, chat in chats.items():
+            chat += domain.view(traces[i].task, domain.step_texts(traces[i]), role)
+            prompts[i] = tuple(tokenizer.render(chat))
+        for i in [i for i, prompt in prompts.items() if len(prompt) > longest]:
+            drops[i] = "too_long"
+            del prompts[i], chats[i]
+        last = role == domain.proposal_roles[-1]
+        requests = [
+            Request(prompt, stream(traces[i], "check" if last else role), k)
+            for i, prompt in prompts.items()
+            for k in range(count)
         ]
-        candidates = [parse_intervention(text) for text in texts]
+        shown = progress if last else lambda done: None
+        responses = iter(engine.generate(params, requests, sampling, shown))
+        return {
+            i: [tokenizer.text(next(responses).tokens[len(prompt) :]) for _ in range(count)]
+            for i, prompt in prompts.items()
+        }
+
+    for role in domain.proposal_roles[:-1]:
+        for i, (answer,) in asked(role, 1).items():
+            chats[i].append({"role": "assistant", "content": answer})
+    out: list[Intervention | None] = [None] * len(traces)
+    for i, answers in asked(domain.proposal_roles[-1], samples).items():
+        candidates = [parse_intervention(answer) for answer in answers]
         named = [c and dataclasses.replace(c, source="self_verify") for c in candidates]
         out[i] = screen(domain, i, traces[i], named, drops)
     return out
-
-
-def conversations(engine: Engine, params, domain, traces: list[Trace], sampling: Sampling):
-    """The chat that ends in the checker's turn, for each trace."""
-    chats: list[list[dict[str, str]]] = [[] for _ in traces]
-    for role in domain.proposal_roles:
-        for chat, trace in zip(chats, traces, strict=True):
-            chat += domain.view(trace.task, domain.step_texts(trace), role)
-        if role == domain.proposal_roles[-1]:
-            break
-        requests = [
-            Request(tuple(domain.tokenizer.render(chat)), stream(trace, role), 0)
-            for chat, trace in zip(chats, traces, strict=True)
-        ]
-        for chat, request, response in zip(
-            chats, requests, engine.generate(params, requests, sampling), strict=True
-        ):
-            solution = domain.tokenizer.text(response.tokens[len(request.prompt) :])
-            chat.append({"role": "assistant", "content": solution})
-    return chats
 
 
 def stream(trace: Trace, role: str) -> str:
