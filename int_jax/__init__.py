@@ -1,11 +1,12 @@
 """Intervention Training (InT, arXiv 2601.14209) in JAX. The public face; everything else may change.
 
-    lm = int_jax.load(path_or_hub_id, mesh=None, dtype="float32")  # LM(model, params, tokenizer, engine)
+    lm = int_jax.load(path_or_hub_id, mesh=None, dtype="float32", param_dtype=None, chat=None)
+                                                                   # LM(model, params, tokenizer, engine)
     lm.generate(prompts, samples=1, max_new_tokens=256, temperature=1., top_k=0, top_p=1., min_p=0., stop_ids=None,
                 seed=0) -> list[list[Trace]]                       # prompts: strings (as a user turn) or token ids
     lm.score(token_ids) -> list[np.ndarray]                        # float32 log-probabilities, element 0 is 0
     lm.save(path)                                                  # Hugging Face format
-    int_jax.verify(response_text, gold_answer) -> Verdict          # the mathematics grader, in the worker pool
+    int_jax.verify(response_text, gold_answer, grader="strict") -> Verdict  # of mathematics, in the worker pool
     int_jax.parse_intervention(text) -> Intervention | None        # the proposer's output format, with its repairs
     int_jax.splice(trace, intervention, tokenizer) -> Trace        # the guided attempt, ready to be continued
     int_jax.pass_at_k(n, c, k) -> float                            # unbiased

@@ -29,6 +29,13 @@ def supervised(tokens, weights) -> Sequence:
     return Sequence(np.asarray(tokens, np.int32), weights, zeros, zeros, zeros, zeros, zeros)
 
 
+def conversation(tokenizer, messages: list[dict[str, str]], response: str) -> Sequence:
+    """Rendered turns, then a response and its end-of-turn token; only these last two are trained."""
+    prompt = tokenizer.render(messages)
+    ids = prompt + tokenizer.encode(response) + [tokenizer.end_of_turn]
+    return supervised(ids, np.arange(len(ids)) >= len(prompt))
+
+
 def intervention_weights(trace: Trace, prefix: float = 1.0, intervention: float = 1.0, suffix: float = 0.0):
     """ce weights of a guided attempt, one for each span: steps before the splice, the spliced step, what follows it.
 
@@ -69,7 +76,7 @@ def reinforced(trace: Trace, advantage: float, normalise: str = "sequences", ref
     )
 
 
-def _place(lengths, row_length: int) -> list[list[int]]:
+def place(lengths, row_length: int) -> list[list[int]]:
     """First-fit: which sequences go into which row, in the order given."""
     rows: list[list[int]] = []
     room: list[int] = []
@@ -99,7 +106,7 @@ def pack(sequences, row_length: int, rows: int, totals: dict[str, float] | None 
     Returns: a Batch of numpy arrays [M, rows, row_length]. Sequences without any weight may be left out beforehand:
     given the totals, loss and gradient are the same.
     """
-    placed = _place([len(s.tokens) for s in sequences], row_length)
+    placed = place([len(s.tokens) for s in sequences], row_length)
     micro = max(1, -(-len(placed) // rows))
     padded = 1 << (micro - 1).bit_length()  # a power of two, so that few shapes are compiled
     shape = (padded * rows, row_length)

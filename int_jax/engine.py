@@ -13,6 +13,7 @@ import optax
 
 from int_jax import losses, sample, splicing
 from int_jax.models import Model
+from int_jax.processes import whole
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings
 from int_jax.types import Batch, State
 
@@ -112,8 +113,20 @@ class Engine:
     # Sampling -----------------------------------------------------------------------------------------------------
 
     def decode_params(self, params):
-        """The parameters laid out for decoding: whole along the data axis."""
-        return self._put(params)
+        """The parameters laid out for decoding: in the compute dtype, whole along the data axis."""
+        dtype, where = self.model.config.dtype, shardings(params, self.mesh, RULES_DECODE)
+
+        def there(leaf, place) -> bool:
+            return (
+                isinstance(leaf, jax.Array)
+                and leaf.dtype == dtype
+                and leaf.sharding.is_equivalent_to(place, leaf.ndim)
+            )
+
+        if all(jax.tree.leaves(jax.tree.map(there, params, where))):
+            return params
+        places, structure = jax.tree.flatten(where)
+        return self._call(_cast(dtype, structure, tuple(places)), params)
 
     def generate(
         self,
@@ -127,17 +140,21 @@ class Engine:
         A response depends on (params, prompt, seed, task, sample) alone: not on the other requests, the slot, the
         order of refilling, the padding or the mesh. Each distinct prompt is prefilled once and shared by its samples.
 
+        A response ends with a stop id, after `max_new_tokens`, or where the model's positions (`max_len`) end.
+
         Args:
           params: laid out by `decode_params`. requests: prompts of at least one token.
           progress: called with the number of responses finished since the last call.
 
         Returns: a Response for each request, in order.
+        Raises: ValueError for a prompt that is empty, leaves no position for a response, or has an id outside the
+          vocabulary.
         """
         prompts: dict[tuple[int, ...], list[int]] = {}
         for index, request in enumerate(requests):
-            if not request.prompt:
-                raise ValueError(f"request {index} (task {request.task!r}) has an empty prompt")
             prompts.setdefault(tuple(request.prompt), []).append(index)
+        for prompt, (index, *_) in prompts.items():
+            self._check_prompt(prompt, f"request {index} (task {requests[index].task!r})")
         order = sorted(prompts, key=len)
         part = max(1, self.slots // 4)
         waiting = [
@@ -149,7 +166,7 @@ class Engine:
         waiting.reverse()
         responses: list[Response | None] = [None] * len(requests)
         owner = np.full(self.slots, -1)
-        stops = bucket(len(sampling.stop_ids), 2)
+        stops = bucket(len(sampling.stop_ids), 8)  # a model has up to three; a separator adds many
         slots = None
         block, prefilled, held_tokens = -1, None, None
 
@@ -172,14 +189,14 @@ class Engine:
                     slots, prefilled, rows, taken, held_tokens, requests, sampling, part, stops
                 )
             running = np.flatnonzero(owner >= 0)
-            longest = int(np.asarray(slots.length_B)[running].max())
+            longest = int(whole(slots.length_B)[running].max())
             slots = self._sized(slots, bucket(longest + self.chunk), stops)
             wanted = len(running) - part + 1 if waiting else 1
             slots = self._call(_decode, self.model, params, slots, np.int32(max(wanted, 1)), self.chunk)
-            lengths, going = np.asarray(slots.length_B), np.asarray(slots.running_B)
+            lengths, going = whole(slots.length_B), whole(slots.running_B)
             done = running[~going[running]]
             if len(done):
-                tokens, logps = np.asarray(slots.tokens_BS), np.asarray(slots.logp_BS)
+                tokens, logps = whole(slots.tokens_BS), whole(slots.logp_BS)
                 for row in done:
                     tail = tokens[row, : lengths[row]].astype(np.int32)
                     stop = "stop" if tail[-1] in sampling.stop_ids else "length"
@@ -190,6 +207,20 @@ class Engine:
                 progress(len(done))
         self.drawn += sum(len(r.tokens) - len(q.prompt) for r, q in zip(responses, requests, strict=True))
         return responses
+
+    def _check_prompt(self, prompt, where: str) -> None:
+        vocab, positions = self.model.config.vocab, self.model.config.max_len
+        if not prompt:
+            raise ValueError(f"{where} has an empty prompt")
+        if len(prompt) >= positions:
+            raise ValueError(
+                f"{where} has a prompt of {len(prompt)} tokens: no room is left in the model's {positions} positions"
+            )
+        if not 0 <= min(prompt) <= max(prompt) < vocab:
+            outside = next(token for token in prompt if not 0 <= token < vocab)
+            raise ValueError(
+                f"{where} has token id {outside}, outside the model's vocabulary, 0..{vocab - 1}"
+            )
 
     def take_drawn(self) -> int:
         """Tokens drawn since the last call of this."""
@@ -239,7 +270,7 @@ class Engine:
             column([u for _, u, _ in taken], np.int32),
             tokens_BP,
             column(lengths, np.int32, 1),
-            column(lengths + sampling.max_new_tokens, np.int32, 1),
+            column(np.minimum(lengths + sampling.max_new_tokens, self.model.config.max_len), np.int32, 1),
             draw,
         )
         return self._call(_insert, slots, prefilled, *arguments)
@@ -261,7 +292,7 @@ class Engine:
             for row, i in enumerate(group):
                 tokens_BT[row, : len(sequences[i])] = sequences[i]
             logp_BT, entropy_BT = map(
-                np.asarray,
+                whole,
                 self._call(_score, self.model, params, self._put_rows(tokens_BT), np.float32(temperature)),
             )
             for row, i in enumerate(group):
@@ -313,7 +344,7 @@ class Engine:
             step_BT[i, : len(response)] = np.searchsorted(
                 step_ends[i], np.arange(len(response)), side="right"
             )
-        llr_BJ, first_B = map(np.asarray, self._call(_locate, gain_BT, step_BT, steps, np.float32(threshold)))
+        llr_BJ, first_B = map(whole, self._call(_locate, gain_BT, step_BT, steps, np.float32(threshold)))
         llrs = [llr_BJ[i, : len(ends)] for i, ends in enumerate(step_ends)]
         return llrs, [int(f) if f < len(e) else None for f, e in zip(first_B, step_ends, strict=False)]
 
@@ -387,6 +418,17 @@ class Engine:
 
 
 @functools.lru_cache
+def _cast(dtype: str, structure, places: tuple):
+    """The program that lays parameters out anew, all in one: hundreds of transfers at a time, each with collectives of
+    its own, may meet in another order on another host."""
+
+    def cast(params):
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+    return jax.jit(cast, out_shardings=jax.tree.unflatten(structure, places))
+
+
+@functools.lru_cache
 def _empty_slots(model: Model, rows: int, size: int, stops: int, mesh):
     """The program that makes empty slots where they live; its shardings are its own, hence one program a shape."""
     make = functools.partial(sample.empty_slots, model, rows, size, stops)
@@ -405,7 +447,14 @@ def _score(model: Model, params, tokens_BT, temperature):
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
     hidden_BTD, _ = model.apply(params, tokens_BT, positions_BT)
     temperature_BT = jnp.full(tokens_BT.shape, temperature)
-    return losses.token_logp(hidden_BTD, model.head_DV(params), tokens_BT, positions_BT, temperature_BT)
+    return losses.token_logp(
+        hidden_BTD,
+        model.head_DV(params),
+        tokens_BT,
+        positions_BT,
+        temperature_BT,
+        cap=model.config.logit_softcap,
+    )
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -429,6 +478,7 @@ def _update(state: State, batch: Batch, model: Model, tx, config: losses.LossCon
             micro.positions_MBT,
             micro.temperature_MBT,
             config.chunk,
+            model.config.logit_softcap,
         )
         return losses.streams(logp_BT, entropy_BT, micro, config)
 

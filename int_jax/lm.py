@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,38 +11,52 @@ import numpy as np
 from int_jax import checkpoint
 from int_jax.engine import Engine, Request, Sampling
 from int_jax.models import Model, build
-from int_jax.sharding import RULES_DECODE, make_mesh
+from int_jax.sharding import RULES, RULES_DECODE, make_mesh
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Task, Trace
 
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "tokenizer.model")
 
 
-def load(path_or_hub_id: str | Path, mesh=None, dtype: str = "float32") -> "LM":
+def load(
+    path_or_hub_id: str | Path,
+    mesh=None,
+    dtype: str = "float32",
+    param_dtype: str | None = None,
+    chat: dict[str, Any] | None = None,
+) -> "LM":
     """A model directory in Hugging Face format, or the id of one on the hub, ready to generate and score.
 
     Args:
-      mesh: where it lives (`sharding.make_mesh`), by default all devices along "data", each with a whole copy.
-      dtype: of parameters and compute: float32, bfloat16 or float16. Logits are float32 always.
+      mesh: where it lives (`sharding.make_mesh`), by default all devices along "data".
+      dtype: of the compute: float32, bfloat16 or float16. Logits are float32 always.
+      param_dtype: of the parameters. By default `dtype`, each device of "data" holding a whole copy, to sample from.
+        Training in bfloat16 needs "float32": bfloat16 keeps 8 bits, and loses an update smaller than 1/256 of its
+        weight. The parameters are then sharded as training has them; sampling makes its own copy in `dtype`.
+      chat: what the chat template is told besides the messages, such as {"enable_thinking": False}.
     """
-    path = _directory(path_or_hub_id)
+    path = directory(path_or_hub_id)
     config = checkpoint.read_config(path, dtype)
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise FileNotFoundError(
             f"{path / 'tokenizer.json'}: missing, and there is no other tokenizer file beside it"
         )
-    tokenizer = Tokenizer(path)
-    if tokenizer.vocab > config.vocab:
+    tokenizer = Tokenizer(path, chat)
+    # Added tokens may lie beyond the embedding (Gemma 3's image token does): a text model is never given them.
+    beyond = {i for i in tokenizer.hf.get_vocab().values() if i >= config.vocab}
+    if beyond - tokenizer.hf.added_tokens_decoder.keys():
         raise ValueError(
             f"{path}: the tokenizer has {tokenizer.vocab} ids, but vocab_size in config.json is {config.vocab}"
         )
     mesh = make_mesh() if mesh is None else mesh
-    config, params = checkpoint.load_hf(path, mesh, dtype, RULES_DECODE)
-    model = build(config)
+    stored = dtype if param_dtype is None else param_dtype
+    rules = RULES_DECODE if param_dtype is None else RULES
+    config, params = checkpoint.load_hf(path, mesh, stored, rules)
+    model = build(dataclasses.replace(config, dtype=dtype))
     return LM(model, params, tokenizer, Engine(model, mesh))
 
 
-def _directory(path_or_hub_id: str | Path) -> Path:
+def directory(path_or_hub_id: str | Path) -> Path:
     """The directory itself, or the snapshot of a hub id."""
     path = Path(path_or_hub_id)
     if path.is_dir():
@@ -94,7 +107,7 @@ class LM:
         Args:
           prompts: strings, rendered as a user turn, or sequences of token ids, taken as they are.
           temperature: 0 is greedy. top_k: 0 keeps every token, as do top_p 1 and min_p 0.
-          stop_ids: a response ends with any of these; by default the eos ids of tokenizer and generation_config.json.
+          stop_ids: a response ends with any of these; by default `tokenizer.stop_ids`.
 
         Returns: for each prompt its `samples` Traces, in order; their task's problem is the prompt as text.
         """
@@ -102,13 +115,13 @@ class LM:
             raise TypeError(f"prompts is one string, {prompts[:40]!r}: pass a list of prompts")
         if samples < 1:
             raise ValueError(f"samples = {samples}: at least 1 is needed")
-        stop_ids = self.stop_ids() if stop_ids is None else tuple(int(i) for i in stop_ids)
+        stop_ids = self.tokenizer.stop_ids if stop_ids is None else tuple(int(i) for i in stop_ids)
         sampling = Sampling(max_new_tokens, temperature, top_k, top_p, min_p, stop_ids, seed)
         rendered = [self._render(prompt) for prompt in prompts]
         requests = [
             Request(tuple(ids), task.id, sample) for task, ids in rendered for sample in range(samples)
         ]
-        responses = iter(self.engine.generate(self.params, requests, sampling))
+        responses = iter(self.engine.generate(self.engine.decode_params(self.params), requests, sampling))
         return [
             [self._trace(task, len(ids), next(responses), sampling, sample) for sample in range(samples)]
             for task, ids in rendered
@@ -116,17 +129,12 @@ class LM:
 
     def score(self, token_ids) -> list[np.ndarray]:
         """log p(token t | tokens before t) in nats, float32, for each sequence of ids; element 0 is 0."""
-        return self.engine.score(self.params, [self._checked(ids) for ids in token_ids])[0]
+        params = self.engine.decode_params(self.params)
+        return self.engine.score(params, [self._checked(ids) for ids in token_ids])[0]
 
     def save(self, path: str | Path) -> None:
         """Write config, weights and tokenizer in Hugging Face format; `load(path)` brings back the same bits."""
         checkpoint.save_hf(path, self.model.config, self.params, self.tokenizer.path)
-
-    def stop_ids(self) -> tuple[int, ...]:
-        """The eos ids of the tokenizer and of generation_config.json."""
-        file = Path(self.tokenizer.path) / "generation_config.json"
-        eos = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
-        return tuple(sorted({*self.tokenizer.stop_ids, *np.atleast_1d([] if eos is None else eos).tolist()}))
 
     def _checked(self, ids) -> list[int]:
         """Token ids as ints, each within the vocabulary: an index beyond it would be clipped in silence."""

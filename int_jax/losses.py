@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from int_jax.dims import check
+from int_jax.models import softcap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,18 +46,29 @@ SUMS = (
 )
 
 
-def scaled_logits(hidden, head_DV, temperature):
-    """float32 logits / temperature; temperature 0 (greedy) is scored at 1. hidden [..., D], temperature [...]."""
-    logits = jnp.einsum("...D,DV->...V", hidden, head_DV, preferred_element_type=jnp.float32)
+def scaled_logits(hidden, head_DV, temperature, cap: float | None = None):
+    """float32 logits / temperature; temperature 0 (greedy) is scored at 1. hidden [..., D], temperature [...].
+
+    cap: the model's `logit_softcap`, applied before the temperature.
+    """
+    logits = softcap(jnp.einsum("...D,DV->...V", hidden, head_DV, preferred_element_type=jnp.float32), cap)
     return logits / jnp.where(temperature > 0, temperature, 1.0)[..., None]
 
 
 @check
-def token_logp(hidden_BTD, head_DV, tokens_BT, positions_BT, temperature_BT, chunk: int = 128):
+def token_logp(
+    hidden_BTD,
+    head_DV,
+    tokens_BT,
+    positions_BT,
+    temperature_BT,
+    chunk: int = 128,
+    cap: float | None = None,
+):
     """log p(token t | tokens before t) and the entropy of that prediction, nats, float32.
 
     The prediction of token t is read from the hidden state of t - 1; where the position is 0 both are 0. Logits exist
-    for `chunk` tokens of each row at a time, forward and backward, never as a [B, T, V] array.
+    for `chunk` tokens of each row at a time, forward and backward, never as a [B, T, V] array. cap: as `scaled_logits`.
 
     Returns: (logp_BT, entropy_BT); no gradient flows through the entropy.
     """
@@ -66,7 +78,7 @@ def token_logp(hidden_BTD, head_DV, tokens_BT, positions_BT, temperature_BT, chu
     @jax.checkpoint
     def one(carry, piece):
         hidden_BCD, tokens_BC, temperature_BC = piece
-        logits_BCV = scaled_logits(hidden_BCD, head_DV, temperature_BC)
+        logits_BCV = scaled_logits(hidden_BCD, head_DV, temperature_BC, cap)
         norm_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
         picked_BC = jnp.take_along_axis(logits_BCV, tokens_BC[..., None], axis=-1)[..., 0]
         probs_BCV = jax.lax.stop_gradient(jnp.exp(logits_BCV - norm_BC[..., None]))

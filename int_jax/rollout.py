@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from int_jax import processes
 from int_jax.engine import Engine, Request, Sampling
 from int_jax.tokenizer import Tokenizer
-from int_jax.types import Intervention, Task, Trace
+from int_jax.types import Intervention, Task, Trace, Verdict
 
 
 def opened(domain, task: Task, role: str = "solver") -> Trace:
@@ -53,8 +54,18 @@ def continued(
             if len(reply):
                 flat[i] = told(flat[i], reply)
         waiting = [i for i, reply in zip(waiting, replies, strict=True) if len(reply)]
-    judged = [trace.replace(verdict=domain.verify(trace)) for trace in flat]
+    judged = [t.replace(verdict=v) for t, v in zip(flat, verdicts(domain, flat), strict=True)]
     return [judged[i * samples : (i + 1) * samples] for i in range(len(traces))]
+
+
+def verdicts(domain, traces: list[Trace]) -> list[Verdict]:
+    """What the domain says of each trace: all of them at once where it can grade them side by side."""
+    judged = None
+    if processes.first():  # a time-out on one host alone would part the runs
+        judged = (
+            domain.verify_many(traces) if hasattr(domain, "verify_many") else [*map(domain.verify, traces)]
+        )
+    return [Verdict(*verdict) for verdict in processes.agreed(judged)]
 
 
 def extended(domain, trace: Trace, response, temperature: float, policy_update: int) -> Trace:

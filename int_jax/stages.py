@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from int_jax import processes
+
 
 class StageError(Exception):
     """A run cannot go on; the message says what is wrong, where, and how to mend it."""
@@ -58,8 +60,9 @@ class Workdir:
         self.inputs = config.get("inputs", {})
         manifest = self.path / "manifest.json"
         config = json.loads(json.dumps(config))
-        if manifest.exists():
-            old = flat(json.loads(manifest.read_text())["config"])
+        there = processes.agreed(manifest.read_text() if manifest.exists() else None)
+        if there is not None:
+            old = flat(json.loads(there)["config"])
             new = flat(config)
             differ = [
                 k for k in sorted(old.keys() | new.keys()) if old.get(k, "unset") != new.get(k, "unset")
@@ -72,7 +75,7 @@ class Workdir:
                     + "\n"
                     "Use another --workdir, or delete this one"
                 )
-        else:
+        elif processes.first():
             write_atomically(manifest, json.dumps({"config": config, "versions": versions}, indent=1) + "\n")
 
     def rows(self, stage: str, parts: list, work: Callable, done: Callable = lambda part: None):
@@ -89,13 +92,14 @@ class Workdir:
             return list(read_jsonl(Path(own))), totals
         for index, part in enumerate(parts):
             path = self.path / stage / f"{index:05d}.jsonl"
-            if not path.exists():
+            if not processes.agreed(path.exists()):
                 start = time.perf_counter()
                 made, counts = work(part)
                 lines = [json.dumps({"counts": counts}), *map(json.dumps, made)]
-                write_atomically(path, "\n".join(lines) + "\n")
+                if processes.first():
+                    write_atomically(path, "\n".join(lines) + "\n")
                 self.clock(stage, time.perf_counter() - start)
-            first, *rest = read_jsonl(path)
+            first, *rest = processes.agreed([*read_jsonl(path)] if processes.first() else None)
             rows += rest
             done(part)
             for name, count in first["counts"].items():
@@ -104,6 +108,8 @@ class Workdir:
 
     def clock(self, stage: str, seconds: float) -> None:
         """Note time spent on a stage; a run's restarts add up."""
+        if not processes.first():
+            return
         path = self.path / "clock.jsonl"
         old = path.read_text() if path.exists() else ""
         write_atomically(path, old + json.dumps({"stage": stage, "seconds": round(seconds, 3)}) + "\n")

@@ -14,10 +14,7 @@ from int_jax import batch as batching
 from int_jax import intervention_training as method
 from int_jax import losses, rollout
 from int_jax.domains.arithmetic import Arithmetic
-from int_jax.engine import Engine, Sampling
-from int_jax.models import Config, build
-from int_jax.sharding import make_mesh
-from int_jax.tokenizer import Tokenizer
+from int_jax.engine import Sampling
 from int_jax.types import Intervention, Task, Trace, Verdict
 
 SAMPLING = Sampling(max_new_tokens=10, stop_ids=(2, *range(20, 24)), seed=11)
@@ -39,17 +36,6 @@ class Lucky(Arithmetic):
         passed = int(trace.response.sum()) % self.odds == 0
         self.tries[name] = trace.response.tolist(), passed
         return Verdict(passed, float(passed), "correct" if passed else "wrong")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_dir):
-    return Tokenizer(tiny_dir)
-
-
-@pytest.fixture(scope="module")
-def engine(tokenizer):
-    model = build(Config("qwen3", tokenizer.vocab, 32, 2, 4, 2, 8, 64, 512, qk_norm=True, tied=True))
-    return Engine(model, make_mesh(1, 1, jax.devices()[:1]), slots=8, chunk=8, score_tokens=1024)
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,14 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
+import optax
 import pytest
 
 import int_jax
+from int_jax.batch import pack, supervised
+from int_jax.sharding import make_mesh
 
 WORDS = ["<pad>", "<|im_start|>", "<|im_end|>", "<unk>", "user", "assistant", "\n", "\n\n", *"0123456789+-= "]
 
@@ -16,7 +20,6 @@ WORDS = ["<pad>", "<|im_start|>", "<|im_end|>", "<unk>", "user", "assistant", "\
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory):
     """A random model with a tokenizer of some words, in Hugging Face format."""
-    import jax
     from tokenizers import AddedToken, Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
@@ -154,6 +157,58 @@ def test_bfloat16_loads_and_scores_alike(lm, model_dir):
     assert score.dtype == np.float32
     np.testing.assert_allclose(score, exact, atol=0.05)
     assert np.abs(score - exact).max() > 0
+
+
+def test_float32_parameters_compute_in_bfloat16(lm, model_dir):
+    """As training wants them: stored in float32, and every number that comes out is that of a bfloat16 model."""
+    low, mixed = (int_jax.load(model_dir, dtype="bfloat16", param_dtype=p) for p in (None, "float32"))
+    for leaf, exact in zip(jax.tree.leaves(mixed.params), jax.tree.leaves(lm.params), strict=True):
+        np.testing.assert_array_equal(leaf, exact)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(low.params)} == {"bfloat16"}
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(mixed.params)} == {"float32"}
+    np.testing.assert_array_equal(mixed.score([[8, 9, 10, 11]])[0], low.score([[8, 9, 10, 11]])[0])
+    draw = {"samples": 2, "max_new_tokens": 12}
+    assert tokens_of(mixed.generate(["1+2"], **draw)) == tokens_of(low.generate(["1+2"], **draw))
+
+
+def test_small_updates_are_kept_in_float32_parameters_only(model_dir):
+    """Adam at 1e-6 moves a weight by 1e-6: nothing to a bfloat16. What is sampled from is bfloat16 anyway."""
+    tx, mesh = optax.adam(1e-6), make_mesh(devices=jax.devices()[:1])
+    for stored, kept in ((None, False), ("float32", True)):
+        lm = int_jax.load(model_dir, mesh, "bfloat16", stored)
+        state = lm.engine.state(lm.params, tx)
+        batch = pack([supervised([8, 9, 10, 11], [0, 1, 1, 1])], 8, 1)
+        before = np.asarray(state.params["final_norm_D"], np.float32)  # ones
+        for _ in range(3):
+            state, _ = lm.engine.update(state, batch, tx)
+        moved = np.asarray(state.params["final_norm_D"], np.float32) - before
+        assert (np.abs(moved).max() > 1e-6) == kept
+        assert all(leaf.dtype == (stored or "bfloat16") for leaf in jax.tree.leaves(state.params))
+        decoding = lm.engine.decode_params(state.params)
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(decoding)} == {"bfloat16"}
+
+
+def test_more_stop_ids_compile_nothing(lm):
+    """Up to 8 of them: Llama 3 has three."""
+    lm.generate(["1+2"], max_new_tokens=8, stop_ids=[2])
+    known = len(lm.engine.programs)
+    for stop_ids in ([], [2, 7], [2, 7, 8], range(8)):
+        (trace,), = lm.generate(["1+2"], max_new_tokens=8, stop_ids=stop_ids)  # fmt: skip
+        assert (trace.stop == "stop") == (trace.tokens[-1] in stop_ids)
+    assert len(lm.engine.programs) == known
+    (trace,), = lm.generate(["1+2"], max_new_tokens=8, stop_ids=range(20))  # fmt: skip
+    assert trace.stop == "stop" and len(lm.engine.programs) > known
+
+
+def test_the_chat_template_is_told_what_load_was(model_dir, tmp_path):
+    lm = int_jax.load(model_dir)
+    lm.save(tmp_path / "copy")
+    template = tmp_path / "copy" / "chat_template.jinja"
+    template.write_text(template.read_text() + "{% if enable_thinking is false %}={% endif %}")
+    said = [{"role": "user", "content": "1"}]
+    plain, silent = (int_jax.load(tmp_path / "copy", chat=c) for c in (None, {"enable_thinking": False}))
+    assert plain.tokenizer.render(said) == lm.tokenizer.render(said)
+    assert silent.tokenizer.render(said) == [*plain.tokenizer.render(said), WORDS.index("=")]
 
 
 @pytest.mark.parametrize(

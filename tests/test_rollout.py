@@ -10,29 +10,10 @@ from hypothesis import strategies as st
 
 from int_jax import batch, rollout, types
 from int_jax.domains.arithmetic import Arithmetic
-from int_jax.engine import Engine, Sampling
-from int_jax.models import Config, build
-from int_jax.sharding import make_mesh
-from int_jax.tokenizer import Tokenizer
+from int_jax.engine import Sampling
 from int_jax.types import Intervention, Task, Trace, Verdict
 
 SAMPLING = Sampling(max_new_tokens=12, stop_ids=(2, *range(20, 30)), seed=5)  # digits stop, too: lengths vary
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_dir):
-    return Tokenizer(tiny_dir)
-
-
-@pytest.fixture(scope="module")
-def domain(tokenizer):
-    return Arithmetic(tokenizer)
-
-
-@pytest.fixture(scope="module")
-def engine(tokenizer):
-    model = build(Config("qwen3", tokenizer.vocab, 32, 2, 4, 2, 8, 64, 512, qk_norm=True, tied=True))
-    return Engine(model, make_mesh(1, 1, jax.devices()[:1]), slots=8, chunk=8, score_tokens=1024)
 
 
 @pytest.fixture(scope="module")

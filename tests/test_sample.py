@@ -449,6 +449,26 @@ def test_an_empty_prompt_is_named(params):
         make().generate(params, [Request((1,), "w", 0), Request((), "x", 0)], SAMPLING)
 
 
+def test_what_the_model_has_no_place_for_is_named(params):
+    longest, vocab = MODEL.config.max_len, MODEL.config.vocab
+    with pytest.raises(
+        ValueError, match=f"request 0 .*prompt of {longest} tokens: no room .* {longest} positions"
+    ):
+        make().generate(params, [Request((1,) * longest, "w", 0)], SAMPLING)
+    for token in (vocab, -1):
+        with pytest.raises(ValueError, match=f"request 1 .*token id {token}, outside .*0..{vocab - 1}"):
+            make().generate(params, [Request((1,), "w", 0), Request((1, token), "x", 0)], SAMPLING)
+
+
+def test_a_response_ends_with_the_models_positions(params):
+    longest = MODEL.config.max_len
+    prompt = tuple(np.random.default_rng(1).integers(0, MODEL.config.vocab, longest - 3).tolist())
+    (cut,) = make().generate(params, [Request(prompt, "w", 0)], Sampling(20))
+    assert len(cut.tokens) == longest and cut.stop == "length"
+    (whole,) = make().generate(params, [Request(prompt[:-30], "w", 0)], Sampling(20))
+    assert len(whole.tokens) == longest - 33 + 20
+
+
 def test_slots_that_the_mesh_does_not_divide():
     with pytest.raises(ValueError, match="slots=6 is not a multiple of the mesh's data axis, 4"):
         make(6, data=4, model=2)

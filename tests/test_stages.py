@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from int_jax.datasets import read_tasks
 from int_jax.stages import StageError, Workdir, read_jsonl, write_atomically
 
 CONFIG = {"seed": 1, "inputs": {}, "sft": {"epochs": 4, "rate": 1e-6}, "splits": ["a", "b"]}
@@ -150,9 +149,8 @@ def test_a_line_that_is_no_utf8_is_named_with_file_and_line(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    for call in (lambda p: list(read_jsonl(p)), lambda p: read_tasks(p, "math")):
-        with pytest.raises(StageError, match=r"none\.jsonl: no such file"):
-            call(tmp_path / "none.jsonl")
+    with pytest.raises(StageError, match=r"none\.jsonl: no such file"):
+        list(read_jsonl(tmp_path / "none.jsonl"))
 
 
 # --- a full disk ---
@@ -262,62 +260,3 @@ def test_a_disk_that_fills_up_within_a_write_costs_that_write_alone(tmp_path, mo
     again.clock("a", 3.0)
     assert again.wall_s()["a"] == 5.0
     assert len(again.rows("stage", [0], square([]))[0]) == 2
-
-
-# --- tasks from files ---
-
-
-def write(path, *rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def test_tasks_from_a_file(tmp_path):
-    path = write(
-        tmp_path / "olympiad.jsonl",
-        {"problem": "p", "answer": 36, "reference_solution": "r", "source": "x"},
-        {"problem": "q", "answer": 0},
-    )
-    first, second = read_tasks(path, "math")
-    assert (first.id, first.domain, first.problem, first.answer, first.reference) == (
-        "olympiad-1",
-        "math",
-        "p",
-        "36",
-        "r",
-    )
-    assert (second.id, second.answer, second.reference) == ("olympiad-2", "0", "")
-
-
-GOOD = {"problem": "p", "answer": "1"}
-
-
-@pytest.mark.parametrize(
-    ("row", "column", "found"),
-    [
-        ({"problem": "p"}, "answer", "problem"),
-        ({"problem": "p", "answer": ""}, "answer", "problem, answer"),
-        ({"problem": "p", "answer": " \n"}, "answer", "problem, answer"),
-        ({"problem": "p", "answer": None}, "answer", "problem, answer"),
-        ({"problem": None, "answer": "1"}, "problem", "problem, answer"),
-        ({"question": "p", "answer": "1"}, "problem", "question, answer"),
-        ({}, "problem", "none"),
-    ],
-)
-def test_a_row_without_problem_or_answer_is_named_with_file_row_and_columns(tmp_path, row, column, found):
-    path = write(tmp_path / "x.jsonl", GOOD, GOOD, row, GOOD)
-    with pytest.raises(StageError, match=rf"x\.jsonl, row 3: no '{column}'; columns found: {found}$"):
-        read_tasks(path, "math")
-
-
-def test_a_missing_reference_is_empty(tmp_path):
-    assert (
-        read_tasks(write(tmp_path / "x.jsonl", {**GOOD, "reference_solution": None}), "math")[0].reference
-        == ""
-    )
-
-
-@pytest.mark.parametrize("row", [[1], 3, "text", None])
-def test_a_row_that_is_no_mapping_is_named(tmp_path, row):
-    with pytest.raises(StageError, match=r"x\.jsonl, row 2"):
-        read_tasks(write(tmp_path / "x.jsonl", GOOD, row), "math")
