@@ -1,0 +1,93 @@
+"""The memory plan of a config: what each stage holds on a device, before anything is allocated.
+
+    python experiments/plan.py --config experiments/configs/int.py:qwen3_4b --config.model=DIRECTORY --devices 8
+
+Of the model only config.json is read. Ends with an error that names the knob to turn where a stage does not fit into
+`device_gib`.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jax
+from absl import app, flags
+from jax.sharding import AbstractMesh
+from ml_collections import ConfigDict, config_flags
+
+from int_jax import checkpoint, memory
+from int_jax.lm import directory
+from int_jax.models import Config
+from int_jax.sharding import RULES, RULES_DECODE
+
+PROBLEM = 1_024  # tokens of a prompt that shows a problem alone: assumed
+
+
+def stages(c: ConfigDict, model: Config, mesh) -> list[memory.Stage]:
+    """The stages of a run. A policy is kept as parameters alone once it is trained.
+
+    Args:
+      model: with the run's dtype and param_dtype. mesh: see memory.Sizes.
+    """
+    sizes = memory.Sizes(model, mesh)
+    knob = "mesh.data, mesh.model"
+    one = sizes.params(model.param_dtype, RULES)
+    base = memory.Item("base model", one, knob)
+    both = (base, memory.Item("base model to sample from", sizes.params(model.dtype, RULES_DECODE), knob))
+    others = len(
+        c.arms
+    )  # with int_rl there is its start, too; the policy in training is counted by its stage
+    trained = memory.Item("policies trained before", others * one, f"arms, {knob}")
+    state = memory.Item("policy in training", 3 * one, knob)
+    answer = c.attempts.sampling.max_new_tokens
+
+    def sampling(name, prompt, new_tokens, kept=(base,)):
+        return memory.sampling(name, sizes, c.slots, c.chunk, prompt, new_tokens, kept)
+
+    def training(name, kept):
+        t = c.train
+        return memory.training(name, sizes, t.rows, t.row_length, t.chunk, t.remat, kept)
+
+    every = [
+        sampling("attempts", PROBLEM, answer),
+        sampling("proposals", c.proposals.max_prompt, c.proposals.sampling.max_new_tokens),
+        sampling("guided", PROBLEM + answer, c.guided.sampling.max_new_tokens),
+        training("sft", both),
+        sampling("rl: rollouts", PROBLEM, c.rl.max_new_tokens, (*both, trained, state)),
+        training("rl: updates", (*both, trained)),
+        sampling("eval", PROBLEM, c.eval.sampling.max_new_tokens, (*both, trained)),
+        memory.scoring("drift", sizes, PROBLEM + answer, (*both, trained)),
+    ]
+    interventions = ("proposals", "guided", "sft")
+    return [stage for stage in every if "int_rl" in c.arms or stage.name not in interventions]
+
+
+def mesh_of(c: ConfigDict, devices: int) -> AbstractMesh:
+    """The mesh that `sharding.make_mesh` would make of so many devices, without them."""
+    sizes = [c.mesh.data, c.mesh.model]
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = max(1, devices // max(1, -sizes[0] * sizes[1]))
+    return AbstractMesh(tuple(sizes), ("data", "model"))
+
+
+def main(argv):
+    del argv
+    jax.config.update("jax_platforms", "cpu")  # shapes alone: the accelerators may be at work
+    c = CONFIG.value
+    model = checkpoint.read_config(directory(c.model), c.dtype)
+    model = dataclasses.replace(model, param_dtype=c.param_dtype)
+    plan = stages(c, model, mesh_of(c, DEVICES.value))
+    limit = round(c.device_gib * memory.GIB) or None
+    try:
+        memory.refuse(plan, limit)
+    except ValueError as error:
+        sys.exit(f"\nint_jax: {error}")
+    print(memory.table(plan, limit))
+
+
+if __name__ == "__main__":
+    CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+    DEVICES = flags.DEFINE_integer("devices", 8, "devices of the mesh")
+    app.run(main)

@@ -1,0 +1,221 @@
+"""The memory plan: the bytes that each device holds, counted stage by stage before anything is allocated.
+
+Parameters, optimizer and cache are counted exactly, from the shapes and the sharding tables. Activations are those of
+the stage's largest program, counted by the arrays that live at its worst moment; a compiler may fuse some of them away
+(tests/test_memory.py compares).
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from int_jax import dims
+from int_jax.engine import Engine, bucket
+from int_jax.models import Config, build
+from int_jax.models.transformer import SPAN
+from int_jax.sharding import RULES, RULES_DECODE, spec
+
+GIB = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """What takes the memory, bytes on each device, and the knob that makes it smaller."""
+
+    name: str
+    bytes: int
+    knob: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What is in memory at a stage's worst moment."""
+
+    name: str
+    items: tuple[Item, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(item.bytes for item in self.items)
+
+
+@functools.cache
+def _params(config: Config) -> list[tuple[str, tuple[int, ...]]]:
+    """The letters and the shape of each parameter."""
+    tree = jax.eval_shape(build(config).init, jax.random.key(0))
+    return [
+        (dims.suffix(path[-1].key), leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """A model on a mesh, in bytes a device.
+
+    Attributes:
+      config: of the model: `param_dtype` is stored and trained, `dtype` computed and sampled with.
+      mesh: anything with `shape["data"]` and `shape["model"]`; a jax.sharding.AbstractMesh needs no devices.
+    """
+
+    config: Config
+    mesh: Any
+
+    def held(self, letters: str, shape, item: int, rules=RULES_DECODE) -> int:
+        """Bytes of an array of `item` bytes an element; an axis that its mesh axis does not divide is whole."""
+        axes = [axis for axis in spec(letters, shape, self.mesh, rules) if axis is not None]
+        return math.prod(shape) * item // math.prod(self.mesh.shape[axis] for axis in axes)
+
+    def params(self, dtype: str, rules) -> int:
+        """All parameters, laid out by `rules`."""
+        size = np.dtype(dtype).itemsize
+        return sum(self.held(letters, shape, size, rules) for letters, shape in _params(self.config))
+
+    def cache(self, rows: int, size: int) -> int:
+        """Keys and values of every layer."""
+        c = self.config
+        return 2 * c.layers * self.held("BNSK", (rows, c.kv_heads, size, c.head_dim), self.width)
+
+    def scores(self, rows: int, length: int) -> int:
+        """Attention scores of one layer, float32, and their mask: of the whole square of tokens, or, in a long row, of
+        a span of its queries."""
+        span = min(SPAN, length)
+        mask = self.held("BTS", (rows, span, length), 1)
+        return self.held("BHTS", (rows, self.config.heads, span, length), 4) + mask
+
+    def layer(self, rows: int, length: int) -> int:
+        """One layer's forward pass besides its scores: queries, keys, values, heads, three of F, four of D."""
+        c = self.config
+        heads = 2 * self.held("BTHK", (rows, length, c.heads, c.head_dim), self.width)
+        heads += 2 * self.held("BTNK", (rows, length, c.kv_heads, c.head_dim), self.width)
+        wide = 3 * self.held("BTF", (rows, length, c.ffw), self.width)
+        return heads + wide + 4 * self.held("BTD", (rows, length, c.dim), self.width)
+
+    def gathered(self) -> int:
+        """What an update holds whole along "data": embedding and head, two layers, and the float32 gradients of
+        embedding and head before they are summed and cut up."""
+        if self.mesh.shape["data"] == 1:
+            return 0
+        two = Sizes(dataclasses.replace(self.config, layers=2), self.mesh)
+        ends = [(letters, shape) for letters, shape in _params(self.config) if "V" in letters]
+        return two.params(self.config.dtype, RULES_DECODE) + sum(self.held(*end, 4) for end in ends)
+
+    def logits(self, rows: int, tokens: int) -> int:
+        """float32 over the vocabulary."""
+        return self.held("BTV", (rows, tokens, self.config.vocab), 4)
+
+    @property
+    def width(self) -> int:
+        return np.dtype(self.config.dtype).itemsize
+
+
+def sampling(
+    name: str, sizes: Sizes, slots: int, chunk: int, prompt: int, new_tokens: int, kept: tuple[Item, ...]
+) -> Stage:
+    """Drawing up to `new_tokens` after prompts of up to `prompt` tokens.
+
+    Args:
+      slots, chunk: the engine's. kept: what else is in memory meanwhile.
+    """
+    c, part = sizes.config, max(1, slots // 4)
+    size, width = bucket(prompt + new_tokens + chunk), bucket(max(prompt - 1, 1), 32)
+    smaller = max((s for s in map(bucket, range(64, size, 32)) if s < size), default=0)
+    items = (
+        Item("parameters to sample from", sizes.params(c.dtype, RULES_DECODE), "mesh.model, dtype"),
+        Item("cache", sizes.cache(slots, size), "slots, max_new_tokens, mesh.model"),
+        Item("cache while it grows", sizes.cache(slots, smaller), "slots, max_new_tokens, mesh.model"),
+        Item("newest tokens", 2 * sizes.cache(slots, chunk), "slots, chunk"),
+        Item("prefilled prompts", sizes.cache(part, width), "slots, the prompt's length"),
+        Item(
+            "prefill: attention scores",
+            2 * sizes.scores(part, width),
+            "slots (a quarter of them are prefilled at once), mesh.model, the prompt's length",
+        ),
+        Item("prefill: activations", sizes.layer(part, width), "slots, the prompt's length"),
+        # With the noise, and the sorted logits of top-k and top-p and what is kept.
+        Item("decode: logits", 5 * sizes.held("BV", (slots, c.vocab), 4), "slots, mesh.data"),
+    )
+    return Stage(name, kept + items)
+
+
+def scoring(name: str, sizes: Sizes, length: int, kept: tuple[Item, ...]) -> Stage:
+    """Log-probabilities of sequences of up to `length` tokens."""
+    c, width, data = sizes.config, bucket(length), sizes.mesh.shape["data"]
+    rows = max(data, Engine.score_tokens // width // data * data)
+    items = (
+        Item("parameters to score with", sizes.params(c.dtype, RULES_DECODE), "mesh.model, dtype"),
+        Item("attention scores", 2 * sizes.scores(rows, width), "max_new_tokens, mesh.model"),
+        Item(
+            "activations", sizes.layer(rows, width) + sizes.cache(rows, width), "max_new_tokens, mesh.model"
+        ),
+        Item("logits", 2 * sizes.logits(rows, min(128, width)), "mesh.model"),
+    )
+    return Stage(name, kept + items)
+
+
+def training(
+    name: str, sizes: Sizes, rows: int, row_length: int, logits: int, remat: bool, kept: tuple[Item, ...]
+) -> Stage:
+    """One update with AdamW from micro-batches of rows x row_length tokens.
+
+    Args:
+      logits: tokens of a row whose logits exist at one time. remat: recompute each layer in the backward pass.
+    """
+    c = sizes.config
+    trained = sizes.params(c.param_dtype, RULES)
+    lower = sizes.params(c.dtype, RULES) if c.dtype != c.param_dtype else 0
+    layer, scores = sizes.layer(rows, row_length), sizes.scores(rows, row_length)
+    residual = sizes.held("BTD", (rows, row_length, c.dim), sizes.width)
+    shard = "mesh.data, mesh.model"
+    items = (
+        Item("parameters trained", trained, shard),
+        Item("Adam's two moments", 2 * trained, shard),
+        Item("gradients, float32", sizes.params("float32", RULES), shard),
+        Item("gradients of a micro-batch", trained, shard),
+        Item("parameters to compute with", lower + sizes.gathered(), shard),
+        Item(
+            "attention scores",
+            (4 if remat or row_length > SPAN else 3 + 2 * c.layers) * scores,
+            "train.row_length, train.rows, mesh.model" + ("" if remat else ", train.remat"),
+        ),
+        Item(
+            "activations",
+            (c.layers * residual + 3 * layer) if remat else (c.layers + 2) * layer,
+            "train.rows, train.row_length" + ("" if remat else ", train.remat"),
+        ),
+        Item(
+            "logits", 3 * sizes.logits(rows, min(logits, row_length)), "train.chunk, train.rows, mesh.model"
+        ),
+    )
+    return Stage(name, kept + items)
+
+
+def table(stages: list[Stage], limit: int | None = None) -> str:
+    """The plan as text: GiB a device, a line for each stage with its largest items."""
+    lines = ["memory plan, GiB a device" + (f" of {limit / GIB:.1f}" if limit else "")]
+    for stage in stages:
+        largest = sorted(stage.items, key=lambda item: -item.bytes)[:4]
+        parts = ", ".join(f"{item.name} {item.bytes / GIB:.2f}" for item in largest if item.bytes)
+        lines.append(f"  {stage.name:<20}{stage.bytes / GIB:>9.2f}   {parts}")
+    return "\n".join(lines)
+
+
+def refuse(stages: list[Stage], limit: int | None) -> None:
+    """Raise ValueError for the first stage that does not fit into `limit` bytes a device, if the limit is known."""
+    for stage in stages:
+        if limit is not None and stage.bytes > limit:
+            largest = max(stage.items, key=lambda item: item.bytes)
+            raise ValueError(
+                f"{stage.name} needs {stage.bytes / GIB:.1f} GiB a device, and there are {limit / GIB:.1f}: the "
+                f"largest item is {largest.name}, {largest.bytes / GIB:.1f} GiB; turn {largest.knob}\n"
+                f"{table(stages, limit)}"
+            )
+
+
+def device_bytes(device) -> int | None:
+    """What a device may hold, where it says so."""
+    stats = device.memory_stats()
+    return None if stats is None else stats.get("bytes_limit")

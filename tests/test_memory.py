@@ -1,0 +1,208 @@
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AbstractMesh
+
+from int_jax import engine, memory, sample
+from int_jax.batch import pack, supervised
+from int_jax.losses import LossConfig
+from int_jax.models import Config, build
+from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings
+from int_jax.types import State
+
+SHAPES = pathlib.Path(__file__).parent / "shapes"  # sizes of released models, as their config.json has them
+CONFIG = Config("qwen3", 512, 64, 3, 8, 4, 16, 128, 1024, qk_norm=True, tied=True)
+
+
+def sizes(data=1, model=1, config=CONFIG, **changes):
+    mesh = AbstractMesh((data, model), ("data", "model"))
+    return memory.Sizes(dataclasses.replace(config, **changes), mesh)
+
+
+def shape(name: str, **changes) -> Config:
+    d = json.loads((SHAPES / f"{name}.json").read_text())
+    heads = d["num_attention_heads"]
+    return Config(
+        d["model_type"], d["vocab_size"], d["hidden_size"], d["num_hidden_layers"], heads, d["num_key_value_heads"],
+        d.get("head_dim", d["hidden_size"] // heads), d["intermediate_size"], d["max_position_embeddings"],
+        d["rope_theta"], d["rms_norm_eps"], d["model_type"] == "qwen3", d["tie_word_embeddings"], **changes,
+    )  # fmt: skip
+
+
+def item(stage, name: str) -> int:
+    [found] = [item.bytes for item in stage.items if item.name == name]
+    return found
+
+
+def sampling(sizes, slots=16, new_tokens=400):
+    return memory.sampling("sampling", sizes, slots, 16, 300, new_tokens, ())
+
+
+def training(sizes, rows=4, row_length=256, remat=False):
+    return memory.training("sft", sizes, rows, row_length, 64, remat, ())
+
+
+# --- against what jax makes ---
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("qwen3_4b", 4.02), ("qwen3_0_6b", 0.596), ("llama3_8b", 8.03)]
+)
+def test_parameters_of_released_models(name, billions):
+    """The totals that their model cards state."""
+    assert sizes(config=shape(name)).params("int8", RULES) / 1e9 == pytest.approx(billions, rel=2e-3)
+
+
+def on_device_zero(tree) -> int:
+    return sum(
+        shard.data.nbytes
+        for leaf in jax.tree.leaves(tree)
+        for shard in leaf.addressable_shards
+        if shard.device == jax.devices()[0]
+    )
+
+
+@pytest.mark.parametrize(("data", "model"), [(8, 1), (4, 2), (1, 8)])
+def test_state_and_slots_are_what_a_device_holds(data, model):
+    """8 does not divide the 4 key/value heads: they are whole on every device then."""
+    mesh, plan = make_mesh(data, model), sizes(data, model)
+    made = engine.Engine(build(CONFIG), mesh, slots=16)
+    state = made.init(0, optax.adamw(1e-3))
+    stage = training(plan)
+    assert item(stage, "parameters trained") == on_device_zero(state.params)
+    counters = 2 * 4  # the step, here and in Adam
+    assert item(stage, "Adam's two moments") == on_device_zero(state._replace(params=())) - counters
+    assert plan.params("float32", RULES_DECODE) == on_device_zero(made.decode_params(state.params))
+    slots = made._sized(None, 96, 8)
+    assert plan.cache(16, 96) == on_device_zero(slots.cache)
+
+
+def peak(compiled) -> int:
+    """Arguments, what they become and what is made meanwhile."""
+    m = compiled.memory_analysis()
+    return m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+
+
+def placed(tree, mesh, rules):
+    def one(leaf, where):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree.map(one, tree, shardings(tree, mesh, rules))
+
+
+@pytest.mark.parametrize(("data", "model"), [(1, 1), (4, 2)])
+def test_the_plan_is_near_the_compiled_programs(data, model):
+    """Within a factor of two of XLA's own figure on CPU: one that merges what is recomputed (no remat here) and
+    computes in float32. More than that would be an array forgotten, or counted twice."""
+    mesh, plan = make_mesh(data, model, jax.devices()[: data * model]), sizes(data, model)
+    made, tx = build(CONFIG), optax.adamw(1e-3)
+    params = jax.eval_shape(made.init, jax.random.key(0))
+    state = jax.eval_shape(lambda p: State(jnp.zeros((), jnp.int32), p, tx.init(p)), params)
+    batch = pack([supervised(np.ones(250, np.int32), np.ones(250))] * 4, 256, 4)
+    slots = jax.eval_shape(lambda: sample.empty_slots(made, 16, 768, 8))
+    decoding = placed(params, mesh, RULES_DECODE)
+    with jax.sharding.set_mesh(mesh):
+        update = engine._update.lower(
+            placed(state, mesh, RULES), placed(batch, mesh, RULES), made, tx, LossConfig(chunk=64)
+        )
+        prompts = jax.ShapeDtypeStruct((4, 384), jnp.int32)
+        prefill = engine._prefill.lower(made, decoding, prompts)
+        decode = engine._decode.lower(made, decoding, placed(slots, mesh, RULES_DECODE), np.int32(1), 16)
+    drawing = sampling(plan)
+    once = item(drawing, "parameters to sample from")
+    names = ("prefilled prompts", "prefill: attention scores", "prefill: activations")
+    filling = once + sum(item(drawing, name) for name in names)
+    stepping = once + sum(item(drawing, name) for name in ("cache", "newest tokens", "decode: logits"))
+    planned = {update: training(plan).bytes, prefill: filling, decode: stepping}
+    for lowered, count in planned.items():
+        assert 1 / 2 < count / peak(lowered.compile()) < 2
+
+
+# --- against itself ---
+
+
+def test_twice_the_slots_twice_the_cache():
+    one, two = sampling(sizes()), sampling(sizes(), slots=32)
+    for name in ("cache", "cache while it grows", "newest tokens", "prefilled prompts", "decode: logits"):
+        assert item(two, name) == 2 * item(one, name) > 0
+    assert item(two, "parameters to sample from") == item(one, "parameters to sample from")
+
+
+def test_eight_devices_hold_an_eighth_each():
+    config = dataclasses.replace(CONFIG, heads=16, kv_heads=8)
+    whole = sizes(config=config)
+    for data, model in ((8, 1), (4, 2), (1, 8)):
+        part = sizes(data, model, config)
+        assert part.cache(16, 96) * 8 == whole.cache(16, 96)
+        assert part.scores(8, 64) * 8 >= whole.scores(8, 64)  # the mask is whole along "model"
+        assert part.logits(8, 16) * 8 == whole.logits(8, 16)
+        small = 3 * 3 * (64 + 16) * 4  # norms are not cut along "model"
+        assert 0 <= part.params("float32", RULES) * 8 - whole.params("float32", RULES) <= 8 * small
+    assert sizes(8, 1, config).params("float32", RULES_DECODE) == whole.params("float32", RULES_DECODE)
+
+
+def test_dtypes():
+    """bfloat16 compute halves cache, activations and what is sampled from; what is trained stays as it is stored."""
+    full, mixed, low = (
+        sizes(dtype=d, param_dtype=p)
+        for d, p in (("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16"))
+    )
+    for name in ("cache", "parameters to sample from", "prefill: activations"):
+        assert 2 * item(sampling(mixed), name) == item(sampling(full), name)
+    for name in ("parameters trained", "Adam's two moments"):
+        assert item(training(mixed), name) == item(training(full), name) == 2 * item(training(low), name)
+    for stage in map(training, (full, mixed, low)):
+        assert item(stage, "gradients, float32") == full.params("float32", RULES)
+    assert item(training(mixed), "parameters to compute with") == low.params("bfloat16", RULES)
+
+
+def test_rows_and_remat():
+    one, two = training(sizes()), training(sizes(), rows=8)
+    for name in ("attention scores", "activations", "logits"):
+        assert item(two, name) == 2 * item(one, name)
+    longer = training(sizes(), row_length=512)
+    assert item(longer, "attention scores") == 4 * item(one, "attention scores")
+    assert item(longer, "logits") == item(one, "logits")
+    assert training(sizes(), remat=True).bytes < one.bytes
+    deep = [training(sizes(layers=n), remat=True) for n in (3, 6)]
+    assert item(deep[0], "attention scores") == item(deep[1], "attention scores")  # of one layer at a time
+
+
+def test_scoring_grows_with_the_sequence():
+    short, long = (memory.scoring("drift", sizes(), n, ()) for n in (8192, 16384))
+    for name in ("activations", "attention scores"):  # of a span of the queries at a time
+        assert item(long, name) == 2 * item(short, name)
+
+
+# --- the words ---
+
+
+def test_what_does_not_fit_is_refused_with_the_largest_item_and_its_knob():
+    stages = [sampling(sizes()), training(sizes())]
+    need = max(stage.bytes for stage in stages)
+    memory.refuse(stages, need)
+    memory.refuse(stages, None)
+    with pytest.raises(ValueError) as caught:
+        memory.refuse(stages, need - 1)
+    words = str(caught.value)
+    largest = max(stages[1].items, key=lambda item: item.bytes)
+    assert words.startswith("sft needs") and largest.name in words and largest.knob in words
+    assert "train.row_length" in words and memory.table(stages, need - 1) in words
+
+
+def test_the_table_has_a_line_a_stage():
+    stages = [sampling(sizes()), training(sizes())]
+    head, *lines = memory.table(stages, 80 * memory.GIB).splitlines()
+    assert head == "memory plan, GiB a device of 80.0"
+    assert [line.split()[0] for line in lines] == ["sampling", "sft"]
+    assert float(lines[1].split()[1]) == round(stages[1].bytes / memory.GIB, 2)
+
+
+def test_a_device_that_does_not_say_what_it_holds():
+    assert memory.device_bytes(jax.devices()[0]) is None
