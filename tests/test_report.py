@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from tensorboardX.proto import event_pb2
 
 from int_jax import report
+from int_jax.report import cells, page, plots
+from int_jax.report import results as written
 from int_jax.types import Intervention, Task
 
 
@@ -71,6 +73,15 @@ RESULTS = {
         "base": {"pass@1": measured(0.0007, 0.0, 0.0047), "pass@8": measured(0.006, 0.0018, 0.0102)}
     },
     "proposers": {"self_verify": {"exact": 1894, "located": 2368, "traces": 2531, "ci95": [0.731, 0.765]}},
+    "graders": {
+        "decides": "strict",
+        "responses": 5120,
+        "differ": 3,
+        "examples": [
+            {"answer": answer, "gold": "\\frac{\\pi}{2}", "strict": "wrong", "tolerant": "correct"}
+            for answer in ("90^\\circ", "90^\\circ", "90°")
+        ],
+    },
     "rl": {"rl": curve(60), "int_rl": curve(50, 0.1)},
     "drift": {
         "nll": {"prefix": 0.112, "intervention": 0.871, "reference": 2.94},
@@ -168,7 +179,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def full_disk(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report.os, "fsync", full_disk)
+    monkeypatch.setattr(written.os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         report.write_results(target, {"seed": 2})
     assert json.loads(target.read_text()) == {"seed": 1}
@@ -190,32 +201,32 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     ],
 )
 def test_percent(fraction, text):
-    assert report.percent(fraction) == text
+    assert cells.percent(fraction) == text
 
 
 def test_estimate_and_duration():
-    assert report.estimate(0.123, (0.098, 0.149)) == "12.3% [9.8, 14.9]"
-    assert report.estimate(0.0043, (0.0028, 0.0061)) == "0.43% [0.28, 0.61]"
-    assert report.estimate(1.0, (0.98, 1.0)) == "100.0% [98.0, 100]"
-    assert [report.duration(s) for s in (7.25, 59.96, 492, 3600, 9000)] == [
+    assert cells.estimate(0.123, (0.098, 0.149)) == "12.3% [9.8, 14.9]"
+    assert cells.estimate(0.0043, (0.0028, 0.0061)) == "0.43% [0.28, 0.61]"
+    assert cells.estimate(1.0, (0.98, 1.0)) == "100.0% [98.0, 100]"
+    assert [cells.duration(s) for s in (7.25, 59.96, 492, 3600, 9000)] == [
         *("7.2 s", "60.0 s", "8 min 12 s", "1 h 00 min", "2 h 30 min"),
     ]
 
 
 @given(st.floats(min_value=1e-12, max_value=1))
 def test_what_is_positive_never_reads_as_zero(fraction):
-    assert float(report.percent(fraction).strip("<%")) > 0
+    assert float(cells.percent(fraction).strip("<%")) > 0
 
 
 def test_effect_ratio_where_the_wrong_step_never_succeeds():
     effect = copy.deepcopy(RESULTS["effect"])
-    assert report.effect_ratio(effect) == "24.7x"
+    assert cells.effect_ratio(effect) == "24.7x"
     effect["prefix_error"] = condition(0, 0.0, 0.0, 0.005)
-    assert report.effect_ratio(effect) == "> 21.2x"  # 0.1061 over the interval's end
+    assert cells.effect_ratio(effect) == "> 21.2x"  # 0.1061 over the interval's end
     effect["prefix_error"] = condition(0, 0.0, 0.0, 0.0)
-    assert report.effect_ratio(effect) == "> 67.9x"  # 0.1061 over one success in 640
+    assert cells.effect_ratio(effect) == "> 67.9x"  # 0.1061 over one success in 640
     effect["prefix_intervention"] = condition(0, 0.0, 0.0, 0.0)
-    assert report.effect_ratio(effect) == "undefined: neither ever succeeded"
+    assert cells.effect_ratio(effect) == "undefined: neither ever succeeded"
 
 
 # ---- the screen
@@ -224,16 +235,16 @@ def test_effect_ratio_where_the_wrong_step_never_succeeds():
 def test_tables_hold_every_number():
     screen = report.tables(RESULTS)
     for key, count in (RESULTS["funnel"] | RESULTS["tokens"]).items():
-        label = "rl" if key == "rl" else report._label(key)
+        label = "rl" if key == "rl" else cells.label(key)
         assert re.search(rf"^ +{label} +{count:,}( |$)", screen, re.MULTILINE), key
     squeezed = re.sub(r"(?<=\[) +|(?<=,) +", "", screen)
     for row in RESULTS["effect"].values():
         assert f"{row['solved']}/640" in screen
-        assert report.estimate(row["accuracy"], row["ci95"]).replace(", ", ",") in squeezed
+        assert cells.estimate(row["accuracy"], row["ci95"]).replace(", ", ",") in squeezed
     for split in ("eval", "eval_train"):
         for row in RESULTS[split].values():
             for item in row.values():
-                assert report.estimate(item["mean"], item["ci95"]).replace(", ", ",") in squeezed
+                assert cells.estimate(item["mean"], item["ci95"]).replace(", ", ",") in squeezed
     for name, values in RESULTS["drift"].items():
         assert all(f"{value:.3f}" in screen for value in values.values()), name
     for text in (
@@ -249,9 +260,9 @@ def test_tables_hold_every_number():
 
 
 def test_missing_sections_are_left_out_and_each_can_stand_alone():
-    everything = {section.key: section.title.upper() for section in report.sections(RESULTS)}
-    assert list(everything) == ["funnel", "effect", "eval", "proposers", "rl", "drift", "cost"]
-    assert not report.sections({})
+    everything = {section.key: section.title.upper() for section in cells.sections(RESULTS)}
+    assert list(everything) == ["funnel", "effect", "eval", "proposers", "graders", "rl", "drift", "cost"]
+    assert not cells.sections({})
     needs = {"eval_train": "eval", "tokens": "cost", "wall_s": "cost"}
     for key in RESULTS.keys() - {"config", "seed", "versions"}:
         screen = report.tables({key: RESULTS[key]})
@@ -261,7 +272,7 @@ def test_missing_sections_are_left_out_and_each_can_stand_alone():
 
 
 def test_rl_of_one_run_may_be_bare():
-    assert report.rl_runs({"rl": curve(3)}) == {"rl": curve(3)}
+    assert cells.rl_runs({"rl": curve(3)}) == {"rl": curve(3)}
     assert report.tables({"rl": curve(3)}) == report.tables({"rl": {"rl": curve(3)}})
 
 
@@ -288,7 +299,7 @@ def test_tables_fit_the_screen(methods, values, count):
     results = {**RESULTS, "eval": evals, "eval_train": evals, "proposers": proposers, "tokens": tokens}
     results["funnel"] = {**RESULTS["funnel"], "guided": count}
     results["versions"] = {f"package_{i}": "1.2.3" for i in range(12)}
-    assert max(map(len, report.tables(results).splitlines())) <= report.WIDTH
+    assert max(map(len, report.tables(results).splitlines())) <= cells.WIDTH
 
 
 # ---- scalars
@@ -460,13 +471,13 @@ def test_only_the_pages_own_script_may_run():
     text = report.html(RESULTS, EXAMPLES)
     policy = next(a["content"] for tag, a in Page(text).tags if tag == "meta" and "http-equiv" in a)
     script = re.search(r"<script>(.*)</script>", text, re.DOTALL)[1]
-    digest = report.base64.b64encode(report.hashlib.sha256(script.encode()).digest()).decode()
+    digest = page.base64.b64encode(page.hashlib.sha256(script.encode()).digest()).decode()
     assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 
 def test_the_page_holds_the_tables_numbers():
     text = Page(report.html(RESULTS)).text
-    for section in report.sections(RESULTS):
+    for section in cells.sections(RESULTS):
         assert section.title in text
         for row in section.rows:
             for cell in row[1:]:
@@ -501,29 +512,29 @@ def test_filters_count_every_trace_once():
 @given(st.lists(st.tuples(st.text("ab\n \r", min_size=1), st.floats(-50, 0)), max_size=12))
 def test_drawn_tokens_hold_every_character_once(tokens):
     pieces, logp = [piece for piece, _ in tokens], [value for _, value in tokens]
-    drawn = report._tokens(pieces, logp)
+    drawn = page._tokens(pieces, logp)
     assert [t["text"].replace("↵\n", "\n").replace("↵", "\n") for t in drawn] == pieces
     lines_drawn = "".join(t["text"] for t in drawn).replace("↵", "")
     assert lines_drawn == "".join(pieces).rstrip("\n")  # a line breaks where a step goes on, and only there
     for token, value in zip(drawn, logp, strict=True):
-        bounds = [1.0, *(least for least, _ in report.PROBABILITY_BANDS)]
+        bounds = [1.0, *(least for least, _ in page.PROBABILITY_BANDS)]
         assert bounds[token["band"] + 1] <= math.exp(value) <= bounds[token["band"]]
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=120), st.booleans())
 def test_plots_stay_inside_their_box(values, is_share):
-    plot = report.line_plot("reward", {"rl": values, "int_rl": values[:1]}, is_share)
+    plot = plots.line_plot("reward", {"rl": values, "int_rl": values[:1]}, is_share)
     for series in plot["series"]:
         for point in f"{series['raw']} {series['mean']}".split():
             x, y = map(float, point.split(","))
-            assert report.LEFT <= x <= report.PLOT_W - report.RIGHT + 0.1
-            assert report.TOP - 0.1 <= y <= report.PLOT_H - report.BOTTOM + 0.1
+            assert plots.LEFT <= x <= plots.PLOT_W - plots.RIGHT + 0.1
+            assert plots.TOP - 0.1 <= y <= plots.PLOT_H - plots.BOTTOM + 0.1
 
 
-@given(st.lists(st.floats(report.TOP, report.PLOT_H - report.BOTTOM), min_size=1, max_size=6))
+@given(st.lists(st.floats(plots.TOP, plots.PLOT_H - plots.BOTTOM), min_size=1, max_size=6))
 def test_end_labels_do_not_touch_and_stay_beside_the_plot(heights):
-    placed = report._spread(heights)
-    assert report.TOP <= min(placed) <= max(placed) <= report.PLOT_H - report.BOTTOM
+    placed = plots._spread(heights)
+    assert plots.TOP <= min(placed) <= max(placed) <= plots.PLOT_H - plots.BOTTOM
     assert all(b - a >= 15 - 1e-9 for a, b in itertools.pairwise(sorted(placed)))
     assert sorted(range(len(placed)), key=lambda i: (heights[i], i)) == sorted(
         range(len(placed)), key=placed.__getitem__
@@ -532,16 +543,16 @@ def test_end_labels_do_not_touch_and_stay_beside_the_plot(heights):
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-9, 1e6))
 def test_ticks_cover_the_range_with_few_round_steps(low, width):
-    made = report.ticks(low, low + width)
+    made = plots.ticks(low, low + width)
     assert made[0] <= low + 1e-6 * abs(low) + 1e-6 * width
     assert made[-1] >= low + width - 1e-6 * abs(low) - 1e-6 * width
     assert 2 <= len(made) <= 8
 
 
 def test_smooth_keeps_a_constant_and_the_length():
-    np.testing.assert_allclose(report.smooth(np.full(50, 0.3), 7), 0.3)
-    assert report._window(150) % 2 == 1
-    np.testing.assert_array_equal(report.smooth([1.0, 2.0], report._window(2)), [1.0, 2.0])
+    np.testing.assert_allclose(plots.smooth(np.full(50, 0.3), 7), 0.3)
+    assert plots._window(150) % 2 == 1
+    np.testing.assert_array_equal(plots.smooth([1.0, 2.0], plots._window(2)), [1.0, 2.0])
 
 
 def test_write_html_is_whole_or_absent(tmp_path):

@@ -1,0 +1,21 @@
+"""What a run leaves to be read: results.json, TensorBoard scalars, the end-of-run tables, the HTML report.
+
+Pure host code. Numbers come from `results` (keys: design, section 5; fractions in [0, 1], times in seconds) and are
+shown as they are.
+"""
+
+from int_jax.report.cells import LABELS, seeds_table, tables
+from int_jax.report.page import Attempt, Example, html, write_html
+from int_jax.report.results import Scalars, write_results
+
+__all__ = [
+    "LABELS",
+    "Attempt",
+    "Example",
+    "Scalars",
+    "html",
+    "seeds_table",
+    "tables",
+    "write_html",
+    "write_results",
+]

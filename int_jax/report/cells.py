@@ -1,0 +1,382 @@
+"""Numbers as text, and the tables of a run. `sections` is the one place that turns numbers into cells: the screen
+(`tables`) and the page (page.py) draw the same ones. A section whose numbers are missing is left out.
+"""
+
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from int_jax.report.results import rank
+
+LABELS = {
+    "base": "base",
+    "rl": "RL",
+    "rl_matched": "RL matched",
+    "int": "InT",
+    "int_rl": "InT + RL",
+    "problem": "problem alone",
+    "prefix": "prefix before the located step",
+    "prefix_error": "prefix + own wrong step",
+    "prefix_intervention": "prefix + intervention",
+    "out_of_range": "out of range",
+    "too_long": "too long",
+    "kept_right": "right by the oracle",
+    "problems_kept": "problems kept",
+}
+METHODS = ("base", "rl", "rl_matched", "int", "int_rl")
+CONDITIONS = ("problem", "prefix", "prefix_error", "prefix_intervention")
+# A funnel count -> the earlier count it is a share of. `guided` may count attempts or continuations, so `kept` is
+# measured against what was spliced.
+SHARE_OF = {
+    "hard": "problems",
+    "attempts": "problems",
+    "wrong": "attempts",
+    "proposed": "wrong",
+    "unparsed": "proposed",
+    "out_of_range": "proposed",
+    "empty": "proposed",
+    "leaked": "proposed",
+    "too_long": "proposed",
+    "spliced": "proposed",
+    "guided": "spliced",
+    "kept": "spliced",
+    "kept_right": "kept",
+    "problems_kept": "problems",
+}
+INDENTED = ("unparsed", "out_of_range", "empty", "leaked", "too_long", "kept_right")
+
+
+def percent(fraction: float) -> str:
+    """0.123 -> "12.3%"; two decimals below 1%; what is positive never reads as zero: 1e-6 -> "<0.01%"."""
+    if 0 < fraction < 0.00005:
+        return "<0.01%"
+    return f"{100 * fraction:.{2 if 0 < fraction < 0.01 else 1}f}%"
+
+
+def estimate(fraction: float, ci95: Sequence[float]) -> str:
+    """A percentage with its interval: "12.3% [9.8, 14.9]"; both with two decimals where they are small."""
+    decimals = 2 if 0 < fraction < 0.01 and ci95[1] < 0.09 else 1
+    ends = [f"{100 * end:.{decimals}f}".replace("100.0", "100") for end in ci95]
+    return f"{percent(fraction)} [{', '.join(ends)}]"
+
+
+def _aligned(estimates: Sequence[tuple[float, Sequence[float]] | None]) -> list[str]:
+    """A column of estimates, padded so that values and both ends of the intervals stand under one another."""
+    cells = [re.split(r" \[|, |\]", estimate(*item)) if item else ["", "", "", ""] for item in estimates]
+    value, low, high, _ = (max(map(len, part)) for part in zip(*cells, strict=True))
+    return [f"{v:>{value}} [{a:>{low}}, {b:>{high}}]" if v else "–" for v, a, b, _ in cells]
+
+
+def duration(seconds: float) -> str:
+    """492 -> "8 min 12 s"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def label(key: str) -> str:
+    return LABELS.get(key, key.replace("_", " "))
+
+
+def ordered(mapping: Mapping, first: Sequence[str] = ()) -> list[str]:
+    """The keys of `mapping`: those of `first` in its order, then the rest in ORDER."""
+    return [key for key in first if key in mapping] + sorted(mapping.keys() - set(first), key=rank)
+
+
+class Section(NamedTuple):
+    """One table of finished cells; the columns named in `left` are aligned left, the others right."""
+
+    key: str
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+    left: tuple[int, ...] = (0,)
+
+
+def _funnel(funnel: Mapping[str, int]) -> Section:
+    rows = []
+    for key in ordered(funnel):
+        base = SHARE_OF.get(key, "")
+        rate = ""
+        if funnel.get(base):
+            share = funnel[key] / funnel[base]
+            many = f"{share:.1f}".rjust(5) + f"  per {base.removesuffix('s')}"
+            rate = f"{percent(share):>6} of {label(base)}" if share <= 1 else many
+        rows.append([("  " if key in INDENTED else "") + label(key), f"{funnel[key]:,}", rate])
+    return Section(
+        "funnel", "From attempts to kept interventions", ["stage", "count", "rate"], rows, left=(0, 2)
+    )
+
+
+def effect_ratio(effect: Mapping) -> str:
+    """Accuracy of prefix + intervention over prefix + own wrong step: "6.9x".
+
+    Where the wrong step never led to a success, "> x" with the denominator replaced by the upper end of its interval
+    or by one success, whichever is larger.
+    """
+    wrong, mended = effect["prefix_error"], effect["prefix_intervention"]
+    if wrong["accuracy"] > 0:
+        return f"{mended['accuracy'] / wrong['accuracy']:.1f}x"
+    if mended["accuracy"] == 0:
+        return "undefined: neither ever succeeded"
+    one_success = 1 / (wrong["problems"] * wrong.get("samples", 1))
+    return f"> {mended['accuracy'] / max(wrong['ci95'][1], one_success):.1f}x"
+
+
+def _effect(effect: Mapping) -> Section:
+    keys = ordered(effect, CONDITIONS)
+    accuracy = _aligned([(effect[key]["accuracy"], effect[key]["ci95"]) for key in keys])
+    rows = [
+        [label(key), f"{effect[key]['solved']:,}/{effect[key]['problems']:,}", cell]
+        for key, cell in zip(keys, accuracy, strict=True)
+    ]
+    note = ""
+    if {"prefix_error", "prefix_intervention"} <= effect.keys():
+        note = f"Accuracy with the intervention over accuracy with the own wrong step: {effect_ratio(effect)}"
+    return Section(
+        "effect",
+        "What one step is worth",
+        ["continued from", "solved", "accuracy [95% interval]"],
+        rows,
+        note,
+    )
+
+
+def pass_keys(*tables: Mapping) -> list[str]:
+    """All "pass@k" keys of eval tables, by k."""
+    return sorted(
+        {key for table in tables for row in table.values() for key in row if key.startswith("pass@")},
+        key=rank,
+    )
+
+
+def shorten(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _eval(results: Mapping) -> Section:
+    splits = {
+        name: results[key]
+        for name, key in (("hard-test", "eval"), ("hard-train", "eval_train"))
+        if key in results
+    }
+    keys = pass_keys(*splits.values())
+    shown = list(dict.fromkeys([keys[0], "pass@8" if "pass@8" in keys else keys[-1]]))
+    methods = ordered({name: None for table in splits.values() for name in table}, METHODS)
+    columns, cells, sizes = [], [], []
+    for split, table in splits.items():
+        for key in shown:
+            found = [table.get(name, {}).get(key) for name in methods]
+            columns.append(f"{split} {key}")
+            cells.append(_aligned([(item["mean"], item["ci95"]) if item else None for item in found]))
+        counts = sorted(
+            {
+                (row[key]["problems"], row[key]["samples"])
+                for row in table.values()
+                for key in row
+                if key in shown
+            }
+        )
+        sizes.append(
+            f"{split}: "
+            + " or ".join(f"{problems:,} problems, {samples:,} samples" for problems, samples in counts)
+        )
+    rows = [
+        [shorten(label(name), 12), *row] for name, row in zip(methods, zip(*cells, strict=True), strict=True)
+    ]
+    note = ". ".join(sizes) + ". Intervals: 95%, over problems."
+    if "rl_matched" in methods:
+        note += " RL matched: RL alone, the tokens of InT's data stages added to its budget."
+    return Section("eval", "Hard problems, held out and trained on", ["method", *columns], rows, note)
+
+
+def _proposers(proposers: Mapping) -> Section:
+    keys = ordered(proposers)
+    accuracy = _aligned(
+        [(proposers[key]["exact"] / proposers[key]["traces"], proposers[key]["ci95"]) for key in keys]
+    )
+    rows = [
+        [
+            key,
+            *(f"{proposers[key][part]:,}/{proposers[key]['traces']:,}" for part in ("located", "exact")),
+            cell,
+        ]
+        for key, cell in zip(keys, accuracy, strict=True)
+    ]
+    columns = ["proposer", "gave a step", "exact", "exact [95% interval]"]
+    note = (
+        "Exact: the oracle's first error. Measured on the model's own failed attempts; never used to filter."
+    )
+    return Section("proposers", "Who finds the first error", columns, rows, note)
+
+
+def _graders(graders: Mapping) -> Section:
+    count, differ = graders["responses"], graders["differ"]
+    counted = Counter(
+        (one["answer"], one["gold"], one["strict"], one["tolerant"]) for one in graders["examples"]
+    )
+    rows = [
+        [shorten(answer, 30), shorten(gold, 30), *told, str(n)]
+        for (answer, gold, *told), n in counted.most_common(5)
+    ]
+    rows = rows or [["none", "", "", "", "0"]]
+    share = percent(differ / count) if count else "none"
+    note = f"{differ:,} of {count:,} responses of the evaluation ({share}); {graders['decides']} decides."
+    return Section(
+        "graders",
+        "Where the graders differ",
+        ["answer", "gold", "strict", "tolerant", "times"],
+        rows,
+        note,
+        (0, 1, 2, 3),
+    )
+
+
+def rl_runs(results: Mapping) -> dict[str, Mapping]:
+    """The RL curves by run; a bare `rl{reward[], ...}` is the run "rl"."""
+    curves = results.get("rl", {})
+    return {"rl": curves} if "reward" in curves else dict(curves)
+
+
+def _rl(runs: Mapping[str, Mapping]) -> Section:
+    def change(curve: Mapping, name: str, show) -> str:
+        values = curve.get(name, [])
+        tenth = max(1, len(values) // 10)
+        return f"{show(np.mean(values[:tenth]))} → {show(np.mean(values[-tenth:]))}" if len(values) else "–"
+
+    columns = ["run", "updates", "reward", "zero-advantage share", "response tokens"]
+    rows = [
+        [
+            label(name),
+            f"{len(runs[name]['reward']):,}",
+            change(runs[name], "reward", "{:.3f}".format),
+            change(runs[name], "zero_advantage", percent),
+            change(runs[name], "length", "{:.1f}".format),
+        ]
+        for name in ordered(runs, METHODS)
+    ]
+    return Section("rl", "Policy gradient", columns, rows, "First tenth of the updates → last tenth, means.")
+
+
+def _drift(drift: Mapping) -> Section:
+    nll, entropy = drift.get("nll", {}), drift.get("entropy", {})
+    rows = [
+        [f"NLL of {label(key) if key != 'prefix' else 'prefix'} under base", f"{nll[key]:.3f}"]
+        for key in ordered(nll)
+    ]
+    rows += [
+        [f"next-token entropy of {label(key)}", f"{entropy[key]:.3f}"] for key in ordered(entropy, METHODS)
+    ]
+    return Section("drift", "Distance from the base model", ["", "nats per token"], rows)
+
+
+def wall_seconds(results: Mapping) -> dict[str, float]:
+    """Seconds by stage; a bare number is {"total": number}."""
+    wall = results.get("wall_s", {})
+    return dict(wall) if isinstance(wall, Mapping) else {"total": float(wall)}
+
+
+def _cost(results: Mapping) -> Section:
+    tokens, wall = results.get("tokens", {}), wall_seconds(results)
+    total, total_s = sum(tokens.values()), wall.pop("total", sum(wall.values()))
+    rows = []
+    for stage in ordered({**tokens, **wall}):
+        count, seconds = tokens.get(stage), wall.get(stage)
+        rows.append(
+            [
+                label(stage) if stage != "rl" else "rl",
+                f"{count:,}" if count is not None else "–",
+                percent(count / total) if count is not None and total else "–",
+                f"{seconds:,.1f}" if seconds is not None else "–",
+                f"{count / seconds:,.0f}" if count is not None and seconds else "–",
+            ]
+        )
+    rows.append(
+        ["total", f"{total:,}" if tokens else "–", "", f"{total_s:,.1f}" if "wall_s" in results else "–", ""]
+    )
+    return Section("cost", "Cost", ["stage", "tokens", "share", "seconds", "tokens/s"], rows)
+
+
+def sections(results: Mapping) -> list[Section]:
+    """The tables that `results` has numbers for."""
+    made = []
+    if results.get("funnel"):
+        made.append(_funnel(results["funnel"]))
+    if results.get("effect"):
+        made.append(_effect(results["effect"]))
+    if pass_keys(results.get("eval", {}), results.get("eval_train", {})):
+        made.append(_eval(results))
+    if results.get("proposers"):
+        made.append(_proposers(results["proposers"]))
+    if results.get("graders"):
+        made.append(_graders(results["graders"]))
+    if rl_runs(results):
+        made.append(_rl(rl_runs(results)))
+    if any(results.get("drift", {}).values()):
+        made.append(_drift(results["drift"]))
+    if results.get("tokens") or "wall_s" in results:
+        made.append(_cost(results))
+    return made
+
+
+def facts(results: Mapping) -> dict[str, str]:
+    """What the header says of a run: config, seed, wall time, versions."""
+    config = results.get("config")
+    shown = {"config": config["name"] if isinstance(config, Mapping) else config} if config else {}
+    if "seed" in results:
+        shown["seed"] = str(results["seed"])
+    if wall := wall_seconds(results):
+        shown["wall time"] = duration(wall.get("total", sum(wall.values())))
+    return {**shown, **{name: str(version) for name, version in results.get("versions", {}).items()}}
+
+
+WIDTH = 100
+
+
+def _wrap(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=" ", subsequent_indent=" ", break_on_hyphens=False)
+
+
+def _draw(section: Section) -> list[str]:
+    table = [section.columns, *([shorten(row[0], 34), *row[1:]] for row in section.rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    gap = "  " if sum(widths) + 3 * (len(widths) - 1) + 1 > WIDTH else "   "
+    aligned = [
+        [
+            cell.ljust(w) if i in section.left else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in table
+    ]
+    lines = [" " + gap.join(row) for row in aligned]
+    rule = " " + "─" * (sum(widths) + len(gap) * (len(widths) - 1))
+    note = _wrap(section.note) if section.note else []
+    return [" " + section.title.upper(), *(line.rstrip() for line in [lines[0], rule, *lines[1:]]), *note]
+
+
+def seeds_table(summary: Mapping[str, Mapping]) -> str:
+    """The comparison over seeds: {"pass@1": {policy or "a - b": {"mean", "ci95", "seeds"}}, ...} as text."""
+    rows = []
+    for metric, policies in summary.items():
+        cells = _aligned([(row["mean"], row["ci95"]) for row in policies.values()])
+        for (name, row), cell in zip(policies.items(), cells, strict=True):
+            label = " - ".join(label(part) for part in name.split(" - "))
+            rows.append([metric, label, cell, "  ".join(f"{100 * mean:.1f}" for mean in row["seeds"])])
+    note = "Held-out problems; the interval resamples seeds, then problems."
+    columns = ["", "policy", "mean [95% interval]", "each seed, %"]
+    return "\n".join(_draw(Section("seeds", "Over all seeds", columns, rows, note, (0, 1))))
+
+
+def tables(results: Mapping) -> str:
+    """The end-of-run screen: plain text, at most 100 columns, a table for each section that has numbers."""
+    items = [
+        f"{name} {value}".replace(" ", "\u00a0") for name, value in facts(results).items()
+    ]  # lines break between items
+    header = [line.replace("\u00a0", " ") for line in _wrap("\u00a0· ".join(["int_jax", *items]))]
+    return "\n\n".join("\n".join(block) for block in [header, *map(_draw, sections(results))]) + "\n"

@@ -1,0 +1,187 @@
+"""The HTML report: headlines, tables, plots and the trace viewer in one file. Its looks live in assets/report/."""
+
+import base64
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import jinja2
+from markupsafe import Markup
+
+from int_jax.report.cells import CONDITIONS, METHODS, effect_ratio, facts, label, percent, rl_runs, sections
+from int_jax.report.plots import BOTTOM, LEFT, PLOT_H, PLOT_W, RIGHT, TOP, bar_plot, curve_plots, pass_plots
+from int_jax.report.results import plain, write_whole
+from int_jax.types import Intervention, Task
+
+ASSETS = pathlib.Path(__file__).parents[1] / "assets" / "report"
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """A wrong attempt, ready for display, so that no tokenizer is needed here.
+
+    Attributes:
+      pieces: text of each response token. logp: its log-probability (nats).
+      step_ends: offsets (exclusive) into `pieces`; what follows the last is the tail (the stop token).
+    """
+
+    pieces: list[str]
+    logp: list[float]
+    step_ends: list[int]
+
+    def steps(self) -> list[str]:
+        starts = [0, *self.step_ends[:-1]]
+        return ["".join(self.pieces[a:b]) for a, b in zip(starts, self.step_ends, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One attempt's way through the funnel.
+
+    Attributes:
+      located, true_error: zero-based step of the proposer's, and of the oracle's, first error; None: cannot tell.
+      outcome: "kept", or the reason why it was dropped.
+      continuations: (text, passed) of each continuation of the guided attempt.
+    """
+
+    task: Task
+    attempt: Attempt
+    located: int | None
+    true_error: int | None
+    intervention: Intervention | None
+    outcome: str
+    continuations: list[tuple[str, bool]] = dataclasses.field(default_factory=list)
+
+
+PROBABILITY_BANDS = (
+    (0.9, "0.9 or more"),
+    (0.5, "0.5 to 0.9"),
+    (0.1, "0.1 to 0.5"),
+    (0.01, "0.01 to 0.1"),
+    (0.0, "under 0.01"),
+)
+
+
+def _band(logp: float) -> int:
+    """The index in PROBABILITY_BANDS of a token's probability."""
+    return next(i for i, (least, _) in enumerate(PROBABILITY_BANDS) if math.exp(logp) >= least)
+
+
+def _tokens(pieces: Sequence[str], logp: Sequence[float]) -> list[dict]:
+    """Tokens as drawn: a newline is visible (↵) and breaks the line only if the step goes on after it."""
+    drawn, more = [], False
+    for piece, value in zip(reversed(pieces), reversed(logp), strict=True):
+        body = piece.rstrip("\n")
+        ending = ("↵\n" if more else "↵") * (len(piece) - len(body))
+        tip = f"p {math.exp(value):.3g}, log p {value:.2f}"
+        drawn.append({"text": body.replace("\n", "↵\n") + ending, "band": _band(value), "tip": tip})
+        more = more or bool(body)
+    return drawn[::-1]
+
+
+def _view(example: Example) -> dict:
+    """What the template shows of an example."""
+    attempt, count = example.attempt, len(example.attempt.step_ends)
+    bounds = list(zip([0, *attempt.step_ends], [*attempt.step_ends, len(attempt.pieces)], strict=True))
+    drawn = [_tokens(attempt.pieces[a:b], attempt.logp[a:b]) for a, b in bounds]
+    at = example.intervention.step if example.intervention else None
+    spliced = at is not None and 0 <= at < count
+    prefix = attempt.steps()[:at] if spliced else []
+    return {
+        "task": example.task,
+        "steps": drawn[:-1],
+        "tail": drawn[-1],
+        "located": example.located,
+        "true_error": example.true_error,
+        "intervention": example.intervention,
+        "spliced": spliced,
+        "prefix": [step.rstrip("\n") for step in prefix],
+        "outcome": example.outcome,
+        "label": "kept" if example.outcome == "kept" else f"dropped: {label(example.outcome)}",
+        "continuations": [(text.strip("\n"), passed) for text, passed in example.continuations],
+        "solved": sum(passed for _, passed in example.continuations),
+    }
+
+
+def _filters(views: Sequence[Mapping]) -> list[tuple[str, str, int]]:
+    """(outcome, label, count) of each filter box: all, kept, then the reasons, the most frequent first."""
+    counts = Counter((view["outcome"], view["label"]) for view in views)
+    order = sorted(counts.items(), key=lambda item: (item[0][0] != "kept", -item[1], item[0]))
+    return [("", "all", len(views)), *((outcome, label, count) for (outcome, label), count in order)]
+
+
+def headlines(results: Mapping) -> list[tuple[str, str]]:
+    """(number, what it is): the few numbers that a reader wants first."""
+    found = []
+    effect, test, funnel = results.get("effect", {}), results.get("eval", {}), results.get("funnel", {})
+    if {"prefix_error", "prefix_intervention"} <= effect.keys():
+        found.append(
+            (effect_ratio(effect), "accuracy with the intervention over accuracy with the own wrong step")
+        )
+    for name in METHODS:
+        if name in ("base", "rl", "int_rl") and "pass@1" in test.get(name, {}):
+            found.append((percent(test[name]["pass@1"]["mean"]), f"hard-test pass@1, {label(name)}"))
+    if funnel.get("spliced") and "kept" in funnel:
+        found.append((percent(funnel["kept"] / funnel["spliced"]), "of the spliced interventions were kept"))
+    return found
+
+
+def _cell(text: str) -> str:
+    """A cell whose padding (at its start, and inside an interval) survives in HTML, as spaces as wide as a digit."""
+    return re.sub(r"^ +|(?<=\[) +|(?<=, ) +", lambda found: "\u2007" * len(found[0]), text)
+
+
+def html(
+    results: Mapping, examples: Sequence[Example] = (), curves: Mapping[str, Mapping] | None = None
+) -> str:
+    """The report: one file that needs nothing but itself. `curves`: RL run -> curves (default: `results["rl"]`).
+
+    Everything is escaped by the template; a content-security policy lets only this page's own script run.
+    """
+    curves = rl_runs(results) if curves is None else curves
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ASSETS),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = _cell
+    script = (ASSETS / "report.js").read_text(encoding="utf-8")
+    views = [_view(example) for example in examples]
+    line_plots, area_plots = curve_plots(curves)
+    effect = {
+        key: (row["accuracy"], row["ci95"])
+        for key in CONDITIONS
+        if (row := results.get("effect", {}).get(key))
+    }
+    config = results.get("config")
+    return environment.get_template("report.html").render(
+        style=Markup((ASSETS / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        facts=facts(results),
+        config=json.dumps(plain(config, "config"), indent=1) if isinstance(config, Mapping) else "",
+        headlines=headlines(results),
+        sections=sections({**results, "rl": curves}),
+        effect_plot=bar_plot("Accuracy of continuations", effect) if effect else None,
+        pass_plots=pass_plots(results),
+        line_plots=line_plots,
+        area_plots=area_plots,
+        plot={"w": PLOT_W, "h": PLOT_H, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
+        bands=PROBABILITY_BANDS,
+        views=views,
+        filters=_filters(views),
+    )
+
+
+def write_html(
+    path, results: Mapping, examples: Sequence[Example] = (), curves: Mapping[str, Mapping] | None = None
+) -> None:
+    """`html`, written atomically."""
+    write_whole(path, html(results, examples, curves))

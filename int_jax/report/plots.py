@@ -1,0 +1,188 @@
+"""Plots as geometry; assets/report/plots.html draws them."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from int_jax.report.cells import METHODS, estimate, label, ordered, pass_keys
+
+BARS_W = 520
+PLOT_W, PLOT_H, LEFT, RIGHT, TOP, BOTTOM = 520, 240, 46, 96, 10, 34
+SHARE_TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Round values (1, 2 or 5 times a power of ten apart) from `low` to the first at or above `high`."""
+    raw = (high - low) / count if high - low > 1e-30 else 1.0
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [i * step for i in range(first, max(last, first + 1) + 1)]
+
+
+class Axes(NamedTuple):
+    """Update indices 0..x_top and values low..high inside the plot's margins."""
+
+    x_top: int
+    low: float
+    high: float
+
+    def x(self, value: float) -> float:
+        return round(LEFT + (PLOT_W - LEFT - RIGHT) * value / max(self.x_top, 1), 1)
+
+    def y(self, value: float) -> float:
+        return round(
+            PLOT_H - BOTTOM - (PLOT_H - TOP - BOTTOM) * (value - self.low) / (self.high - self.low), 1
+        )
+
+    def points(self, values: Sequence[float], backwards: bool = False) -> str:
+        points = [f"{self.x(i)},{self.y(v)}" for i, v in enumerate(values)]
+        return " ".join(reversed(points) if backwards else points)
+
+    def frame(self, y_ticks: Sequence[float], show=lambda v: f"{v:g}") -> dict:
+        whole = [t for t in ticks(0, self.x_top) if t == int(t) and t <= self.x_top]
+        return {
+            "x_ticks": [(self.x(t), f"{int(t):,}") for t in whole],
+            "y_ticks": [(self.y(t), show(t)) for t in y_ticks],
+        }
+
+
+def smooth(values: Sequence[float], window: int) -> np.ndarray:
+    """Centred moving mean over `window` (odd) values, over those that exist at the ends."""
+    kernel = np.ones(window)
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+
+
+def _window(length: int) -> int:
+    """Five per cent of a curve, odd; 1 for short curves."""
+    return 2 * (length // 40) + 1
+
+
+def _spread(heights: Sequence[float], gap: float = 15) -> list[float]:
+    """Heights of end labels: at least `gap` apart, in the same order, above the plot's floor."""
+    placed = [float(height) for height in heights]
+    order = sorted(range(len(placed)), key=lambda i: placed[i])
+    for above, below in itertools.pairwise(order):
+        placed[below] = max(placed[below], placed[above] + gap)
+    ceiling: float = PLOT_H - BOTTOM
+    for i in reversed(order):
+        placed[i] = min(placed[i], ceiling)
+        ceiling = placed[i] - gap
+    return placed
+
+
+def line_plot(title: str, runs: Mapping[str, Sequence[float]], share: bool = False) -> dict:
+    """One panel: every run's curve, thin, and its moving mean, bold, labelled at its end."""
+    values = [v for curve in runs.values() for v in curve]
+    y_ticks = SHARE_TICKS if share else ticks(min(0.0, *values), max(*values, 0.0))
+    axes = Axes(max(map(len, runs.values())) - 1, y_ticks[0], y_ticks[-1])
+    means = {name: smooth(curve, _window(len(curve))).tolist() for name, curve in runs.items()}
+    ends = [axes.y(mean[-1]) for mean in means.values()]
+    series = [
+        {
+            **{
+                "style": name,
+                "label": label(name),
+                "x": axes.x(len(curve) - 1),
+                "y": end,
+                "label_y": height,
+            },
+            **{"raw": axes.points(curve), "mean": axes.points(means[name])},
+        }
+        for (name, curve), end, height in zip(runs.items(), ends, _spread(ends), strict=True)
+    ]
+    return {"title": title, "series": series, **axes.frame(y_ticks, percent_tick if share else "{:g}".format)}
+
+
+def percent_tick(value: float) -> str:
+    return f"{100 * value:.0f}%"
+
+
+def area_plot(title: str, curve: Mapping[str, Sequence[float]]) -> dict:
+    """One run's never / sometimes / always shares, stacked from the bottom, as moving means."""
+    names = ("always", "sometimes", "never")  # from the bottom
+    shares = np.array([smooth(curve[name], _window(len(curve[name]))) for name in names])
+    axes = Axes(shares.shape[1] - 1, 0.0, 1.0)
+    tops = np.cumsum(shares, axis=0)
+    floors = tops - shares
+    ends = [axes.y(middle) for middle in ((tops + floors)[:, -1] / 2).tolist()]
+    areas = [
+        {
+            "name": name,
+            "points": f"{axes.points(top)} {axes.points(floor, backwards=True)}",
+            "label_y": height,
+        }
+        for name, top, floor, height in zip(names, tops.tolist(), floors.tolist(), _spread(ends), strict=True)
+    ]
+    return {"title": title, "areas": areas, "x": axes.x(axes.x_top), **axes.frame(SHARE_TICKS, percent_tick)}
+
+
+def bar_plot(title: str, rows: Mapping[str, tuple[float, Sequence[float]]]) -> dict:
+    """Horizontal bars with interval whiskers and the numbers at the end; `rows`: name -> (value, ci95)."""
+    top = max([ci95[1] for _, ci95 in rows.values()] + [value for value, _ in rows.values()] + [1e-9])
+    left = 16 + 7 * max(len(label(name)) for name in rows)
+    room = BARS_W - 150 - left
+
+    def x(value: float) -> float:
+        return round(left + room * value / top, 1)
+
+    bars = [
+        {
+            "label": label(name),
+            "style": name,
+            "x": x(value),
+            "low": x(ci95[0]),
+            "high": x(ci95[1]),
+            "text": estimate(value, ci95),
+        }
+        for name, (value, ci95) in rows.items()
+    ]
+    return {
+        "title": title,
+        "bars": bars,
+        "left": left,
+        "text_x": left + room + 10,
+        "width": BARS_W,
+        "height": 26 * len(bars) + 6,
+    }
+
+
+CURVES = {  # the key of a curve -> its panel's title, whether it is a share
+    "reward": ("Reward, mean of the batch", False),
+    "zero_advantage": ("Zero-advantage share of groups", True),
+    "length": ("Response length, tokens", False),
+    "logp_gap": ("Sampler against trainer, gap of log p, nats", False),
+}
+
+
+def curve_plots(curves: Mapping[str, Mapping]) -> tuple[list[dict], list[dict]]:
+    """Line panels (all runs in one) and area panels (a panel a run) of the RL runs."""
+    names = ordered(curves, METHODS)
+    lines = []
+    for key, (title, share) in CURVES.items():
+        if runs := {name: curves[name][key] for name in names if len(curves[name].get(key, []))}:
+            lines.append(line_plot(title, runs, share))
+    areas = [
+        area_plot(f"{label(name)}: groups solved never, sometimes, always", curves[name])
+        for name in names
+        if len(curves[name].get("never", []))
+    ]
+    return lines, areas
+
+
+def pass_plots(results: Mapping) -> list[dict]:
+    """A bar panel for each split and k."""
+    plots = []
+    for split, table in (
+        ("hard-test", results.get("eval", {})),
+        ("hard-train", results.get("eval_train", {})),
+    ):
+        for key in pass_keys(table):
+            found = {name: table[name][key] for name in ordered(table, METHODS) if key in table[name]}
+            plots.append(
+                bar_plot(f"{split} {key}", {name: (row["mean"], row["ci95"]) for name, row in found.items()})
+            )
+    return plots
