@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jax
 import numpy as np
 import optax
-from absl import app, flags
+from absl import app, flags, logging
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerFast
 
+from experiments.small_models import SPECIAL, save_tokenizer
 from int_jax import batch as batching
 from int_jax import checkpoint, intervention_training, proposers
 from int_jax import models as families
@@ -36,11 +36,6 @@ from int_jax.types import Task
 
 WORKDIR = flags.DEFINE_string("workdir", None, "where the checkpoint and the log go", required=True)
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 WORDS = [
     *("user", "assistant", "system", "Start with ", "add ", "take ", "times ", ", ", ".\n", "\n\n", "\n"),
     *(" + ", " - ", " x ", " = ", "\\boxed{", "Reference:\n", "Attempt:\n", " ok", " wrong"),
@@ -58,27 +53,11 @@ def build_tokenizer(path: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(SPECIAL)
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in WORDS])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        unk_token="<|unknown|>",
-        clean_up_tokenization_spaces=False,
-        model_max_length=512,
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    fast.save_pretrained(path)
+    save_tokenizer(tokenizer, path, 512)
 
 
 ROWS, ROW_LENGTH, MICRO_ROWS = 32, 256, 8
 MIXTURE = {"solve": 0.66, "guided": 0.09, "check": 0.25}  # by examples; by tokens about 50, 10 and 40%
-
-
-def conversation(chat: Chat, messages, response: str) -> batching.Sequence:
-    """The rendered turns, then the response and its end-of-turn token; only these last two are trained."""
-    prompt = chat.render(messages)
-    ids = prompt + chat.encode(response) + [chat.stop_ids[0]]
-    return batching.supervised(ids, np.arange(len(ids)) >= len(prompt))
 
 
 def example(chat: Chat, domain, rng: np.random.Generator, own: list) -> batching.Sequence:
@@ -96,11 +75,11 @@ def example(chat: Chat, domain, rng: np.random.Generator, own: list) -> batching
         steps = arithmetic.corrupted(rng, one)
     task = arithmetic.task(one, "")
     if kind == "check":
-        return conversation(
+        return batching.conversation(
             chat, domain.view(task, steps, "checker"), arithmetic.checker_response(one, steps)
         )
     role = "solver" if kind == "solve" else "teacher"
-    return conversation(chat, domain.view(task, [], role), "\n\n".join(one.steps))
+    return batching.conversation(chat, domain.view(task, [], role), "\n\n".join(one.steps))
 
 
 def batch_at(chat: Chat, domain, seed: int, step: int, own: list) -> batching.Batch:
@@ -198,6 +177,7 @@ def scores(engine: Engine, params, chat: Chat, domain) -> dict[str, float]:
 
 
 def main(_):
+    logging.set_verbosity(logging.WARNING)
     workdir = Path(WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     build_tokenizer(workdir / "tokenizer")

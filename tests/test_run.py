@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -127,6 +128,48 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(whole, tmp_path):
 def test_eight_devices_give_the_same_tokens(whole, tmp_path):
     code, _, err = run(tmp_path, "--config.mesh.data=4", "--config.mesh.model=2", devices=8, timeout=1800)
     assert code == 0, err[-3000:]
+    same_draws(whole[0], tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run(whole, tmp_path):
+    """Two hosts of four devices: the same tokens as one device alone, one workdir, and it goes on after a kill."""
+
+    def start() -> list[subprocess.Popen]:
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            address = f"localhost:{probe.getsockname()[1]}"
+        mesh = ("--config.mesh.data=4", "--config.mesh.model=2", "--distributed", "--processes=2")
+        return [
+            subprocess.Popen(
+                command(tmp_path, *mesh, f"--coordinator={address}", f"--process={index}"),
+                cwd=ROOT,
+                env=environment(4),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            for index in range(2)
+        ]
+
+    running = start()
+    while not (tmp_path / "proposals" / "00000.jsonl").exists():
+        assert all(process.poll() is None for process in running)
+        time.sleep(0.2)
+    for process in running:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()  # closes its pipe
+    running = start()
+    outs = [process.communicate(timeout=1800)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert "WHAT ONE STEP IS WORTH" in outs[0] and "WHAT ONE STEP IS WORTH" not in outs[1]
+    assert (tmp_path / "report.html").exists()
+    assert (tmp_path / "models" / "int_rl" / "model.safetensors").exists()
+    same_draws(whole[0], tmp_path)
+
+
+def same_draws(one_workdir, other_workdir) -> None:
+    """Equal tokens in the attempts, and equal first steps of fine-tuning, up to rounding."""
 
     def rows(workdir, stage):
         return [
@@ -136,13 +179,13 @@ def test_eight_devices_give_the_same_tokens(whole, tmp_path):
         ]
 
     for stage in ("attempts", "attempts_hard_test"):
-        for one, eight in zip(rows(whole[0], stage), rows(tmp_path, stage), strict=True):
-            one, eight = json.loads(one), json.loads(eight)
-            assert one.get("correct") == eight.get("correct")
-            for a, b in zip(one.get("wrong", []), eight.get("wrong", []), strict=True):
+        for one, other in zip(rows(one_workdir, stage), rows(other_workdir, stage), strict=True):
+            one, other = json.loads(one), json.loads(other)
+            assert one.get("correct") == other.get("correct")
+            for a, b in zip(one.get("wrong", []), other.get("wrong", []), strict=True):
                 assert a["tokens"] == b["tokens"]
                 np.testing.assert_allclose(a["logp"], b["logp"], atol=5e-5)
-    scalars = [w / "int" / "scalars" / "scalars.jsonl" for w in (whole[0], tmp_path)]
+    scalars = [w / "int" / "scalars" / "scalars.jsonl" for w in (one_workdir, other_workdir)]
     first = [json.loads(path.read_text().splitlines()[0]) for path in scalars]
     for name in ("loss", "grad_norm", "entropy"):
         np.testing.assert_allclose(first[0][name], first[1][name], rtol=1e-4)
@@ -189,7 +232,9 @@ def test_a_row_without_an_answer_is_named(tmp_path):
 def test_every_knob_is_read():
     from experiments.configs import default
 
-    source = (ROOT / "experiments" / "run.py").read_text()
+    source = "".join(
+        (ROOT / "experiments" / f"{n}.py").read_text() for n in ("run", "data_stages", "training")
+    )
     names = {path.rpartition(".")[2] for path in leaves(default.get_config().to_dict())}
     sampling = {"temperature", "top_k", "top_p", "min_p", "max_new_tokens"}  # passed on whole
     unread = {name for name in names - sampling - {"name"} if not re.search(rf"\.{name}\b", source)}

@@ -17,23 +17,37 @@ def get_config() -> ConfigDict:
     c.name = "default"
     c.seeds = (0,)  # one whole run each; the problems, samples and data order all follow the seed
     c.model = "int_jax/assets/tiny_arithmetic"  # a Hugging Face directory or hub id
-    c.dtype = "float32"  # of the weights and the compute; logits and losses are always float32
+    c.dtype = "float32"  # of the compute and of the sampler's weights; logits and losses are always float32
+    c.param_dtype = (
+        "float32"  # of the weights in training: bfloat16 ones lose updates below 1/256 of a weight
+    )
+    c.chat = ConfigDict()  # told to the chat template: {"enable_thinking": False} for Qwen3's hybrid models
+    c.device_gib = (
+        0.0  # memory of a device where it does not say so itself; 0: unknown, and nothing is refused
+    )
     c.mesh = ConfigDict({"data": -1, "model": 1})  # devices along each axis, -1: what is left
     c.slots = 128  # rows of the sampler's cache
     c.chunk = 16  # tokens drawn between two looks of the host
     c.domain = ConfigDict({"name": "arithmetic", "knobs": ConfigDict()})
+    c.export = ("int_rl",)  # policies written to workdir/models/NAME in Hugging Face format
     c.arms = ("int_rl", "rl")  # policies trained: int_rl (SFT, then RL), rl (RL from the base model)
     c.inputs = ConfigDict({"attempts": "", "proposals": "", "guided": ""})  # JSONL in place of a stage's rows
+    # A source with attempts (and interventions) by columns, such as InT's published sets: the run enters behind them.
+    # `filtered` says that its rows have passed the filter.
+    c.enter = ConfigDict({"source": "", "split": "train", "filtered": False})
 
     c.problems = ConfigDict()
     c.problems.train = (
         4_500  # candidates, before those with a correct try are dropped (InT: about 4,500 after it)
     )
     c.problems.test = 1_352  # held-out candidates; filtered in the same way
-    c.problems.train_file = (
-        ""  # JSONL with problem, answer, reference_solution, in place of the domain's own problems
-    )
+    # Problems with the columns problem, answer, reference_solution, in place of the domain's own: a file (JSONL or
+    # Parquet), a folder or glob of them, "tfds:NAME", "huggingface:OWNER/NAME" (datasets.read).
+    c.problems.train_file = ""
     c.problems.test_file = ""
+    c.problems.train_file_split = "train"
+    c.problems.test_file_split = "test"
+    c.problems.skip_bad = False  # leave bad rows out, counted, instead of refusing the file
     c.problems.test_split = "hard_test"  # "hard_validation" while choosing knobs
     c.problems.shard = 64  # problems a shard: what a killed run has to do again at most
 
@@ -44,6 +58,8 @@ def get_config() -> ConfigDict:
 
     c.proposals = ConfigDict()
     c.proposals.proposer = "self_verify"  # a module of int_jax/proposers
+    c.proposals.model = ""  # another model than the policy: a Hugging Face directory or hub id
+    c.proposals.chat = ConfigDict()  # as `chat`, for that model
     c.proposals.compare = ()  # more proposers, whose location accuracy is reported
     c.proposals.compare_attempts = 256  # attempts they are compared on
     c.proposals.samples = 4  # candidates an attempt: retries against parsing and leaks (InT)

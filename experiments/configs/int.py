@@ -3,12 +3,22 @@
     python experiments/run.py --config experiments/configs/int.py:tiny --workdir runs/demo
 
 Variants: `tiny` (the embedded model, on two CPU cores), `tiny_seeds` (the same with five seeds), `smoke` (a minute, for
-tests).
+tests), `rehearsal` (mathematics on a laptop, `make rehearsal`).
+
+`qwen3_4b`, `qwen3_0_6b`, `llama3_8b` have the paper's settings at full size. They were NOT run: only their memory plan
+was made, for one host of 8 devices with 141 GB each (experiments/plan.py prints it). Give the problems by
+--config.problems.train_file and --config.problems.test_file.
 """
 
 from ml_collections import ConfigDict
 
 from experiments.configs import default
+
+
+def mathematics() -> ConfigDict:
+    """The domain of free text. grader: "strict" (InT) or "tolerant" decides what is solved; prompts: a folder with
+    teacher.jinja and checker.jinja in place of the package's."""
+    return ConfigDict({"name": "math", "knobs": ConfigDict({"grader": "strict", "prompts": ""})})
 
 
 def tiny() -> ConfigDict:
@@ -49,13 +59,66 @@ def smoke() -> ConfigDict:
     return c
 
 
+def rehearsal() -> ConfigDict:
+    """Every stage of the mathematics domain with a model of 1 M parameters; `make rehearsal` makes it and its data."""
+    c = tiny()
+    c.domain = mathematics()
+    c.slots = 64
+    for stage in (c.attempts, c.guided, c.eval):
+        stage.sampling.max_new_tokens = 128
+    c.problems.update(train=72, test=32, shard=24)
+    c.attempts.update(tries=4, keep=1)
+    c.proposals.update(compare=(), max_prompt=1_600, samples=2, shard=24)
+    c.proposals.sampling.max_new_tokens = 320
+    c.guided.update(tries=16, shard=24)
+    c.effect.update(problems=16, samples=8)
+    c.sft.update(epochs=2, batch=8)
+    c.rl.update(updates=4, problems=8, group=4, max_new_tokens=128, checkpoint_every=2, matched=False)
+    c.eval.update(samples=8, train_problems=16)
+    c.train.update(row_length=512)
+    return c
+
+
 def tiny_seeds() -> ConfigDict:
     c = tiny()
     c.seeds = (0, 1, 2, 3, 4)
     return c
 
 
-VARIANTS = {"tiny": tiny, "tiny_seeds": tiny_seeds, "smoke": smoke}
+def full() -> ConfigDict:
+    """The paper's settings on one host of 8 devices with 141 GB each. On n hosts: --distributed, mesh.data = n, and
+    slots and train.rows n times what they are here."""
+    c = default.get_config()
+    c.domain = mathematics()
+    c.dtype = "bfloat16"  # the weights in training stay float32
+    c.mesh.update(data=1, model=8)
+    c.device_gib = 131.0
+    c.train.rows = 1
+    c.slots = 64  # the cache for 30,000 + 16,384 tokens and its growth: 90 GiB a device (4B), of 119 planned
+    return c
+
+
+def qwen3_4b() -> ConfigDict:
+    c = full()
+    c.model = "Qwen/Qwen3-4B-Instruct-2507"
+    return c
+
+
+def qwen3_0_6b() -> ConfigDict:
+    c = full()
+    c.model = "Qwen/Qwen3-0.6B"
+    c.chat.enable_thinking = False
+    return c
+
+
+def llama3_8b() -> ConfigDict:
+    c = full()
+    c.model = "meta-llama/Llama-3.1-8B-Instruct"
+    return c
+
+
+FULL = {"qwen3_4b": qwen3_4b, "qwen3_0_6b": qwen3_0_6b, "llama3_8b": llama3_8b}
+VARIANTS = {"tiny": tiny, "tiny_seeds": tiny_seeds, "smoke": smoke, "rehearsal": rehearsal, **FULL}
 
 
 def get_config(variant: str = "") -> ConfigDict:

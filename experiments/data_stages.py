@@ -1,0 +1,331 @@
+"""The stages of a run that draw or score responses: attempts, proposals, guided, effect, eval, drift.
+
+Each leaves shards in the workdir; a shard that exists is not computed again.
+"""
+
+import contextlib
+import dataclasses
+
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from int_jax import datasets, processes, proposers, rollout, types
+from int_jax import eval as estimates
+from int_jax import intervention_training as method
+from int_jax.datasets import entry
+from int_jax.engine import Engine, Sampling
+from int_jax.lm import LM
+from int_jax.stages import Workdir
+from int_jax.types import Task
+
+
+@dataclasses.dataclass
+class Run:
+    """What every stage works with."""
+
+    config: ConfigDict
+    seed: int
+    work: Workdir
+    engine: Engine
+    base: dict  # the base model's parameters, as loaded
+    decoding: dict  # the same, laid out for decoding
+    domain: object
+    checker: LM | None = None  # the proposer's model; None: the policy itself
+
+    def sampling(self, knobs) -> Sampling:
+        return Sampling(**knobs, stop_ids=self.domain.tokenizer.stop_ids, seed=self.seed)
+
+
+@contextlib.contextmanager
+def bar(stage: str, total: int, unit: str = "sample"):
+    """A progress bar with stage, rate and time left."""
+    with tqdm(
+        total=total,
+        desc=f"{stage:<22}",
+        unit=f" {unit}s",
+        dynamic_ncols=True,
+        smoothing=0.1,
+        disable=not processes.first(),
+    ) as shown:
+        yield shown
+
+
+def show(*words, sep: str = " ") -> None:
+    """Print, on process 0."""
+    if processes.first():
+        print(*words, sep=sep)
+
+
+def chunks(items: list, size: int) -> list[list]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def sharded(run: Run, stage: str, items: list, size: int, per_item: int, work):
+    """Run a stage shard by shard behind one progress bar, counting the tokens drawn; see Workdir.rows.
+
+    work(part, progress) -> rows.
+    """
+    with bar(stage, len(items) * per_item) as shown:
+        finished = 0
+
+        def done(part):
+            nonlocal finished
+            finished += len(part) * per_item
+            shown.update(finished - shown.n)
+
+        engines = [run.engine] if run.checker is None else [run.engine, run.checker.engine]
+
+        def counted(part):
+            for engine in engines:
+                engine.take_drawn()
+            rows = work(part, shown.update)
+            return rows, {"tokens": sum(engine.take_drawn() for engine in engines)}
+
+        return run.work.rows(stage, chunks(items, size), counted, done)
+
+
+def problems(run: Run) -> tuple[list[Task], list[Task]]:
+    """The problems to train on and the held-out ones, from files or the domain's own; none is in both.
+
+    A run that enters behind given attempts has theirs, and the attempts and interventions become its stages' rows.
+    """
+    c, p = run.config, run.config.problems
+    needs = ("reference_solution",) if "int_rl" in c.arms else ()
+    test = given(run, p.test_split, p.test, p.test_file, p.test_file_split)
+    if not c.enter.source:
+        train = given(run, "hard_train", p.train, p.train_file, p.train_file_split, needs)
+        return datasets.disjoint(train, test, p.skip_bad), test
+    read = datasets.read(
+        c.enter.source, run.domain.name, c.enter.split, p.skip_bad, ("incorrect_attempt", *needs)
+    )
+    train = datasets.disjoint(read.tasks, test, p.skip_bad)
+    kept = {task.id for task in train}
+    stages, counts = entry.stage_rows(
+        [row for row in read.rows if row.task.id in kept], run.domain, c.enter.filtered
+    )
+    folder = run.work.path / "entry"
+    if processes.first():
+        entry.write_stages(stages, folder)
+    processes.together("the entered stages are written")
+    run.work.inputs |= {stage: str(folder / f"{stage}.jsonl") for stage in stages}
+    show(read.report, ", ".join(f"{count} {name}" for name, count in counts.items() if count), sep="\n")
+    return train, test
+
+
+def given(run: Run, split: str, count: int, source: str, source_split: str, needs: tuple = ()) -> list[Task]:
+    """Up to `count` problems of a source, or of the domain's own split where there is none."""
+    if not source:
+        return run.domain.tasks(split, run.seed, count)
+    read = datasets.read(source, run.domain.name, source_split, run.config.problems.skip_bad, needs)
+    show(read.report)
+    return read.tasks[:count]
+
+
+def attempt(run: Run, tasks: list[Task], stage: str):
+    """Attempts at problems.
+
+    Returns: (rows, counts); a row is {"task", "samples", "correct", "wrong": traces}, wrong ones only where none is
+    right.
+    """
+    c = run.config.attempts
+
+    def work(part, progress):
+        groups = method.attempts(
+            run.engine, run.decoding, run.domain, part, c.tries, run.sampling(c.sampling), progress
+        )
+        rows = [
+            {
+                "task": types.to_json(task),
+                "samples": len(group),
+                "correct": sum(trace.verdict.passed for trace in group),
+                "wrong": [types.to_json(trace) for trace in method.failures([group], c.keep)],
+            }
+            for task, group in zip(part, groups, strict=True)
+        ]
+        return rows
+
+    return sharded(run, stage, tasks, run.config.problems.shard, c.tries, work)
+
+
+def propose(run: Run, name: str, wrong: list, stage: str):
+    """An intervention for each wrong attempt, by one proposer. A row is {"intervention", "drop"}."""
+    c = run.config.proposals
+
+    engine, params, tokenizer = run.engine, run.decoding, None
+    if run.checker is not None:
+        engine, params, tokenizer = run.checker.engine, run.checker.params, run.checker.tokenizer
+
+    def work(part, progress):
+        found, drops = method.proposals(
+            engine,
+            params,
+            run.domain,
+            proposers.load(name),
+            part,
+            run.seed,
+            tokenizer=tokenizer,
+            samples=c.samples,
+            sampling=run.sampling(c.sampling),
+            max_prompt=c.max_prompt,
+            progress=progress,
+        )
+        rows = [
+            {"intervention": one and types.to_json(one), "drop": drops.get(i, "")}
+            for i, one in enumerate(found)
+        ]
+        return rows
+
+    return sharded(run, stage, wrong, c.shard, c.samples, work)
+
+
+def guide(run: Run, traces: list):
+    """Continue the guided attempts. A row is {"trace", "tries", "successes", "shown"}."""
+    c = run.config.guided
+
+    def work(part, progress):
+        results = method.guided(
+            run.engine,
+            run.decoding,
+            run.domain,
+            part,
+            c.tries,
+            run.sampling(c.sampling),
+            c.stop_at_success,
+            c.at_once,
+            progress,
+        )
+        rows = [
+            {"trace": types.to_json(r.trace), "tries": r.tries, "successes": r.successes, "shown": r.shown}
+            for r in results
+        ]
+        return rows
+
+    return sharded(run, "guided", traces, c.shard, c.tries, work)
+
+
+def effect(run: Run, wrong: list, interventions: list, guided_traces: list) -> dict:
+    """The four-condition table (Table 1): fresh samples from the problem, the prefix, the prefix with the attempt's own
+    wrong step, and the prefix with the intervention; one attempt a problem, all before any filter."""
+    c = run.config.effect
+    chosen: dict[str, tuple] = {}
+    for trace, one, patched in zip(wrong, interventions, guided_traces, strict=True):
+        chosen.setdefault(trace.task.id, (trace, one, patched))
+    chosen_rows = list(chosen.values())[: c.problems]
+    conditions = {
+        "problem": [rollout.opened(run.domain, trace.task) for trace, _, _ in chosen_rows],
+        "prefix": [
+            rollout.truncated(trace, rollout.cut_at(trace, one.step)) for trace, one, _ in chosen_rows
+        ],
+        "prefix_error": [
+            rollout.truncated(trace, trace.step_ends[one.step]) for trace, one, _ in chosen_rows
+        ],
+        "prefix_intervention": [patched for _, _, patched in chosen_rows],
+    }
+    # An attempt whose located step is its last one is finished, not open: its stop token goes.
+    stops = run.domain.tokenizer.stop_ids
+    conditions["prefix_error"] = [
+        rollout.truncated(t, len(t.tokens) - 1) if t.tokens[-1] in stops else t
+        for t in conditions["prefix_error"]
+    ]
+    items = [(name, i) for name in conditions for i in range(len(chosen_rows))]
+
+    def work(part, progress):
+        groups = rollout.continued(
+            run.engine,
+            run.decoding,
+            run.domain,
+            [conditions[name][i] for name, i in part],
+            c.samples,
+            run.sampling(run.config.eval.sampling),
+            "/effect",
+            progress=progress,
+        )
+        rows = [
+            {"condition": name, "samples": len(g), "correct": sum(t.verdict.passed for t in g)}
+            for (name, _), g in zip(part, groups, strict=True)
+        ]
+        return rows
+
+    rows, counts = sharded(run, "effect", items, max(1, len(chosen_rows)), c.samples, work)
+    table = {
+        name: estimates.effect_row([(r["samples"], r["correct"]) for r in rows if r["condition"] == name])
+        for name in conditions
+        if chosen_rows
+    }
+    return {"table": table, "tokens": int(counts.get("tokens", 0))}
+
+
+def evaluate(run: Run, name: str, params, tasks: dict[str, list]):
+    """One policy on sets of problems.
+
+    Returns: (counts, differ, tokens): the (samples, correct) of each problem of each set; the responses on which the
+    domain's two graders differ, where it has two.
+    """
+    c = run.config.eval
+    items = [(part, task) for part, some in tasks.items() for task in some]
+    decoding = run.engine.decode_params(params)
+
+    def work(part, progress):
+        prompts = [rollout.opened(run.domain, task) for _, task in part]
+        groups = rollout.continued(
+            run.engine,
+            decoding,
+            run.domain,
+            prompts,
+            c.samples,
+            run.sampling(c.sampling),
+            "/eval",
+            progress=progress,
+        )
+        rows = [
+            {"set": which, "task": task.id, "samples": len(g), "correct": sum(t.verdict.passed for t in g)}
+            | ({"differ": differing(run.domain, g)} if hasattr(run.domain, "disagreements") else {})
+            for (which, task), g in zip(part, groups, strict=True)
+        ]
+        return rows
+
+    rows, counts = sharded(run, f"eval_{name}", items, c.shard * len(tasks), c.samples, work)
+    found = {which: [(r["samples"], r["correct"]) for r in rows if r["set"] == which] for which in tasks}
+    return found, [one for row in rows for one in row.get("differ", ())], int(counts.get("tokens", 0))
+
+
+def differing(domain, traces: list) -> list[dict[str, str]]:
+    """The responses on which the domain's graders differ, and what each says."""
+    return [
+        {"answer": d.answer, "gold": d.gold, "strict": d.strict.reason, "tolerant": d.tolerant.reason}
+        for d in domain.disagreements(traces)[1]
+    ]
+
+
+def drift(run: Run, policies: dict, guided_traces: list, wrong: list) -> dict:
+    """NLL under the base model of prefix, intervention and reference tokens; each policy's NLL of the interventions and
+    its next-token entropy along the same attempts of the base model. Nats per token."""
+    some = guided_traces[:256]
+    logps, _ = run.engine.score(run.decoding, [t.tokens for t in some])
+    prefix = [lp[t.prompt_len : t.spliced] for lp, t in zip(logps, some, strict=True)]
+    step = [lp[t.spliced :] for lp, t in zip(logps, some, strict=True)]
+    references = [
+        (rollout.opened(run.domain, t.task).tokens, run.domain.tokenizer.encode(t.task.reference))
+        for t in some
+    ]
+    told, _ = run.engine.score(run.decoding, [np.concatenate([p, r]) for p, r in references])
+    reference = [lp[len(p) :] for lp, (p, _) in zip(told, references, strict=True)]
+    nll = {
+        name: float(-np.concatenate(spans).mean())
+        for name, spans in {"prefix": prefix, "intervention": step, "reference": reference}.items()
+        if sum(map(len, spans))
+    }
+    entropy, intervention = {}, {}
+    fixed = wrong[:128]
+    for name, params in policies.items():
+        decoding = run.engine.decode_params(params)
+        _, found = run.engine.score(decoding, [t.tokens for t in fixed])
+        entropy[name] = float(
+            np.concatenate([e[t.prompt_len :] for e, t in zip(found, fixed, strict=True)]).mean()
+        )
+        if some:
+            after, _ = run.engine.score(decoding, [t.tokens for t in some])
+            spans = [lp[t.spliced :] for lp, t in zip(after, some, strict=True)]
+            intervention[name] = float(-np.concatenate(spans).mean())
+    return {"nll": nll, "entropy": entropy, "intervention_nll": intervention}
