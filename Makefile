@@ -10,15 +10,18 @@ CORE := $(VENV)/.installed-core
 TEST := $(VENV)/.installed-test
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check bench clean
+.PHONY: help demo rehearsal test slow check bench clean
 
 help:
 	@printf '\n  int_jax: Intervention Training in JAX\n\n'
-	@awk -F ' *## ' '/^[a-z]+:.*## / { split($$1, name, ":"); printf "  make %-7s %s\n", name[1], $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ' *## ' '/^[a-z]+:.*## / { split($$1, name, ":"); printf "  make %-10s %s\n", name[1], $$2 }' $(firstword $(MAKEFILE_LIST))
 	@printf '\n  PYTHON=python3.12   another interpreter    ARGS="-k splice"   more for the command\n\n'
 
 demo: $(CORE)   ## the whole method on the embedded model, results in runs/demo
 	@$(VENV)/bin/python experiments/run.py --config experiments/configs/int.py:tiny --workdir runs/demo $(ARGS)
+
+rehearsal: $(TEST) ## every stage on competition-style problems, files and a model made on the spot, under 15 minutes
+	@$(VENV)/bin/python experiments/rehearsal.py --workdir runs/rehearsal $(ARGS)
 
 test: $(TEST)   ## the tests, without the slow ones
 	@$(VENV)/bin/python -m pytest $(ARGS)
