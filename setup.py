@@ -12,6 +12,7 @@ CORE = [
     "numpy>=2.4",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
+    "pyarrow>=20",  # Parquet; tensorflow-datasets brings it, too
     "safetensors>=0.8",
     "sympy>=1.14",
     "tensorboardX>=2.6.5",
@@ -34,7 +35,8 @@ EXTRAS = {
         "ruff==0.17.6",  # exact: another version formats differently
         "torch==2.13.0",  # the CPU parity oracle, exact so that every machine compares with the same build
     ],
-    "hub": ["huggingface_hub>=2.4"],
+    # Of tensorflow-datasets' Hugging Face builder; it needs importlib_resources without asking for it.
+    "hub": ["datasets>=4", "huggingface_hub>=2.4", "importlib_resources>=6"],
     "gpu": ["jax[cuda12]>=0.10"],  # CUDA 12 wheels also run on CUDA 13 drivers
     "tpu": ["jax[tpu]>=0.10"],
     "notebooks": ["ipywidgets>=8.1", "jupyterlab>=4.6", "matplotlib>=3.11"],
