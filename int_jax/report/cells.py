@@ -366,8 +366,8 @@ def seeds_table(summary: Mapping[str, Mapping]) -> str:
     for metric, policies in summary.items():
         cells = _aligned([(row["mean"], row["ci95"]) for row in policies.values()])
         for (name, row), cell in zip(policies.items(), cells, strict=True):
-            label = " - ".join(label(part) for part in name.split(" - "))
-            rows.append([metric, label, cell, "  ".join(f"{100 * mean:.1f}" for mean in row["seeds"])])
+            shown = " - ".join(map(label, name.split(" - ")))
+            rows.append([metric, shown, cell, "  ".join(f"{100 * mean:.1f}" for mean in row["seeds"])])
     note = "Held-out problems; the interval resamples seeds, then problems."
     columns = ["", "policy", "mean [95% interval]", "each seed, %"]
     return "\n".join(_draw(Section("seeds", "Over all seeds", columns, rows, note, (0, 1))))
