@@ -5,6 +5,7 @@ Each leaves shards in the workdir; a shard that exists is not computed again.
 
 import contextlib
 import dataclasses
+import itertools
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,8 +17,9 @@ from int_jax import intervention_training as method
 from int_jax.datasets import entry
 from int_jax.engine import Engine, Sampling
 from int_jax.lm import LM
-from int_jax.stages import Workdir
+from int_jax.stages import StageError, Workdir
 from int_jax.types import Task
+from int_jax.verify import MAX_CHARS
 
 
 @dataclasses.dataclass
@@ -102,7 +104,7 @@ def problems(run: Run) -> tuple[list[Task], list[Task]]:
     train = datasets.disjoint(read.tasks, test, p.skip_bad)
     kept = {task.id for task in train}
     stages, counts = entry.stage_rows(
-        [row for row in read.rows if row.task.id in kept], run.domain, c.enter.filtered
+        [row for row in read.rows if row.task.id in kept], run.domain, c.enter.filtered, "train" in p.hard
     )
     folder = run.work.path / "entry"
     if processes.first():
@@ -122,11 +124,11 @@ def given(run: Run, split: str, count: int, source: str, source_split: str, need
     return read.tasks[:count]
 
 
-def attempt(run: Run, tasks: list[Task], stage: str):
+def attempt(run: Run, tasks: list[Task], stage: str, hard: bool):
     """Attempts at problems.
 
-    Returns: (rows, counts); a row is {"task", "samples", "correct", "wrong": traces}, wrong ones only where none is
-    right.
+    Returns: (rows, counts); a row is {"task", "samples", "correct", "wrong": traces}, with `hard` wrong ones only where
+    none is right.
     """
     c = run.config.attempts
 
@@ -139,13 +141,18 @@ def attempt(run: Run, tasks: list[Task], stage: str):
                 "task": types.to_json(task),
                 "samples": len(group),
                 "correct": sum(trace.verdict.passed for trace in group),
-                "wrong": [types.to_json(trace) for trace in method.failures([group], c.keep)],
+                "wrong": [types.to_json(trace) for trace in method.failures([group], c.keep, hard)],
             }
             for task, group in zip(part, groups, strict=True)
         ]
         return rows
 
     return sharded(run, stage, tasks, run.config.problems.shard, c.tries, work)
+
+
+def untried(tasks: list[Task]) -> list[dict]:
+    """Rows as `attempt` makes them, for problems that are taken as they are."""
+    return [{"task": types.to_json(task), "samples": 0, "correct": 0, "wrong": []} for task in tasks]
 
 
 def propose(run: Run, name: str, wrong: list, stage: str):
@@ -179,8 +186,13 @@ def propose(run: Run, name: str, wrong: list, stage: str):
     return sharded(run, stage, wrong, c.shard, c.samples, work)
 
 
-def guide(run: Run, traces: list):
-    """Continue the guided attempts. A row is {"trace", "tries", "successes", "shown"}."""
+def guide(run: Run, traces: list, fits: list[bool]):
+    """Continue the guided attempts. A row is {"trace", "tries", "successes", "shown"}.
+
+    Args:
+      traces: those of all guided attempts that fit into a row of training. fits: which of all do: a file of one's own
+        has a row for each.
+    """
     c = run.config.guided
 
     def work(part, progress):
@@ -201,7 +213,14 @@ def guide(run: Run, traces: list):
         ]
         return rows
 
-    return sharded(run, "guided", traces, c.shard, c.tries, work)
+    rows, counts = sharded(run, "guided", traces, c.shard, c.tries, work)
+    if source := run.work.inputs.get("guided"):
+        if len(rows) != len(fits):
+            raise StageError(
+                f"{source}: {len(rows)} rows for {len(fits)} guided attempts; give one row for each"
+            )
+        rows = list(itertools.compress(rows, fits))
+    return rows, counts
 
 
 def effect(run: Run, wrong: list, interventions: list, guided_traces: list) -> dict:
@@ -259,8 +278,8 @@ def effect(run: Run, wrong: list, interventions: list, guided_traces: list) -> d
 def evaluate(run: Run, name: str, params, tasks: dict[str, list]):
     """One policy on sets of problems.
 
-    Returns: (counts, differ, tokens): the (samples, correct) of each problem of each set; the responses on which the
-    domain's two graders differ, where it has two.
+    Returns: (counts, votes, differ, tokens): of each problem of each set the (samples, correct) and the votes for its
+    answers (eval.Vote); the responses on which the domain's two graders differ, where it has two.
     """
     c = run.config.eval
     items = [(part, task) for part, some in tasks.items() for task in some]
@@ -280,14 +299,30 @@ def evaluate(run: Run, name: str, params, tasks: dict[str, list]):
         )
         rows = [
             {"set": which, "task": task.id, "samples": len(g), "correct": sum(t.verdict.passed for t in g)}
+            | {"votes": votes(run.domain, g)}
             | ({"differ": differing(run.domain, g)} if hasattr(run.domain, "disagreements") else {})
             for (which, task), g in zip(part, groups, strict=True)
         ]
         return rows
 
     rows, counts = sharded(run, f"eval_{name}", items, c.shard * len(tasks), c.samples, work)
-    found = {which: [(r["samples"], r["correct"]) for r in rows if r["set"] == which] for which in tasks}
-    return found, [one for row in rows for one in row.get("differ", ())], int(counts.get("tokens", 0))
+    by_set = {which: [row for row in rows if row["set"] == which] for which in tasks}
+    found = {which: [(r["samples"], r["correct"]) for r in some] for which, some in by_set.items()}
+    voted = {which: [r["votes"] for r in some] for which, some in by_set.items()}
+    differ = [one for row in rows for one in row.get("differ", ())]
+    return found, voted, differ, int(counts.get("tokens", 0))
+
+
+def votes(domain, traces: list) -> list[estimates.Vote]:
+    """How many of a problem's responses give each answer, and whether it is right. What is too long to be graded is no
+    answer."""
+    found: dict[str, list] = {}
+    for trace in traces:
+        answer = domain.answer(trace)
+        if answer and len(answer) <= MAX_CHARS:
+            vote = found.setdefault(" ".join(answer.split()), [0, trace.verdict.passed])
+            vote[0] += 1
+    return [(answer, count, right) for answer, (count, right) in found.items()]
 
 
 def differing(domain, traces: list) -> list[dict[str, str]]:

@@ -25,17 +25,24 @@ from int_jax.sharding import RULES, RULES_DECODE
 PROBLEM = 1_024  # tokens of a prompt that shows a problem alone: assumed
 
 
-def stages(c: ConfigDict, model: Config, mesh) -> list[memory.Stage]:
-    """The stages of a run. A policy is kept as parameters alone once it is trained.
+def stages(c: ConfigDict, model: Config, mesh, checker: Config | None = None) -> list[memory.Stage]:
+    """The stages of a run. A policy is kept as parameters alone once it is trained, the proposer's model all the time.
 
     Args:
-      model: with the run's dtype and param_dtype. mesh: see memory.Sizes.
+      model: with the run's dtype and param_dtype. mesh: see memory.Sizes. checker: the proposer's model with the run's
+        dtype, None for the policy itself.
     """
     sizes = memory.Sizes(model, mesh)
     knob = "mesh.data, mesh.model"
     one = sizes.params(model.param_dtype, RULES)
-    base = memory.Item("base model", one, knob)
-    both = (base, memory.Item("base model to sample from", sizes.params(model.dtype, RULES_DECODE), knob))
+    low = memory.Item("base model to sample from", sizes.params(model.dtype, RULES_DECODE), knob)
+    base: tuple[memory.Item, ...] = (memory.Item("base model", one, knob),)
+    asked, beside = sizes, base
+    if checker is not None:
+        asked, beside = memory.Sizes(checker, mesh), (*base, low)
+        weights = asked.params(checker.dtype, RULES_DECODE)
+        base = (*base, memory.Item("the proposer's model", weights, f"proposals.model, {knob}"))
+    both = (*base, low)
     others = len(
         c.arms
     )  # with int_rl there is its start, too; the policy in training is counted by its stage
@@ -43,7 +50,7 @@ def stages(c: ConfigDict, model: Config, mesh) -> list[memory.Stage]:
     state = memory.Item("policy in training", 3 * one, knob)
     answer = c.attempts.sampling.max_new_tokens
 
-    def sampling(name, prompt, new_tokens, kept=(base,)):
+    def sampling(name, prompt, new_tokens, kept=base, sizes=sizes):
         return memory.sampling(name, sizes, c.slots, c.chunk, prompt, new_tokens, kept)
 
     def training(name, kept):
@@ -52,7 +59,7 @@ def stages(c: ConfigDict, model: Config, mesh) -> list[memory.Stage]:
 
     every = [
         sampling("attempts", PROBLEM, answer),
-        sampling("proposals", c.proposals.max_prompt, c.proposals.sampling.max_new_tokens),
+        sampling("proposals", c.proposals.max_prompt, c.proposals.sampling.max_new_tokens, beside, asked),
         sampling("guided", PROBLEM + answer, c.guided.sampling.max_new_tokens),
         training("sft", both),
         sampling("rl: rollouts", PROBLEM, c.rl.max_new_tokens, (*both, trained, state)),
@@ -62,6 +69,13 @@ def stages(c: ConfigDict, model: Config, mesh) -> list[memory.Stage]:
     ]
     interventions = ("proposals", "guided", "sft")
     return [stage for stage in every if "int_rl" in c.arms or stage.name not in interventions]
+
+
+def planned(c: ConfigDict, mesh) -> list[memory.Stage]:
+    """`stages` of a config, whose models' config.json are read and nothing else of them."""
+    model = checkpoint.read_config(directory(c.model), c.dtype)
+    checker = checkpoint.read_config(directory(c.proposals.model), c.dtype) if c.proposals.model else None
+    return stages(c, dataclasses.replace(model, param_dtype=c.param_dtype), mesh, checker)
 
 
 def mesh_of(c: ConfigDict, devices: int) -> AbstractMesh:
@@ -76,9 +90,7 @@ def main(argv):
     del argv
     jax.config.update("jax_platforms", "cpu")  # shapes alone: the accelerators may be at work
     c = CONFIG.value
-    model = checkpoint.read_config(directory(c.model), c.dtype)
-    model = dataclasses.replace(model, param_dtype=c.param_dtype)
-    plan = stages(c, model, mesh_of(c, DEVICES.value))
+    plan = planned(c, mesh_of(c, DEVICES.value))
     limit = round(c.device_gib * memory.GIB) or None
     try:
         memory.refuse(plan, limit)

@@ -13,6 +13,7 @@ import importlib.metadata
 import os
 import sys
 import time
+from itertools import compress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -25,14 +26,24 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 import int_jax
-from experiments import plan
-from experiments.data_stages import Run, attempt, drift, effect, evaluate, guide, problems, propose, show
+from experiments.data_stages import (
+    Run,
+    attempt,
+    drift,
+    effect,
+    evaluate,
+    guide,
+    problems,
+    propose,
+    show,
+    untried,
+)
+from experiments.preflight import BASELINES, check, check_lengths, planned
 from experiments.training import fine_tune, optimizer, reinforce
-from int_jax import checkpoint, datasets, domains, memory, processes, proposers, report, types
+from int_jax import checkpoint, datasets, domains, processes, proposers, report, types
 from int_jax import eval as estimates
 from int_jax import intervention_training as method
 from int_jax.engine import Engine
-from int_jax.lm import directory
 from int_jax.sharding import make_mesh
 from int_jax.stages import StageError, Workdir
 
@@ -60,26 +71,31 @@ def run_seed(config: ConfigDict, seed: int, workdir: Path, lm, checker) -> dict:
     }
     plain = {**config.to_dict(), "seed": seed}
     work = Workdir(workdir, plain, versions)
-    engine = Engine(lm.model, lm.engine.mesh, config.slots, config.chunk)
+    engine = lm.engine
     domain = domains.load(config.domain.name, lm.tokenizer, **config.domain.knobs)
     run = Run(config, seed, work, engine, lm.params, engine.decode_params(lm.params), domain, checker)
     results: dict = {"config": plain, "seed": seed, "versions": versions, "tokens": {}, "funnel": {}}
 
     train, test = problems(run)
-    rows, counts = attempt(run, train, "attempts")
-    held, held_counts = attempt(run, test, f"attempts_{config.problems.test_split}")
-    hard = [row for row in rows if row["correct"] == 0]
-    wrong = [types.trace_from_json(data) for row in hard for data in row["wrong"]]
+    check_lengths(run, train)
+    hardened = config.problems.hard
+    rows, counts, held, held_counts = untried(train), {}, untried(test), {}
+    if "train" in hardened or "int_rl" in config.arms:
+        rows, counts = attempt(run, train, "attempts", "train" in hardened)
+    if "test" in hardened:
+        held, held_counts = attempt(run, test, f"attempts_{config.problems.test_split}", True)
+    chosen = [row for row in rows if row["correct"] == 0 or "train" not in hardened]
+    wrong = [types.trace_from_json(data) for row in chosen for data in row["wrong"]]
     results["tokens"]["attempts"] = int(counts.get("tokens", 0))
     results["tokens"]["attempts_held_out"] = int(held_counts.get("tokens", 0))
     results["funnel"] = {
         "problems": len(rows),
-        "hard": len(hard),
+        **({"hard": len(chosen)} if "train" in hardened else {}),
         "attempts": sum(row["samples"] for row in rows),
         "wrong": len(wrong),
     }
     test = [types.task_from_json(row["task"]) for row in held if row["correct"] == 0]
-    pool = [types.task_from_json(row["task"]) for row in hard]
+    pool = [types.task_from_json(row["task"]) for row in chosen]
     if not pool or not test:
         raise StageError(
             f"no hard problem is left: {len(pool)} of {len(rows)} for training and {len(test)} of {len(held)} held out "
@@ -111,13 +127,22 @@ def run_seed(config: ConfigDict, seed: int, workdir: Path, lm, checker) -> dict:
     results["tokens"]["eval"] = 0
     differ, judged = [], 0
     for name, params in policies.items():
-        found, unlike, tokens = evaluate(run, name, params, sets)
+        found, voted, unlike, tokens = evaluate(run, name, params, sets)
         results["tokens"]["eval"] += tokens
         differ += unlike
-        judged += sum(n for counts in found.values() for n, _ in counts)
         results["counts"][name] = found
-        results["eval"][name] = estimates.summarize(found["test"], config.eval.ks)
-        results["eval_train"][name] = estimates.summarize(found["train"], config.eval.ks)
+        for key, which in {"eval": "test", "eval_train": "train"}.items():
+            samples = sum(n for n, _ in found[which])
+            judged += samples
+            results[key][name] = estimates.summarize(found[which], config.eval.ks) | {
+                f"maj@{config.eval.samples}": estimates.maj_at_n(voted[which], samples)
+            }
+    held_out = {name: found["test"] for name, found in results["counts"].items()}
+    results["gain"] = {
+        f"int_rl - {name}": estimates.gain(held_out["int_rl"], held_out[name], config.eval.ks)
+        for name in BASELINES
+        if {"int_rl", name} <= held_out.keys()
+    }
     if hasattr(domain, "disagreements"):
         results["graders"] = {
             "decides": domain.knobs["grader"],
@@ -154,15 +179,20 @@ def intervene(run: Run, wrong: list, results: dict):
     c = run.config
     rows, counts = propose(run, c.proposals.proposer, wrong, "proposals")
     found = [row["intervention"] and types.intervention_from_json(row["intervention"]) for row in rows]
+    drops = [row["drop"] for row in rows]
     usable = [i for i, one in enumerate(found) if one is not None]
     patched = method.patched(run.domain, [wrong[i] for i in usable], [found[i] for i in usable])
     results["tokens"]["propose"] = int(counts.get("tokens", 0))
+    for i, trace in zip(usable, patched, strict=True):
+        if len(trace.tokens) + c.sft.end_of_turn > c.train.row_length:
+            drops[i] = "too_long"
+    fits = [not drops[i] for i in usable]
+    usable, patched = list(compress(usable, fits)), list(compress(patched, fits))
 
-    guided_rows, guided_counts = guide(run, patched)
+    guided_rows, guided_counts = guide(run, patched, fits)
     kept = [types.trace_from_json(row["trace"]) for row in guided_rows if row["successes"]]
     kept_ids = {trace.task.id for trace in kept}
     results["tokens"]["guided"] = int(guided_counts.get("tokens", 0))
-    drops = [row["drop"] for row in rows]
     lost = {name: drops.count(name) for name in proposers.DROPS}
     results["funnel"] |= {"proposed": len(wrong) - lost["unparsed"] - lost["too_long"], **lost}
     results["funnel"] |= {
@@ -265,24 +295,28 @@ def across_seeds(every: list[dict], k: int) -> dict:
             for arm in every[0]["counts"]
         }
         rows = {arm: estimates.seeds_ci(values) for arm, values in rates.items()}
-        for baseline in ("rl", "rl_matched"):
-            if "int_rl" in rates and baseline in rates:
+        for baseline in BASELINES:
+            if {"int_rl", baseline} <= rates.keys():
                 gains = [np.subtract(a, b) for a, b in zip(rates["int_rl"], rates[baseline], strict=True)]
                 rows[f"int_rl - {baseline}"] = estimates.seeds_ci(gains)
         out[f"pass@{kk}"] = rows
     return out
 
 
-def planned(config: ConfigDict, path: Path, mesh) -> str:
-    """The memory plan as text. Raises StageError, naming the knob to turn, where a stage does not fit."""
-    shape = dataclasses.replace(checkpoint.read_config(path, config.dtype), param_dtype=config.param_dtype)
-    limit = memory.device_bytes(jax.local_devices()[0]) or round(config.device_gib * memory.GIB) or None
-    stages = plan.stages(config, shape, mesh)
-    try:
-        memory.refuse(stages, limit)
-    except ValueError as error:
-        raise StageError(str(error)) from None
-    return memory.table(stages, limit)
+def models(config: ConfigDict):
+    """The policy, and the proposer's model or None, once config and memory plan have been looked through."""
+    check(config)
+    mesh = make_mesh(config.mesh.data, config.mesh.model)
+    show(planned(config, mesh))
+
+    def loaded(name: str, param_dtype: str | None, chat: ConfigDict):
+        lm = int_jax.load(name, mesh, config.dtype, param_dtype, chat.to_dict())
+        return dataclasses.replace(lm, engine=Engine(lm.model, mesh, config.slots, config.chunk))
+
+    lm = loaded(config.model, config.param_dtype, config.chat)
+    domains.load(config.domain.name, lm.tokenizer, **config.domain.knobs)
+    other = config.proposals.model
+    return lm, loaded(other, None, config.proposals.chat) if other else None
 
 
 def main(argv):
@@ -297,16 +331,10 @@ def main(argv):
     if DISTRIBUTED.value:
         jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     start = time.perf_counter()
-    mesh = make_mesh(config.mesh.data, config.mesh.model)
-    path = directory(config.model)
-    show(planned(config, path, mesh))
-    lm = int_jax.load(path, mesh, config.dtype, config.param_dtype, config.chat.to_dict())
-    checker = None
-    if config.proposals.model:
-        other = int_jax.load(
-            config.proposals.model, mesh, config.dtype, None, config.proposals.chat.to_dict()
-        )
-        checker = dataclasses.replace(other, engine=Engine(other.model, mesh, config.slots, config.chunk))
+    try:
+        lm, checker = models(config)
+    except ValueError as error:
+        raise StageError(str(error)) from None
     workdir = Path(WORKDIR.value)
     every = []
     for seed in config.seeds:

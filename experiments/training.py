@@ -92,17 +92,17 @@ def fine_tune(run: Run, traces: list):
         return train(run, "int", state, updates, 50, lambda step, tokens: step >= total, shown)
 
 
+def policy_gradient(config) -> method.PolicyGradient:
+    """The knobs of a config. Raises: ValueError, naming the knob and its choices."""
+    c, packing = config.rl, config.train
+    loss = losses.LossConfig(c.clip_low, c.clip_high, "current", c.ratio, packing.chunk, packing.remat)
+    return method.PolicyGradient(c.problems, c.group, c.divide_by_std, c.normalise, c.kl, loss)
+
+
 def reinforce(run: Run, name: str, params, tasks: list, enough, planned: int, tx, start=None):
     """Policy gradient from `params`, or on from the training state `start`, until `enough(step, tokens)`."""
     c, packing = run.config.rl, run.config.train
-    knobs = method.PolicyGradient(
-        c.problems,
-        c.group,
-        c.divide_by_std,
-        c.normalise,
-        c.kl,
-        losses.LossConfig(c.clip_low, c.clip_high, "current", c.ratio, packing.chunk, packing.remat),
-    )
+    knobs = policy_gradient(run.config)
     sampling = run.sampling({"temperature": c.temperature, "max_new_tokens": c.max_new_tokens})
     fresh = run.engine.state(params, tx) if start is None else start
     state = checkpoint.restore(run.work.path / name / "state", fresh) or fresh

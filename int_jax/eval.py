@@ -3,7 +3,6 @@
 The problem is the unit of resampling: samples of one problem are not independent evidence.
 """
 
-import collections
 from collections.abc import Sequence
 
 import numpy as np
@@ -97,25 +96,50 @@ def summarize(counts: Sequence[tuple[int, int]], ks: Sequence[int] = (1, 8)) -> 
     return {f"pass@{k}": _row([pass_at_k(n, c, k) for n, c in counts], samples) for k in ks}
 
 
-def maj_at_n(answers_per_problem: Sequence[Sequence[str | None]], golds: Sequence[str]) -> dict:
-    """Majority vote: the share of problems whose most frequent answer is the gold one, as text.
+def gain(
+    a: Sequence[tuple[int, int]], b: Sequence[tuple[int, int]], ks: Sequence[int] = (1, 8)
+) -> dict[str, dict]:
+    """pass@k of `a` minus that of `b` on the same problems, with the interval of the paired differences.
 
     Args:
-      answers_per_problem: the extracted answers of each problem, in the order they were sampled. None does
-        not vote; the earliest answer wins a tie; a problem without votes is not solved.
-      golds: [problems].
+      a, b: (n samples, c correct) of each problem, in one order. ks: each at most the smallest n.
+
+    Returns:
+      {"pass@1": {"mean", "ci95": [low, high], "problems"}, ...}
+
+    Raises:
+      ValueError: as `paired_bootstrap_ci` and `pass_at_k`.
+    """
+    found = {}
+    for k in ks:
+        ours, theirs = ([pass_at_k(n, c, k) for n, c in counts] for counts in (a, b))
+        interval = list(paired_bootstrap_ci(ours, theirs))
+        mean = float(np.mean(ours) - np.mean(theirs))
+        found[f"pass@{k}"] = {"mean": mean, "ci95": interval, "problems": len(a)}
+    return found
+
+
+Vote = tuple[str, int, bool]  # an answer, how many samples give it, whether it is right
+
+
+def maj_at_n(votes_per_problem: Sequence[Sequence[Vote]], samples: int) -> dict:
+    """Majority vote: the share of problems whose most frequent answer is right. Answers are told apart by their text.
+
+    Args:
+      votes_per_problem: the answers of each problem, in the order in which they came up: the earliest wins a tie. A
+        sample without an answer does not vote; a problem without votes is not solved.
+      samples: in all, for the row.
 
     Returns:
       {"mean", "ci95": [low, high], "problems", "samples"}
 
     Raises:
-      ValueError: the lengths differ, or there are no problems.
+      ValueError: there are no problems.
     """
-    solved = []
-    for answers, gold in zip(answers_per_problem, golds, strict=True):
-        votes = collections.Counter(answer for answer in answers if answer is not None)
-        solved.append(float(bool(votes) and votes.most_common(1)[0][0] == gold))
-    return _row(solved, sum(map(len, answers_per_problem)))
+    winners = [
+        max(votes, key=lambda vote: vote[1]) if votes else ("", 0, False) for votes in votes_per_problem
+    ]
+    return _row([float(right) for _, _, right in winners], samples)
 
 
 def effect_row(counts: Sequence[tuple[int, int]]) -> dict:

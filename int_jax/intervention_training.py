@@ -36,10 +36,14 @@ def attempts(
     )
 
 
-def failures(groups: list[list[Trace]], keep: int) -> list[Trace]:
-    """The first `keep` wrong attempts at each problem that no attempt solved."""
-    unsolved = [group for group in groups if not any(trace.verdict.passed for trace in group)]
-    return [trace for group in unsolved for trace in group[:keep]]
+def failures(groups: list[list[Trace]], keep: int, unsolved: bool = True) -> list[Trace]:
+    """The first `keep` wrong attempts at each problem: at those that no attempt solved, or at all of them."""
+    found = []
+    for group in groups:
+        wrong = [trace for trace in group if not trace.verdict.passed]
+        if len(wrong) == len(group) or not unsolved:
+            found += wrong[:keep]
+    return found
 
 
 def proposals(

@@ -118,12 +118,12 @@ def spliced(
 ):
     """The guided attempts: steps before the located one, then the intervention; open, ready to be continued.
 
-    The prefix keeps its ids; only the intervention is encoded, with its separator, and is marked as not drawn by the
-    policy. Everything after the located step is dropped.
+    The prefix keeps its ids; only the intervention is encoded, with its separator, unless its own ids are known, and is
+    marked as not drawn by the policy. Everything after the located step is dropped.
     """
     cuts = [cut_at(trace, one.step) for trace, one in zip(traces, interventions, strict=True)]
     ids = [
-        tokenizer.encode(one.text.rstrip("\n") + separator) if one.text.strip() else []
+        one.ids or (tokenizer.encode(one.text.rstrip("\n") + separator) if one.text.strip() else [])
         for one in interventions
     ]
     rows = Engine.splice([t.tokens for t in traces], [t.prompt_len for t in traces], cuts, ids)

@@ -81,7 +81,8 @@ class Intervention:
 
     Attributes:
       step: zero-based index of the step it replaces (the paper's location minus one).
-      text: the step, without separator. ids: its token ids where a file brings them, else ().
+      text: the step, without separator. ids: its token ids, separator included, where they were drawn; () otherwise:
+        the text is then encoded.
       source: the proposer's name. raw: the proposer's whole output, for audit.
     """
 

@@ -11,13 +11,14 @@ from experiments import plan
 from experiments.configs import default, grpo
 from experiments.configs import int as intervention
 from int_jax import memory
+from int_jax.sharding import RULES_DECODE
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def planned(c, name):
+def planned(c, name, devices=8, checker=None):
     model = shape(name, dtype=c.dtype, param_dtype=c.param_dtype)
-    return plan.stages(c, model, plan.mesh_of(c, 8))
+    return plan.stages(c, model, plan.mesh_of(c, devices), checker)
 
 
 def flat(c, prefix="") -> dict:
@@ -39,9 +40,43 @@ def test_a_config_has_the_knobs_of_the_default_and_no_others(module, variant):
         assert type(found[key]) is type(known[key]), key
 
 
-def test_an_unknown_variant_names_those_that_exist():
-    with pytest.raises(ValueError, match=r"no variant 'huge': choose one of tiny, .*llama3_8b"):
-        intervention.get_config("huge")
+@pytest.mark.parametrize(
+    ("variant", "words"),
+    [
+        ("huge", "no variant 'huge': choose one of tiny, .*llama3_8b"),
+        *(
+            (variant, f"{variant}: NAME@HOSTS takes")
+            for variant in ("tiny@2", "qwen3_4b@", "qwen3_4b@0", "qwen3_4b@two")
+        ),
+    ],
+)
+def test_an_unknown_variant_names_those_that_exist(variant, words):
+    with pytest.raises(ValueError, match=words):
+        intervention.get_config(variant)
+
+
+@pytest.mark.parametrize("name", intervention.FULL)
+def test_on_several_hosts_each_device_holds_no_more(name):
+    one, four = (intervention.get_config(f"{name}@{hosts}") for hosts in (1, 4))
+    assert four.mesh.to_dict() == {"data": 4, "model": 8}
+    alone = {stage.name: stage.bytes for stage in planned(one, name)}
+    for stage in planned(four, name, devices=32):
+        # Beside an eighth of the model, a host holds what an update gathers whole along "data".
+        assert stage.bytes <= one.device_gib * memory.GIB and stage.bytes <= 1.05 * alone[stage.name], (
+            stage.name
+        )
+
+
+def test_the_proposers_model_is_planned_for():
+    c = intervention.get_config("qwen3_0_6b")
+    c.update(slots=8, proposals={"max_prompt": 8_000})
+    other = shape("llama3_8b", dtype="bfloat16")
+    without = {stage.name: stage.bytes for stage in planned(c, "qwen3_0_6b")}
+    weights = memory.Sizes(other, plan.mesh_of(c, 8)).params("bfloat16", RULES_DECODE)
+    for stage in planned(c, "qwen3_0_6b", checker=other):
+        assert stage.bytes - without[stage.name] >= weights, stage.name
+        if stage.name != "proposals":
+            assert stage.bytes - without[stage.name] == weights
 
 
 @pytest.mark.parametrize("name", intervention.FULL)
@@ -54,6 +89,7 @@ def test_full_size_runs_have_the_paper_s_settings_and_fit(name):
             "model",
             "dtype",
             "domain.name",
+            "problems.hard",
             "mesh.data",
             "mesh.model",
             "device_gib",

@@ -7,7 +7,8 @@ import pytest
 
 from experiments import data_stages
 from experiments.configs import default
-from int_jax import types
+from int_jax import datasets, types
+from int_jax.datasets import entry
 from int_jax.domains import arithmetic
 from int_jax.stages import StageError, Workdir
 from int_jax.tokenizer import Tokenizer
@@ -72,6 +73,31 @@ def test_interventions_need_references(run, tmp_path):
         data_stages.problems(run)
     run.config.arms = ("rl",)
     assert len(data_stages.problems(run)[0]) == 2
+
+
+def test_votes_count_answers_by_their_text(run):
+    task = arithmetic.task(chains(1)[0], "t")
+    texts = [
+        "\\boxed{98}",
+        "no box",
+        f"\\boxed{{{task.answer}}}",
+        "\\boxed{ 98 }",
+        "\\boxed{" + "9" * 1_001 + "}",
+    ]
+    traces = [entry.attempt(run.domain, task, text) for text in texts]
+    assert data_stages.votes(run.domain, traces) == [("98", 2, False), (task.answer, 1, True)]
+
+
+def test_problems_that_are_hard_already_lend_every_wrong_attempt(run, tmp_path):
+    one = chains(1)[0]
+    step = {"location": 1, "content": one.steps[0]}
+    texts = [f"\\boxed{{{number}}}" for number in (98, one.values[-1], 99)]
+    rows = [row(one, incorrect_attempt=text, intervention=step) for text in texts]
+    read = datasets.read(write(tmp_path / "x.jsonl", rows), "arithmetic").rows
+    for hard, used in ((True, 0), (False, 2)):
+        stages, counts = entry.stage_rows(read, run.domain, hard=hard)
+        assert len(stages["proposals"]) == used and counts["passed"] == 1
+        assert len(stages["attempts"][0]["wrong"]) == 2
 
 
 @pytest.mark.parametrize("filtered", [False, True])

@@ -486,18 +486,6 @@ def test_imported_tokens_are_not_taken_for_samples_and_are_trained_all_the_same(
     assert domain.tokenizer.text(patched.tokens[patched.spliced :]) == row.intervention.text + "\n\n"
 
 
-def test_a_guided_attempt_from_its_text_alone_is_the_spliced_one(tmp_path, domain):
-    for row in read(write(tmp_path / "x.jsonl", *released(2)), "arithmetic", skip_bad=True).rows:
-        one = row.intervention
-        [patched] = spliced(
-            [entry.attempt(domain, row.task, row.attempt)], [one], domain.tokenizer, domain.separator
-        )
-        alone = entry.guided(domain, row.task, row.guided, one)
-        assert types.to_json(alone) == types.to_json(patched.replace(stop="", verdict=None))
-    with pytest.raises(StageError, match="a guided attempt of 1 steps has no step 5"):
-        entry.guided(domain, row.task, "1", Intervention(4, "x"))
-
-
 def test_a_location_counts_the_files_pieces(domain):
     """Runs of newlines: the authors' split leaves empty pieces, which are no steps here."""
     text = "1 + 1 = 2\n\n\n\n2 + 1 = 3\n\n\n3 + 1 = 4\n\n\\boxed{4}"

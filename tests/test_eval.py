@@ -1,3 +1,4 @@
+import collections
 import itertools
 import json
 
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from int_jax.eval import bootstrap_ci, effect_row, maj_at_n, paired_bootstrap_ci, pass_at_k, summarize
+from int_jax.eval import bootstrap_ci, effect_row, gain, maj_at_n, paired_bootstrap_ci, pass_at_k, summarize
 
 COUNTS = st.integers(1, 12).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n)))
 VALUES = st.lists(st.floats(-10, 10), min_size=1, max_size=20)
@@ -124,18 +125,49 @@ def test_summarize_refuses_k_beyond_the_samples():
         summarize([(8, 1), (4, 1)])
 
 
+def votes(answers, gold):
+    """Samples' answers as `maj_at_n` counts them."""
+    counts = collections.Counter(answer for answer in answers if answer is not None)
+    return [(answer, count, answer == gold) for answer, count in counts.items()]
+
+
 def test_majority_vote():
     answers = [["1", "2", "2"], ["1", "2"], [None, None, "3"], [None], [], ["2", "1", "1", "2"]]
-    assert maj_at_n(answers, ["2", "1", "3", "5", "5", "1"])["mean"] == pytest.approx(3 / 6)
-    row = maj_at_n(answers, ["2", "1", "3", "5", "5", "2"])
-    assert (row["mean"], row["problems"], row["samples"]) == (pytest.approx(4 / 6), 6, 13)
-    assert json.loads(json.dumps(row)) == row
-    with pytest.raises(ValueError):
-        maj_at_n(answers, ["2"])
+
+    def row(*golds):
+        return maj_at_n(list(map(votes, answers, golds)), 13)
+
+    assert row("2", "1", "3", "5", "5", "1")["mean"] == pytest.approx(3 / 6)
+    told = row("2", "1", "3", "5", "5", "2")
+    assert (told["mean"], told["problems"], told["samples"]) == (pytest.approx(4 / 6), 6, 13)
+    assert json.loads(json.dumps(told)) == told
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=9), st.randoms())
-def test_a_strict_majority_wins_in_any_order(votes, random):
-    answers = [*votes, *["x"] * (len(votes) + 1)]
+def test_a_strict_majority_wins_in_any_order(some, random):
+    answers = [*some, *["x"] * (len(some) + 1)]
     random.shuffle(answers)
-    assert maj_at_n([answers], ["x"])["mean"] == 1.0
+    assert maj_at_n([votes(answers, "x")], len(answers))["mean"] == 1.0
+
+
+PAIRS = st.integers(1, 9).flatmap(
+    lambda n: st.lists(st.tuples(st.integers(0, n), st.integers(0, n)), min_size=1, max_size=9).map(
+        lambda pairs: [[(n, c) for c in counts] for counts in zip(*pairs, strict=True)]
+    )
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(PAIRS)
+def test_the_gain_is_the_paired_difference(pairs):
+    a, b = pairs
+    k = a[0][0]
+    for key, row in gain(a, b, (1, k)).items():
+        means = [summarize(counts, (1, k))[key]["mean"] for counts in pairs]
+        assert row["mean"] == pytest.approx(means[0] - means[1], abs=1e-12) and row["problems"] == len(a)
+        assert row["ci95"][0] <= row["ci95"][1]
+    assert all(row["mean"] == 0 and row["ci95"] == [0, 0] for row in gain(a, a, (1, k)).values())
+    shifted = gain([(2 * n, c + n) for n, c in a], [(2 * n, c) for n, c in a], (1,))["pass@1"]
+    assert shifted["ci95"] == pytest.approx([0.5, 0.5])  # what the pairs share cancels
+    with pytest.raises(ValueError, match="same problems twice"):
+        gain(a, b[1:], (1,))

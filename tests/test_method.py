@@ -63,14 +63,15 @@ OUTCOMES = st.lists(st.lists(st.booleans(), min_size=1, max_size=5), max_size=6)
 
 @settings(deadline=None)
 @given(OUTCOMES, st.integers(1, 6))
-def test_failures_are_the_first_attempts_at_what_nobody_solved(outcomes, keep):
+def test_failures_are_the_first_wrong_attempts_at_what_nobody_solved_or_at_all(outcomes, keep):
     groups = [[made(passed=p, key=(i, k)) for k, p in enumerate(group)] for i, group in enumerate(outcomes)]
-    got = [trace.key for trace in method.failures(groups, keep)]
-    expected = []
+    unsolved, every = [], []
     for i, group in enumerate(outcomes):
-        if sum(group) == 0:
-            expected += [(i, k) for k in range(min(keep, len(group)))]
-    assert got == expected
+        wrong = [(i, k) for k, passed in enumerate(group) if not passed][:keep]
+        every += wrong
+        unsolved += wrong if sum(group) == 0 else []
+    assert [trace.key for trace in method.failures(groups, keep)] == unsolved
+    assert [trace.key for trace in method.failures(groups, keep, unsolved=False)] == every
 
 
 @settings(deadline=None)

@@ -110,7 +110,8 @@ def test_one_entry_a_trace_and_a_reason_for_exactly_the_missing_ones(name, engin
         assert set(drops.values()) <= set(proposers.DROPS)
         for one, trace in zip(found, traces, strict=True):
             if one is not None:
-                assert isinstance(one, Intervention) and one.source == name and one.ids == ()
+                assert isinstance(one, Intervention) and one.source == name
+                assert not one.ids or domain.tokenizer.decode(one.ids) == one.text + domain.separator
                 assert proposers.fault(domain, trace, one) is None
                 rollout.splice(trace, one, domain.tokenizer)
     assert propose(name, engine, params, domain, []) == ([], {})
@@ -441,6 +442,9 @@ def test_the_replacement_is_one_step(monkeypatch, domain, traces, pieces):
     engine = located(monkeypatch, domain.tokenizer, 0, ids)
     found, drops = propose("likelihood_ratio", engine, None, domain, traces[:4], samples=1)
     assert [one and one.text for one in found] == ["k"] * 4, drops
+    step = [i for piece in pieces if piece != "more" for i in domain.tokenizer.encode(piece)]
+    as_drawn = pieces.count("\n") < 3  # a longer run of newlines is not the separator that a splice writes
+    assert all(one.ids == (tuple(step) if as_drawn else ()) for one in found)
 
 
 def test_every_replacement_of_a_model_is_one_step(engine, params, domain, traces):

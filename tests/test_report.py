@@ -72,6 +72,9 @@ RESULTS = {
     "eval_train": {
         "base": {"pass@1": measured(0.0007, 0.0, 0.0047), "pass@8": measured(0.006, 0.0018, 0.0102)}
     },
+    "gain": {
+        "int_rl - rl": {"pass@1": measured(-0.012, -0.033, 0.008), "pass@8": measured(0.05, 0.01, 0.09)}
+    },
     "proposers": {"self_verify": {"exact": 1894, "located": 2368, "traces": 2531, "ci95": [0.731, 0.765]}},
     "graders": {
         "decides": "strict",
@@ -253,6 +256,8 @@ def test_tables_hold_every_number():
         "74.8% [73.1, 76.5]",
         "InT + RL",
         "24.7x",
+        "InT + RL - RL",
+        "-1.2% [-3.3, 0.8]",
         "89.2% → 70.8%",
         "seed 7",
     ):
@@ -261,7 +266,9 @@ def test_tables_hold_every_number():
 
 def test_missing_sections_are_left_out_and_each_can_stand_alone():
     everything = {section.key: section.title.upper() for section in cells.sections(RESULTS)}
-    assert list(everything) == ["funnel", "effect", "eval", "proposers", "graders", "rl", "drift", "cost"]
+    assert list(everything) == [
+        *("funnel", "effect", "eval", "gain", "proposers", "graders", "rl", "drift", "cost")
+    ]
     assert not cells.sections({})
     needs = {"eval_train": "eval", "tokens": "cost", "wall_s": "cost"}
     for key in RESULTS.keys() - {"config", "seed", "versions"}:
@@ -300,6 +307,20 @@ def test_tables_fit_the_screen(methods, values, count):
     results["funnel"] = {**RESULTS["funnel"], "guided": count}
     results["versions"] = {f"package_{i}": "1.2.3" for i in range(12)}
     assert max(map(len, report.tables(results).splitlines())) <= cells.WIDTH
+
+
+def test_the_table_over_seeds_holds_every_policy_and_difference():
+    rows = {
+        "base": {"mean": 0.01, "ci95": [0.002, 0.02], "seeds": [0.0, 0.02]},
+        "int_rl - rl_matched": {"mean": -0.05, "ci95": [-0.1, 0.01], "seeds": [-0.11, 0.01]},
+    }
+    screen = report.seeds_table({"pass@1": rows, "pass@8": rows})
+    for line in (
+        r"pass@8 +base +1\.0% .*  0\.0  2\.0",
+        r"pass@1 +InT \+ RL - RL matched +-5\.0% .* -11\.0  1\.0",
+    ):
+        assert re.search(line, screen)
+    assert max(map(len, screen.splitlines())) <= cells.WIDTH
 
 
 # ---- scalars

@@ -79,6 +79,15 @@ def test_the_first_step_replaced_keeps_the_prompt_alone(domain, tasks):
     assert got.tokens.tolist() == prompt + domain.tokenizer.encode("1 + 1 = 2\n\n") and not got.sampled.any()
 
 
+def test_a_step_that_was_drawn_as_it_stands_keeps_its_ids(domain, tasks):
+    """The same text may be drawn in other ids than it is encoded in, and those are the policy's own."""
+    trace = sampled(domain, tasks[0], ["7", "\n\n", "8"])
+    drawn = tuple(i for piece in ("1 + 1 = 2", "\n", "\n") for i in domain.tokenizer.encode(piece))
+    assert list(drawn) != domain.tokenizer.encode("1 + 1 = 2\n\n")
+    got = rollout.splice(trace, Intervention(1, "1 + 1 = 2", drawn), domain.tokenizer)
+    assert tuple(got.tokens[got.spliced :]) == drawn
+
+
 def test_many_at_once_equal_one_by_one(domain, tasks):
     traces = [sampled(domain, t, ["7", "\n\n"] * n, n) for n, t in enumerate(tasks, 1)]
     ones = [Intervention(n, f"step {n}") for n in range(len(tasks))]

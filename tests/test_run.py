@@ -74,6 +74,39 @@ def whole(tmp_path_factory):
     return workdir, out
 
 
+def test_the_whole_run_in_small(tmp_path):
+    """Every stage once, as small as it goes; the slow tests look closer."""
+    smaller = {"compare": "()", "compare_attempts": 4}
+    knobs = {f"proposals.{name}": value for name, value in smaller.items()}
+    knobs |= {"rl.updates": 1, "rl.matched": False, "sft.epochs": 1, "eval.train_problems": 4}
+    code, out, err = run(tmp_path, *(f"--config.{name}={value}" for name, value in knobs.items()))
+    assert code == 0, err[-3000:]
+    found = results(tmp_path)
+    assert found["eval"].keys() == found["eval_train"].keys() == {"base", "int", "int_rl", "rl"}
+    assert found["gain"].keys() == {"int_rl - rl"}
+    for name, row in found["eval"].items():
+        assert row.keys() == {"pass@1", "pass@8", "maj@8"} and row["pass@1"]["mean"] <= row["pass@8"]["mean"]
+        assert row["pass@8"]["problems"] == len(found["counts"][name]["test"])
+    assert "WHAT INT ADDS TO RL" in out and (tmp_path / "report.html").exists()
+    assert (tmp_path / "models" / "int_rl" / "model.safetensors").exists()
+
+
+def test_the_comparison_over_seeds_pairs_problems_within_a_seed():
+    from experiments.run import across_seeds
+
+    def seed(base, int_rl, rl):
+        counts = {"base": base, "int_rl": int_rl, "rl": rl}
+        return {"counts": {name: {"test": [(8, c) for c in found]} for name, found in counts.items()}}
+
+    every = [seed([0, 0], [8, 4], [4, 0]), seed([1, 0, 0], [5, 4, 6], [1, 0, 2])]
+    summary = across_seeds(every, 8)
+    assert summary.keys() == {"pass@1", "pass@8"}
+    assert summary["pass@1"].keys() == {"base", "int_rl", "rl", "int_rl - rl"}
+    gain = summary["pass@1"]["int_rl - rl"]
+    assert gain["seeds"] == gain["ci95"] == pytest.approx([0.5, 0.5])  # every problem gains as much
+    assert summary["pass@8"]["rl"]["seeds"] == [0.5, pytest.approx(2 / 3)]
+
+
 @pytest.mark.slow
 def test_a_run_ends_in_tables_and_a_report(whole):
     workdir, out = whole

@@ -40,7 +40,10 @@ def get_config() -> ConfigDict:
     c.problems.train = (
         4_500  # candidates, before those with a correct try are dropped (InT: about 4,500 after it)
     )
-    c.problems.test = 1_352  # held-out candidates; filtered in the same way
+    c.problems.test = 1_352  # held-out candidates
+    # Which of the two are cut down to hard problems, those without a right try in attempts.tries. Without "train" every
+    # wrong attempt counts, as is right for problems that were chosen before (InT's published set: attempts.tries = 4).
+    c.problems.hard = ("train", "test")
     # Problems with the columns problem, answer, reference_solution, in place of the domain's own: a file (JSONL or
     # Parquet), a folder or glob of them, "tfds:NAME", "huggingface:OWNER/NAME" (datasets.read).
     c.problems.train_file = ""
@@ -53,7 +56,7 @@ def get_config() -> ConfigDict:
 
     c.attempts = ConfigDict()
     c.attempts.tries = 64  # samples a problem; a problem counts as hard if none is right (InT: 64 to 128)
-    c.attempts.keep = 4  # wrong attempts kept of each hard problem (InT)
+    c.attempts.keep = 4  # wrong attempts kept of each problem (InT)
     c.attempts.sampling = sampling()
 
     c.proposals = ConfigDict()

@@ -5,9 +5,9 @@
 Variants: `tiny` (the embedded model, on two CPU cores), `tiny_seeds` (the same with five seeds), `smoke` (a minute, for
 tests), `rehearsal` (mathematics on a laptop, `make rehearsal`).
 
-`qwen3_4b`, `qwen3_0_6b`, `llama3_8b` have the paper's settings at full size. They were NOT run: only their memory plan
-was made, for one host of 8 devices with 141 GB each (experiments/plan.py prints it). Give the problems by
---config.problems.train_file and --config.problems.test_file.
+`qwen3_4b`, `qwen3_0_6b`, `llama3_8b` have the paper's settings at full size, on one host of 8 devices with 141 GB each,
+and `qwen3_4b@4` on four such hosts. They were NOT run: only their memory plan was made (experiments/plan.py prints it).
+Give the problems by --config.problems.train_file and --config.problems.test_file.
 """
 
 from ml_collections import ConfigDict
@@ -85,34 +85,37 @@ def tiny_seeds() -> ConfigDict:
     return c
 
 
-def full() -> ConfigDict:
-    """The paper's settings on one host of 8 devices with 141 GB each. On n hosts: --distributed, mesh.data = n, and
-    slots and train.rows n times what they are here."""
+def full(hosts: int) -> ConfigDict:
+    """The paper's settings on hosts of 8 devices with 141 GB each: a model is cut over a host's devices, the hosts
+    share the rows. On several hosts start the run on each of them with --distributed."""
     c = default.get_config()
     c.domain = mathematics()
+    c.problems.hard = ("train",)  # benchmarks are evaluated whole
     c.dtype = "bfloat16"  # the weights in training stay float32
-    c.mesh.update(data=1, model=8)
+    c.mesh.update(data=hosts, model=8)
     c.device_gib = 131.0
-    c.train.rows = 1
-    c.slots = 64  # the cache for 30,000 + 16,384 tokens and its growth: 90 GiB a device (4B), of 119 planned
+    c.train.rows = hosts
+    c.slots = (
+        64 * hosts
+    )  # caches of 30,000 + 16,384 tokens and their growth: 90 GiB a device (4B), of 119 planned
     return c
 
 
-def qwen3_4b() -> ConfigDict:
-    c = full()
+def qwen3_4b(hosts: int = 1) -> ConfigDict:
+    c = full(hosts)
     c.model = "Qwen/Qwen3-4B-Instruct-2507"
     return c
 
 
-def qwen3_0_6b() -> ConfigDict:
-    c = full()
+def qwen3_0_6b(hosts: int = 1) -> ConfigDict:
+    c = full(hosts)
     c.model = "Qwen/Qwen3-0.6B"
     c.chat.enable_thinking = False
     return c
 
 
-def llama3_8b() -> ConfigDict:
-    c = full()
+def llama3_8b(hosts: int = 1) -> ConfigDict:
+    c = full(hosts)
     c.model = "meta-llama/Llama-3.1-8B-Instruct"
     return c
 
@@ -122,9 +125,17 @@ VARIANTS = {"tiny": tiny, "tiny_seeds": tiny_seeds, "smoke": smoke, "rehearsal":
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """`default` where no variant is named: the paper's settings."""
-    if variant and variant not in VARIANTS:
-        raise ValueError(f"int.py has no variant {variant!r}: choose one of {', '.join(VARIANTS)}")
-    c = VARIANTS[variant]() if variant else default.get_config()
+    """`default`, the paper's settings, where no variant is named; "qwen3_4b@4" is qwen3_4b on 4 hosts."""
+    name, several, hosts = variant.partition("@")
+    if name and name not in VARIANTS:
+        raise ValueError(f"int.py has no variant {name!r}: choose one of {', '.join(VARIANTS)}")
+    if several and (name not in FULL or not hosts.isdigit() or int(hosts) < 1):
+        raise ValueError(
+            f"int.py:{variant}: NAME@HOSTS takes a number of hosts, and NAME is one of {', '.join(FULL)}"
+        )
+    if several:
+        c = FULL[name](int(hosts))
+    else:
+        c = VARIANTS[name]() if name else default.get_config()
     c.name = f"int:{variant}" if variant else "int"
     return c

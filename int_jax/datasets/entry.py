@@ -48,38 +48,19 @@ def located(domain, trace: Trace, one: Intervention) -> Intervention:
     return dataclasses.replace(one, step=sum(end <= start for end in ends))
 
 
-def guided(domain, task: Task, text: str, one: Intervention, sample: int = 0) -> Trace:
-    """A guided attempt from its text alone: the first `one.step` pieces, then what the file holds of the step; open.
-
-    Where the attempt itself is known, splicing the intervention into it (`rollout.spliced`) keeps more: its ids.
-
-    Raises: StageError if the text has no such step.
-    """
-    pieces = text.strip("\n").split(domain.separator)
-    if not 0 <= one.step < len(pieces):
-        raise StageError(
-            f"task {task.id}: a guided attempt of {len(pieces)} steps has no step {one.step + 1}"
-        )
-    before = "".join(piece + domain.separator for piece in pieces[: one.step])
-    step = domain.separator.join(pieces[one.step :])
-    prefix = rollout.told(rollout.opened(domain, task), domain.tokenizer.encode(before))
-    trace = rollout.told(prefix, domain.tokenizer.encode(step + domain.separator))
-    ends = (*domain.steps(prefix.tokens, prefix.prompt_len), len(trace.tokens))
-    return trace.replace(step_ends=ends, spliced=len(prefix.tokens), key=(0, sample))
-
-
 def stage_rows(
-    rows: list[Row], domain, filtered: bool = False
+    rows: list[Row], domain, filtered: bool = False, hard: bool = True
 ) -> tuple[dict[str, list[dict]], dict[str, int]]:
     """The rows of the stages attempts, proposals and guided, as `experiments/run.py` keeps them, in one order.
 
-    An attempt that the domain's verifier passes is counted as correct, not as wrong: its problem is then not a hard
-    one, and its other attempts are not used either. A guided attempt is spliced anew from attempt and intervention.
+    An attempt that the domain's verifier passes is counted as correct, not as wrong. A guided attempt is spliced anew
+    from attempt and intervention.
 
     Args:
       rows: all with an attempt; see `datasets.read(needs=("incorrect_attempt",))`.
       filtered: the rows are those whose guided attempts had a success (InT's SFT set): "successes" is 1, of tries that
         are not known (0). Otherwise the stage guided is left to the run.
+      hard: a problem with a right attempt is not a hard one, and its other attempts are not used.
 
     Returns: (stages, counts). stages: {"attempts", "proposals"} and, if filtered, "guided"; no "proposals" where no row
       has an intervention. counts: attempts, problems, passed (attempts that the verifier passes), spliced, each of
@@ -107,7 +88,7 @@ def stage_rows(
             }
         )
         for row, trace in zip(group, traces, strict=True):
-            if not passed:
+            if not trace.verdict.passed and not (hard and passed):
                 _propose(domain, row, trace, stages, counts)
     if not any(row.intervention for row in rows):
         del stages["proposals"]

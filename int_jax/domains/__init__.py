@@ -8,6 +8,7 @@ A domain is a module here with `build(tokenizer, **knobs)`; its name in a config
     view(task, steps, role)    -> chat messages: the one place that decides what a role sees
     steps(tokens, start)       -> step_ends, token offsets
     step_texts(trace)          -> the text of each step
+    answer(trace)              -> the answer that a response gives, None if it gives none: what a majority vote counts
     verify(trace)              -> Verdict
     verify_many(traces)        -> list[Verdict], the same: where grading many side by side is faster
     leaks(task, text)          -> whether a step gives the final answer away
@@ -27,6 +28,7 @@ from pathlib import Path
 import jinja2
 
 from int_jax.tokenizer import Tokenizer
+from int_jax.verify import last_boxed
 
 PROMPTS = Path(__file__).parents[1] / "assets" / "prompts"  # a folder a domain, a template a role
 
@@ -40,7 +42,7 @@ def load(name: str, tokenizer, **knobs):
 
 
 class SilentPartner:
-    """What domains of free text have in common: steps between blank lines, and a partner who never speaks."""
+    """What domains of free text have in common: steps between blank lines, a boxed answer, a partner who is silent."""
 
     tokenizer: Tokenizer
     separator = "\n\n"
@@ -52,6 +54,10 @@ class SilentPartner:
         """The text of each step, without separator and special tokens."""
         spans = zip(trace.step_starts(), trace.step_ends, strict=True)
         return [self.tokenizer.text(trace.tokens[a:b]).strip("\n") for a, b in spans]
+
+    def answer(self, trace) -> str | None:
+        """The content of the response's last box."""
+        return last_boxed(self.tokenizer.text(trace.response))
 
     def reply(self, trace) -> list[int]:
         return []

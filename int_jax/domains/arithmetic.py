@@ -15,7 +15,6 @@ import numpy as np
 from int_jax.domains import SilentPartner
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Task, Trace, Verdict
-from int_jax.verify import last_boxed
 
 NAME = "arithmetic"
 MAX_STEPS = 8
@@ -241,7 +240,7 @@ class Arithmetic(SilentPartner):
 
     def verify(self, trace: Trace) -> Verdict:
         """Exact: the last boxed text against the answer; a response cut off is "truncated" unless it passes."""
-        answer = last_boxed(self.tokenizer.text(trace.response))
+        answer = self.answer(trace)
         if answer is not None and answer.strip() == trace.task.answer:
             return Verdict(True, 1.0, "correct")
         if trace.stop == "length":

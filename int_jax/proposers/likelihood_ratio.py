@@ -63,18 +63,17 @@ def propose(
     out: list[Intervention | None] = [None] * len(traces)
     for j, i in enumerate(fits):
         candidates = [
-            None
-            if r.stop == "length"
-            else Intervention(
-                steps[i], first_step(domain, r.tokens, len(prompts[i])), source="likelihood_ratio"
-            )
+            None if r.stop == "length" else first_step(domain, steps[i], r.tokens, len(prompts[i]))
             for r in responses[j * samples : (j + 1) * samples]
         ]
         out[i] = screen(domain, i, traces[i], candidates, drops)
     return out
 
 
-def first_step(domain, tokens, start: int) -> str:
-    """The text of the first step of tokens[start:]: a blank line may come in two tokens, which no stop id ends."""
-    end = next(iter(domain.steps(tokens, start)), start)
-    return domain.tokenizer.text(tokens[start:end]).strip("\n")
+def first_step(domain, step: int, tokens, start: int) -> Intervention:
+    """The first step of tokens[start:]: a blank line may come in two tokens, which no stop id ends. It keeps its ids if
+    it ends in the separator, not in a stop token."""
+    ids = tuple(map(int, tokens[start : next(iter(domain.steps(tokens, start)), start)]))
+    text = domain.tokenizer.text(ids).strip("\n")
+    as_drawn = bool(text) and domain.tokenizer.decode(ids) == text + domain.separator
+    return Intervention(step, text, ids if as_drawn else (), "likelihood_ratio")

@@ -163,7 +163,7 @@ def shorten(text: str, width: int) -> str:
 def _eval(results: Mapping) -> Section:
     splits = {
         name: results[key]
-        for name, key in (("hard-test", "eval"), ("hard-train", "eval_train"))
+        for name, key in (("held-out", "eval"), ("training", "eval_train"))
         if key in results
     }
     keys = pass_keys(*splits.values())
@@ -193,7 +193,23 @@ def _eval(results: Mapping) -> Section:
     note = ". ".join(sizes) + ". Intervals: 95%, over problems."
     if "rl_matched" in methods:
         note += " RL matched: RL alone, the tokens of InT's data stages added to its budget."
-    return Section("eval", "Hard problems, held out and trained on", ["method", *columns], rows, note)
+    return Section("eval", "Held-out and training problems", ["method", *columns], rows, note)
+
+
+def difference(name: str) -> str:
+    """ "int_rl - rl" -> "InT + RL - RL"."""
+    return " - ".join(map(label, name.split(" - ")))
+
+
+def _gain(gain: Mapping) -> Section:
+    keys, names = pass_keys(gain), ordered(gain)
+    columns = [
+        _aligned([(gain[name][key]["mean"], gain[name][key]["ci95"]) for name in names]) for key in keys
+    ]
+    rows = [[difference(name), *cells] for name, *cells in zip(names, *columns, strict=True)]
+    note = "Held-out problems of this seed; the interval resamples problems, paired."
+    titles = ["difference", *(f"{key} [95% interval]" for key in keys)]
+    return Section("gain", "What InT adds to RL", titles, rows, note)
 
 
 def _proposers(proposers: Mapping) -> Section:
@@ -312,6 +328,8 @@ def sections(results: Mapping) -> list[Section]:
         made.append(_effect(results["effect"]))
     if pass_keys(results.get("eval", {}), results.get("eval_train", {})):
         made.append(_eval(results))
+    if results.get("gain"):
+        made.append(_gain(results["gain"]))
     if results.get("proposers"):
         made.append(_proposers(results["proposers"]))
     if results.get("graders"):
@@ -364,10 +382,11 @@ def seeds_table(summary: Mapping[str, Mapping]) -> str:
     """The comparison over seeds: {"pass@1": {policy or "a - b": {"mean", "ci95", "seeds"}}, ...} as text."""
     rows = []
     for metric, policies in summary.items():
-        cells = _aligned([(row["mean"], row["ci95"]) for row in policies.values()])
-        for (name, row), cell in zip(policies.items(), cells, strict=True):
-            shown = " - ".join(map(label, name.split(" - ")))
-            rows.append([metric, shown, cell, "  ".join(f"{100 * mean:.1f}" for mean in row["seeds"])])
+        names = ordered(policies, METHODS)
+        cells = _aligned([(policies[name]["mean"], policies[name]["ci95"]) for name in names])
+        for name, cell in zip(names, cells, strict=True):
+            each = "  ".join(f"{100 * mean:.1f}" for mean in policies[name]["seeds"])
+            rows.append([metric, difference(name), cell, each])
     note = "Held-out problems; the interval resamples seeds, then problems."
     columns = ["", "policy", "mean [95% interval]", "each seed, %"]
     return "\n".join(_draw(Section("seeds", "Over all seeds", columns, rows, note, (0, 1))))

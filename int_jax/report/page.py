@@ -125,7 +125,7 @@ def headlines(results: Mapping) -> list[tuple[str, str]]:
         )
     for name in METHODS:
         if name in ("base", "rl", "int_rl") and "pass@1" in test.get(name, {}):
-            found.append((percent(test[name]["pass@1"]["mean"]), f"hard-test pass@1, {label(name)}"))
+            found.append((percent(test[name]["pass@1"]["mean"]), f"held-out pass@1, {label(name)}"))
     if funnel.get("spliced") and "kept" in funnel:
         found.append((percent(funnel["kept"] / funnel["spliced"]), "of the spliced interventions were kept"))
     return found

@@ -177,8 +177,8 @@ def pass_plots(results: Mapping) -> list[dict]:
     """A bar panel for each split and k."""
     plots = []
     for split, table in (
-        ("hard-test", results.get("eval", {})),
-        ("hard-train", results.get("eval_train", {})),
+        ("held-out", results.get("eval", {})),
+        ("training", results.get("eval_train", {})),
     ):
         for key in pass_keys(table):
             found = {name: table[name][key] for name in ordered(table, METHODS) if key in table[name]}

@@ -37,6 +37,7 @@ ORDER = (
         "int_rl",
         "eval",
         "eval_train",
+        "gain",
         "proposers",
         "graders",
         "drift",

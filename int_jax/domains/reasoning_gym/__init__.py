@@ -15,7 +15,6 @@ from int_jax.domains.reasoning_gym import worker
 from int_jax.domains.reasoning_gym.process import DEADLINE_S, shared
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Task, Trace, Verdict
-from int_jax.verify import last_boxed
 
 NAME = "reasoning_gym"
 PROPOSAL_ROLES = ("teacher", "checker")
@@ -148,7 +147,7 @@ class ReasoningGym(SilentPartner):
 
         Raises: RuntimeError where the task's seed makes another problem than the task's own: another version made it.
         """
-        answer = last_boxed(self.tokenizer.text(trace.response))
+        answer = self.answer(trace)
         cut = trace.stop == "length"
         if answer is None or not answer.strip():
             return Verdict(False, 0.0, "truncated" if cut else "no_answer")
