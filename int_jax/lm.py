@@ -15,7 +15,7 @@ from int_jax.sharding import RULES, RULES_DECODE, make_mesh
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Task, Trace
 
-HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "tokenizer.model")
+HUB_FILES = ("*.json", "model*.safetensors", "*.jinja", "merges.txt", "tokenizer.model")
 
 
 def load(

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 
@@ -9,9 +10,11 @@ import jax
 import numpy as np
 import optax
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 import int_jax
 from int_jax.batch import pack, supervised
+from int_jax.lm import HUB_FILES
 from int_jax.sharding import make_mesh
 
 WORDS = ["<pad>", "<|im_start|>", "<|im_end|>", "<unk>", "user", "assistant", "\n", "\n\n", *"0123456789+-= "]
@@ -234,6 +237,34 @@ def test_a_mistake_ends_in_a_message_that_names_it(lm, call, error, words):
     with pytest.raises(error) as caught:
         call(lm)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_hub_id_is_read_from_the_hubs_cache(lm, model_dir, tmp_path, monkeypatch):
+    """As huggingface_hub lays a download out, and finds it again without a network."""
+    repository = tmp_path / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0123abcd")
+    shutil.copytree(model_dir, repository / "snapshots" / "0123abcd")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    found = int_jax.load("owner/name")
+    np.testing.assert_array_equal(found.score([[8, 9, 10]])[0], lm.score([[8, 9, 10]])[0])
+
+
+def test_of_a_hub_repository_each_weight_is_fetched_once():
+    """Some hold the weights twice, in the format of the authors, too."""
+    wanted = [
+        *(
+            "config.json",
+            "generation_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "chat_template.jinja",
+        ),
+        *("vocab.json", "merges.txt", "tokenizer.model", "special_tokens_map.json"),
+        *("model.safetensors.index.json", "model-00001-of-00002.safetensors", "model.safetensors"),
+    ]
+    more = ["consolidated.safetensors", "original/consolidated.00.pth", "pytorch_model.bin", "README.md"]
+    assert list(filter_repo_objects([*wanted, *more], allow_patterns=list(HUB_FILES))) == wanted
 
 
 def test_a_model_without_its_tokenizer_is_refused(lm, tmp_path):
