@@ -319,7 +319,7 @@ def votes(domain, traces: list) -> list[estimates.Vote]:
     found: dict[str, list] = {}
     for trace in traces:
         answer = domain.answer(trace)
-        if answer and len(answer) <= MAX_CHARS:
+        if answer and answer.strip() and len(answer) <= MAX_CHARS:
             vote = found.setdefault(" ".join(answer.split()), [0, trace.verdict.passed])
             vote[0] += 1
     return [(answer, count, right) for answer, (count, right) in found.items()]
@@ -355,10 +355,10 @@ def drift(run: Run, policies: dict, guided_traces: list, wrong: list) -> dict:
     fixed = wrong[:128]
     for name, params in policies.items():
         decoding = run.engine.decode_params(params)
-        _, found = run.engine.score(decoding, [t.tokens for t in fixed])
-        entropy[name] = float(
-            np.concatenate([e[t.prompt_len :] for e, t in zip(found, fixed, strict=True)]).mean()
-        )
+        if fixed:
+            _, found = run.engine.score(decoding, [t.tokens for t in fixed])
+            spans = [e[t.prompt_len :] for e, t in zip(found, fixed, strict=True)]
+            entropy[name] = float(np.concatenate(spans).mean())
         if some:
             after, _ = run.engine.score(decoding, [t.tokens for t in some])
             spans = [lp[t.spliced :] for lp, t in zip(after, some, strict=True)]

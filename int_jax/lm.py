@@ -53,7 +53,8 @@ def load(
     rules = RULES_DECODE if param_dtype is None else RULES
     config, params = checkpoint.load_hf(path, mesh, stored, rules)
     model = build(dataclasses.replace(config, dtype=dtype))
-    return LM(model, params, tokenizer, Engine(model, mesh))
+    data = mesh.shape["data"]
+    return LM(model, params, tokenizer, Engine(model, mesh, slots=-(-Engine.slots // data) * data))
 
 
 def directory(path_or_hub_id: str | Path) -> Path:
