@@ -1,5 +1,6 @@
 """The jitted functions over a mesh: generate, score, locate, splice, update. The only file that says `jax.jit`."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -104,7 +105,10 @@ class Engine:
         statics = [a for a in jax.tree.leaves((args, kwargs)) if isinstance(a, (int, str))]
         shapes = [getattr(a, "shape", ()) for a in jax.tree.leaves((args, kwargs))]
         self.programs.add((function.__name__, str(statics), str(shapes)))
-        with jax.sharding.set_mesh(self.mesh):
+        # By default accelerators multiply float32 as bfloat16 (TPU) or TF32 (GPU): float32 means float32 here.
+        exact = self.model.config.dtype == "float32"
+        precision = jax.default_matmul_precision("highest") if exact else contextlib.nullcontext()
+        with jax.sharding.set_mesh(self.mesh), precision:
             return function(*args, **kwargs)
 
     def _put(self, tree, rules=RULES_DECODE):

@@ -149,3 +149,15 @@ def test_constrain_pins_under_a_mesh_and_is_the_identity_without(mesh):
     with jax.sharding.set_mesh(mesh):
         out = jax.jit(lambda v: constrain(v * 1.0, "BTD"))(value)
     assert {shard.data.shape for shard in out.addressable_shards} == {(2, 3, 16)}
+
+
+@pytest.mark.parametrize(("dtype", "exact"), [("float32", True), ("bfloat16", False)])
+def test_float32_is_multiplied_as_float32_on_accelerators_too(dtype, exact):
+    config = Config("qwen3", 40, 16, 1, 2, 1, 8, 24, 64, tied=True, dtype=dtype)
+    engine = Engine(build(config), make_mesh(devices=jax.devices()[:1]))
+
+    def program(values):
+        return jax.jit(jnp.dot).lower(values, values).as_text()
+
+    with jax.default_matmul_precision("default"):
+        assert ("HIGHEST" in engine._call(program, jnp.ones((4, 4), dtype))) == exact
