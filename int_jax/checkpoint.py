@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
@@ -327,9 +328,12 @@ def _on_host(array) -> np.ndarray:
     """The whole array, from all devices of all processes, which must call this together."""
     if not array.is_fully_addressable:
         return multihost_utils.process_allgather(array, tiled=True)
-    # A jax.Array keeps the copy that numpy makes of it. This one shares its buffers, and takes that copy with it.
-    parts = [shard.data for shard in array.addressable_shards]
-    return np.asarray(jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts))
+    whole = np.empty(array.shape, array.dtype)
+    for shard in array.addressable_shards:
+        if shard.replica_id == 0:
+            # A jax.Array keeps what numpy copies of it: so it is one of a copy, which goes and takes that with it.
+            whole[shard.index] = jnp.copy(shard.data)
+    return whole
 
 
 def _write(

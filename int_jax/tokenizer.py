@@ -2,11 +2,14 @@
 
 import functools
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
 from transformers import AutoTokenizer
 
 ANSWER = "An answer."  # stands for an assistant's turn where the template is asked how it closes one

@@ -266,7 +266,8 @@ def test_every_knob_is_read():
     from experiments.configs import default
 
     source = "".join(
-        (ROOT / "experiments" / f"{n}.py").read_text() for n in ("run", "data_stages", "training")
+        (ROOT / "experiments" / f"{n}.py").read_text()
+        for n in ("run", "preflight", "data_stages", "training")
     )
     names = {path.rpartition(".")[2] for path in leaves(default.get_config().to_dict())}
     sampling = {"temperature", "top_k", "top_p", "min_p", "max_new_tokens"}  # passed on whole
