@@ -67,8 +67,10 @@ def stages(c: ConfigDict, model: Config, mesh, checker: Config | None = None) ->
         sampling("eval", PROBLEM, c.eval.sampling.max_new_tokens, (*both, trained)),
         memory.scoring("drift", sizes, PROBLEM + answer, (*both, trained)),
     ]
-    interventions = ("proposals", "guided", "sft")
-    return [stage for stage in every if "int_rl" in c.arms or stage.name not in interventions]
+    unused: tuple[str, ...] = () if "int_rl" in c.arms else ("proposals", "guided", "sft")
+    if "int_rl" not in c.arms and not c.problems.hard:
+        unused += ("attempts",)
+    return [stage for stage in every if stage.name not in unused]
 
 
 def planned(c: ConfigDict, mesh) -> list[memory.Stage]:

@@ -123,7 +123,9 @@ def test_a_change_that_does_not_fit_names_the_knob(change, words):
 def test_rl_alone_plans_no_interventions():
     c = grpo.get_config("qwen3_4b")
     names = {stage.name for stage in planned(c, "qwen3_4b")}
-    assert "rl: updates" in names and not names & {"proposals", "guided", "sft"}
+    assert {"attempts", "rl: updates"} <= names and not names & {"proposals", "guided", "sft"}
+    c.problems.hard = ()
+    assert {stage.name for stage in planned(c, "qwen3_4b")} == names - {"attempts"}
 
 
 def test_the_plan_is_printed_from_config_json_alone(tmp_path):

@@ -142,6 +142,17 @@ def test_score_agrees_with_generate(lm):
     np.testing.assert_allclose(np.exp(seconds).sum(), 1, atol=1e-5)
 
 
+def test_score_agrees_with_generate_on_the_embedded_model(tiny_dir):
+    """Its logits reach 18: there a step of float32 alone is 2e-6."""
+    tiny = int_jax.load(tiny_dir, make_mesh(devices=jax.devices()[:1]))
+    problems = [f"Start with {n}, times 7, take {n}, add 8, times 2, take 9." for n in range(1, 9)]
+    traces = [t for group in tiny.generate(problems, samples=8, max_new_tokens=64) for t in group]
+    for trace, scored in zip(traces, tiny.score([t.tokens for t in traces]), strict=True):
+        np.testing.assert_allclose(
+            trace.logp[trace.prompt_len :], scored[trace.prompt_len :], rtol=1e-5, atol=1e-5
+        )
+
+
 def test_save_and_load_give_the_same_model(lm, tmp_path):
     lm.save(tmp_path / "again")
     again = int_jax.load(str(tmp_path / "again"))
