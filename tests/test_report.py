@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboardX.proto import event_pb2
 
-from int_jax import report
+from int_jax import report, stages
 from int_jax.report import cells, page, plots
-from int_jax.report import results as written
 from int_jax.types import Intervention, Task
 
 
@@ -182,8 +181,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def full_disk(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(written.os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(stages.os, "fsync", full_disk)
+    with pytest.raises(stages.StageError, match=r"results\.json: no space left"):
         report.write_results(target, {"seed": 2})
     assert json.loads(target.read_text()) == {"seed": 1}
 

@@ -15,7 +15,8 @@ from markupsafe import Markup
 
 from int_jax.report.cells import CONDITIONS, METHODS, effect_ratio, facts, label, percent, rl_runs, sections
 from int_jax.report.plots import BOTTOM, LEFT, PLOT_H, PLOT_W, RIGHT, TOP, bar_plot, curve_plots, pass_plots
-from int_jax.report.results import plain, write_whole
+from int_jax.report.results import plain
+from int_jax.stages import write_atomically
 from int_jax.types import Intervention, Task
 
 ASSETS = pathlib.Path(__file__).parents[1] / "assets" / "report"
@@ -184,4 +185,4 @@ def write_html(
     path, results: Mapping, examples: Sequence[Example] = (), curves: Mapping[str, Mapping] | None = None
 ) -> None:
     """`html`, written atomically."""
-    write_whole(path, html(results, examples, curves))
+    write_atomically(pathlib.Path(path), html(results, examples, curves))

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -10,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import tensorboardX
+
+from int_jax.stages import write_atomically
 
 # Every known key, in the order in which it is written and shown; unknown keys follow, by name.
 ORDER = (
@@ -76,20 +77,12 @@ def plain(value: Any, path: str) -> Any:
     return value
 
 
-def write_whole(path, text: str) -> None:
-    """All of `text` appears at `path`, or none of it: a temporary neighbour, fsync, rename."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def write_results(path, results: Mapping) -> None:
     """Write results.json atomically, keys in a fixed order, so that equal results are equal bytes."""
-    write_whole(path, json.dumps(plain(results, ""), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_atomically(
+        pathlib.Path(path),
+        json.dumps(plain(results, ""), indent=1, allow_nan=False, ensure_ascii=False) + "\n",
+    )
 
 
 class Scalars:
@@ -104,7 +97,7 @@ class Scalars:
         self.path = pathlib.Path(logdir) / "scalars.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            write_whole(self.path, _kept_lines(self.path.read_text(encoding="utf-8"), resume_step))
+            write_atomically(self.path, _kept_lines(self.path.read_text(encoding="utf-8"), resume_step))
         self._lines = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
         self._events = tensorboardX.SummaryWriter(str(logdir), purge_step=resume_step, flush_secs=10)
 
