@@ -1,13 +1,16 @@
 # Every target makes its own environment: nothing is needed but Python 3.11 or later, with venv and pip.
-# PYTHON=... picks the interpreter, VENV=... the environment's folder, ARGS=... goes to the command that is run.
+# PYTHON=... picks the interpreter, VENV=... the environment's folder, ARGS=... goes to the command that is run,
+# WORKERS=... says how many processes share the tests (each takes 3 GB).
 
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 ARGS ?=
+WORKERS ?= 2
 
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input
 CORE := $(VENV)/.installed-core
 TEST := $(VENV)/.installed-test
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo rehearsal test slow check bench clean
@@ -24,7 +27,7 @@ rehearsal: $(TEST) ## every stage on competition-style problems, files and a mod
 	@$(VENV)/bin/python experiments/rehearsal.py --workdir runs/rehearsal $(ARGS)
 
 test: $(TEST)   ## the tests, without the slow ones
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 slow: $(TEST)   ## the tests that take minutes each
 	@$(VENV)/bin/python -m pytest -m slow $(ARGS)
@@ -33,7 +36,7 @@ check: $(TEST)  ## ruff, mypy, then the tests: all of it must pass before a comm
 	@$(VENV)/bin/python -m ruff check
 	@$(VENV)/bin/python -m ruff format --check
 	@$(VENV)/bin/python -m mypy
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 bench: $(TEST)  ## the benchmarks
 	@$(VENV)/bin/python benchmarks/run.py $(ARGS)

@@ -16,7 +16,7 @@ import numpy as np
 from int_jax import dims
 from int_jax.engine import Engine, bucket
 from int_jax.models import Config, build
-from int_jax.models.transformer import SPAN
+from int_jax.models.transformer import LONG, SPAN
 from int_jax.sharding import RULES, RULES_DECODE, spec
 
 GIB = 1 << 30
@@ -82,7 +82,7 @@ class Sizes:
     def scores(self, rows: int, length: int) -> int:
         """Attention scores of one layer, float32, and their mask: of the whole square of tokens, or, in a long row, of
         a span of its queries."""
-        span = min(SPAN, length)
+        span = SPAN if length > LONG else length
         mask = self.held("BTS", (rows, span, length), 1)
         return self.held("BHTS", (rows, self.config.heads, span, length), 4) + mask
 
@@ -178,7 +178,7 @@ def training(
         Item("parameters to compute with", lower + sizes.gathered(), shard),
         Item(
             "attention scores",
-            (4 if remat or row_length > SPAN else 3 + 2 * c.layers) * scores,
+            (4 if remat or row_length > LONG else 3 + 2 * c.layers) * scores,
             "train.row_length, train.rows, mesh.model" + ("" if remat else ", train.remat"),
         ),
         Item(

@@ -42,6 +42,7 @@ def test_spans_equal_one_square(monkeypatch, packed, windows, remat):
         positions = np.stack([np.arange(length) % 15, np.arange(length) % 20])
     with jax.numpy_rank_promotion("raise"):
         whole = outputs(config, params, tokens, positions, segments, remat)
+        monkeypatch.setattr(transformer, "LONG", 36)
         monkeypatch.setattr(transformer, "SPAN", 6)
         spans = outputs(config, params, tokens, positions, segments, remat)
     jax.tree.map(same, whole, spans)
@@ -64,5 +65,5 @@ def test_a_long_row_never_holds_its_square(monkeypatch):
     square = 4 * 1024 * 1024 * 4  # heads x T x S float32
     monkeypatch.setattr(transformer, "SPAN", 64)
     assert held() < square / 2
-    monkeypatch.setattr(transformer, "SPAN", 1024)
+    monkeypatch.setattr(transformer, "LONG", 1024)
     assert held() > square

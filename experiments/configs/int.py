@@ -97,7 +97,7 @@ def full(hosts: int) -> ConfigDict:
     c.train.rows = hosts
     c.slots = (
         64 * hosts
-    )  # caches of 30,000 + 16,384 tokens and their growth: 90 GiB a device (4B), of 125 planned
+    )  # caches of 30,000 + 16,384 tokens and their growth: 90 GiB a device (4B), of 119 planned
     return c
 
 
