@@ -126,10 +126,13 @@ class _Worker:
         """The two bytes of a reply, b"" if the process died instead."""
         return os.read(self.fileno(), 2)
 
-    def kill(self) -> None:
+    def stop(self) -> None:
         # Before wait(), while the pid is still ours. macOS refuses to signal a group of zombies.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
+
+    def kill(self) -> None:
+        self.stop()
         self.process.stdin.close()
         self.process.stdout.close()
         with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel: left behind
@@ -157,11 +160,19 @@ class Pool:
         self._staff: list[_Worker] = []
         self._lock = threading.Lock()
         self._failed_starts = 0
+        self._ended = False
 
     def close(self) -> None:
         """Kills the workers at once. The pool may be used again."""
         while self._staff:
             self._staff.pop().kill()
+
+    def end(self) -> None:
+        """Kills the workers as the interpreter ends. A daemon thread that waits for one waits on: what it would raise
+        and print meets a stderr that is being taken apart, and aborts the process."""
+        self._ended = True
+        for worker in list(self._staff):
+            worker.stop()
 
     def __enter__(self) -> "Pool":
         return self
@@ -224,6 +235,8 @@ class Pool:
         waiting = [worker for worker in self._staff if worker.item != IDLE]
         patience = min(worker.expires for worker in waiting) - time.monotonic()
         ready = connection.wait([worker.fileno() for worker in waiting], max(0.0, patience))
+        if self._ended:
+            threading.Event().wait()
         heard = [worker for worker in waiting if worker.fileno() in ready]
         late = [worker for worker in waiting if worker not in heard and worker.expires <= time.monotonic()]
         for worker in heard + late:
@@ -251,7 +264,7 @@ class Pool:
 
 
 _default = Pool()
-atexit.register(_default.close)
+atexit.register(_default.end)
 os.register_at_fork(after_in_child=_default.forget)
 
 

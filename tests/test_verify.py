@@ -588,7 +588,8 @@ def test_workers_that_cannot_start_are_an_error(tmp_path, monkeypatch):
 # --- whole processes, fed on stdin: no `__main__` to import again ---
 
 SCRIPT = """
-import os, sys, signal, threading
+import atexit, os, sys, signal, threading, time
+atexit.register(time.sleep, 0.2)  # runs after the pool's own: time for what it leaves behind to complain
 from int_jax import verify as _
 module = sys.modules["int_jax.verify"]
 assert module.verify(r"\\boxed{x}", "y").passed
@@ -627,6 +628,7 @@ def test_workers_end_with_their_parent(fake, tmp_path, ending):
         timeout=20,
     )
     assert done.returncode == (-signal.SIGKILL if SUICIDE in ending else 0), done.stderr
+    assert not done.stderr
     pids = [int(pid) for pid in done.stdout.split()]
     assert pids and all(dies_within(4, pid) for pid in pids)
 
