@@ -352,9 +352,11 @@ def main(argv):
 
 
 def parse(argv):
-    """The command line; a knob or a config that does not exist ends in one line that names it."""
+    """The command line; a knob, a config or a flag that does not exist ends in one line that names it."""
     try:
-        return app.parse_flags_with_usage(argv)
+        return flags.FLAGS(argv)
+    except flags.Error as error:  # that of a config file comes with its traceback, the message last
+        raise StageError(str(error).strip().splitlines()[-1].strip()) from None
     except (AttributeError, KeyError) as error:
         missing = str(error).strip("'\"")
         given = next((a for a in argv if a.partition("=")[0].split(".")[-1] == missing), missing)

@@ -242,10 +242,19 @@ def test_a_full_disk_ends_in_one_message(tmp_path):
     assert "Traceback" not in err
 
 
-def test_an_unknown_knob_is_named(tmp_path):
-    code, _, err = run(tmp_path / "w", "--config.rl.foo=1")
+@pytest.mark.parametrize(
+    ("config", "override", "words"),
+    [
+        (SMOKE, "--config.rl.foo=1", ["--config.rl.foo=1", "default.py"]),
+        (SMOKE, "--seed=1", ["Unknown command line flag 'seed'"]),
+        (SMOKE.replace("smoke", "huge"), "--config.seeds=(1,)", ["no variant 'huge'", "tiny_seeds"]),
+        (SMOKE, "--config.rl.pool=easy", ["config.rl.pool = 'easy'", "kept, hard"]),
+    ],
+)
+def test_an_unknown_knob_flag_variant_or_choice_is_named(tmp_path, config, override, words):
+    code, _, err = run(tmp_path / "w", override, config=config)
     assert code == 1
-    assert "--config.rl.foo=1" in err and "default.py" in err and "Traceback" not in err
+    assert all(word in err for word in words) and "Traceback" not in err, err
 
 
 def test_a_missing_model_is_named(tmp_path):
