@@ -1,7 +1,8 @@
 """The strict environment of the tests: 8 fake CPU devices, rank promotion raises, no key is used twice.
 
-Warnings are errors, too (pyproject.toml). What is set through the environment also holds for the processes that tests
-start; what is set through `jax.config` holds for the tests' own process only.
+Warnings are errors, too (pyproject.toml). Hypothesis draws the same examples each time. What is set through the
+environment also holds for the processes that tests start; what is set through `jax.config` holds for the tests' own
+process only.
 """
 
 import os
@@ -20,7 +21,13 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+
+# A commit passes or it does not: the same examples each time. HYPOTHESIS_PROFILE=explore draws new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.register_profile("explore", derandomize=False)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 def pytest_configure(config):
