@@ -44,14 +44,13 @@ def check_lengths(run: Run, tasks: list[Task]) -> None:
     """Refuse rows too short for what may be sampled and trained, before anything is sampled. Raises: StageError."""
     c = run.config
     answer = max(c.rl.max_new_tokens, c.attempts.sampling.max_new_tokens if "int_rl" in c.arms else 0)
-    task, prompt = max(
-        ((task, rollout.opened(run.domain, task).prompt_len) for task in tasks), key=lambda pair: pair[1]
-    )
-    if prompt + answer > c.train.row_length:
-        raise StageError(
-            f"config.train.row_length = {c.train.row_length} is too short: the prompt of task {task.id} has {prompt} "
-            f"tokens and a response up to {answer}"
-        )
+    for task in tasks:
+        prompt = rollout.opened(run.domain, task).prompt_len
+        if prompt + answer > c.train.row_length:
+            raise StageError(
+                f"config.train.row_length = {c.train.row_length} is too short: the prompt of task {task.id} has "
+                f"{prompt} tokens and a response up to {answer}"
+            )
 
 
 def planned(config: ConfigDict, mesh) -> str:

@@ -230,9 +230,7 @@ class Far(NamedTuple):
 
 
 LONG = 512  # tokens; a longer row attends in spans
-SPAN = (
-    128  # queries of a long row whose scores exist at one time: on CPU 1.3 times as fast to train on as 512
-)
+SPAN = 128  # queries of a long row whose scores exist at one time; on CPU 1.3 times as fast as 512
 
 
 def far_attention(query_BTHK, key_BNKS, value_BNSK, far: Far, scale: float, cap: float | None = None):
