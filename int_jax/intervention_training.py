@@ -174,7 +174,7 @@ def epoch_slice(count: int, size: int, seed: int, step: int) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class PolicyGradient:
-    """The reinforcement knobs; defaults are InT's (paper.md 1.9).
+    """The reinforcement knobs; defaults are InT's (Table 5, and the PipelineRL fork that its release names).
 
     Attributes:
       problems, group: problems an update and samples a problem. divide_by_std: GRPO's advantage.

@@ -21,9 +21,9 @@ class LossConfig:
 
     Attributes:
       clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]; InT's 4 and 4 cut only ratios above
-        5 (paper.md 1.9). old: "current" takes the first pass's own log-probabilities as the old ones (exact for one
-        update a batch), "sampler" takes the sampler's. ratio: "token", or "sequence" (GSPO: the geometric mean over
-        the sequence).
+        5 (its PipelineRL fork). old: "current" takes the first pass's own log-probabilities as the old ones (exact for
+        one update a batch), "sampler" takes the sampler's. ratio: "token", or "sequence" (GSPO: the geometric mean
+        over the sequence).
       chunk: tokens whose logits exist at one time, per row. remat: recompute each layer in the backward pass.
     """
 

@@ -135,7 +135,7 @@ def sampling(
             "slots (a quarter of them are prefilled at once), mesh.model, the prompt's length",
         ),
         Item("prefill: activations", sizes.layer(part, width), "slots, the prompt's length"),
-        # With the noise, and the sorted logits of top-k and top-p and what is kept.
+        # With the noise, the keys and the weights of top-k and top-p, and what is kept.
         Item("decode: logits", 5 * sizes.held("BV", (slots, c.vocab), 4), "slots, mesh.data"),
     )
     return Stage(name, kept + items)

@@ -333,7 +333,7 @@ ONE = Chain(7, (("+", 5), ("x", 3)))  # 12, 36
             "\\boxed{36}",
             "length",
             "correct",
-        ),  # a box that verifies counts even if the turn was cut (paper.md 1.9)
+        ),  # a box that verifies counts even if the turn was cut, as in InT's release
         ("\\boxed{3}\n\n\\boxed{ 36 }", "stop", "correct"),  # the last box, whatever the steps say
         ("\\boxed{36}\n\n\\boxed{37}", "stop", "wrong"),
         ("\\boxed{036}", "stop", "wrong"),

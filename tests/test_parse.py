@@ -1,4 +1,9 @@
-"""The proposer's output format; the released scripts' traps (paper.md 1.11) by their numbers."""
+"""The proposer's output format.
+
+A "trap" in the tests is a fault of InT's released scripts: 1 prompts cut at 30,000 tokens, 2 locations without bounds, 3
+empty interventions kept, 4 a leak test by substring, 5 one location without a number ends the attempt, 10 steps that do
+not join to what they were.
+"""
 
 import contextlib
 import dataclasses

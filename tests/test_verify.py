@@ -314,13 +314,13 @@ def test_where_strict_deviates_from_the_published_examples(pool):
 
 # What strict refuses although math-verify 0.9.0 passes it: pairs of two different answers.
 REFUSED = [
-    # compared absolutely, to 15 digits (issue 14)
+    # compared absolutely, to 15 digits
     (r"\frac{1}{2004!}", r"\frac{1}{2006!}"),
     (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}"),
     (r"\frac{x}{2^{99}}", r"\frac{x}{2^{98}}"),
     ("10^{-20}", "10^{-21}"),
     (r"\frac{1}{3\cdot2^{2006}}", r"\frac{2^{2005}+1}{3\cdot2^{2006}}"),
-    # text cut at \mathrm{e}, both cut alike (issue 14, PR 82)
+    # text cut at \mathrm{e}, both cut alike (math-verify's PR 82)
     (r"1-\frac{1}{\mathrm{e}}", r"1-\frac{1}{\mathrm{\pi}}"),
     # a part of the box
     (r"5 \text{ (or maybe 6)}", "5"),

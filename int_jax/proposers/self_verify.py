@@ -1,7 +1,7 @@
 """The paper's proposer: the model itself, shown the reference, checks its attempt and writes the corrective step.
 
 Where the domain asks for it, a first turn solves the problem with the reference in view; the check is the second turn
-of the same conversation (paper.md 1.4 in InT: n = 1, then K candidates).
+of the same conversation (InT's propose_interventions: one answer, then K candidates).
 """
 
 import dataclasses

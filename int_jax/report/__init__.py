@@ -1,6 +1,6 @@
 """What a run leaves to be read: results.json, TensorBoard scalars, the end-of-run tables, the HTML report.
 
-Pure host code. Numbers come from `results` (keys: design, section 5; fractions in [0, 1], times in seconds) and are
+Pure host code. Numbers come from `results` (keys: results.ORDER; fractions in [0, 1], times in seconds) and are
 shown as they are.
 """
 
