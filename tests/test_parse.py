@@ -1,7 +1,7 @@
 """The proposer's output format.
 
-A "trap" in the tests is a fault of InT's released scripts: 1 prompts cut at 30,000 tokens, 2 locations without bounds, 3
-empty interventions kept, 4 a leak test by substring, 5 one location without a number ends the attempt, 10 steps that do
+A "trap" is a fault of the released scripts: 1 prompts cut at 30,000 tokens, 2 locations without bounds,
+3 empty interventions kept, 4 a leak test by substring, 5 one location without a number ends the attempt, 10 steps that do
 not join to what they were.
 """
 
