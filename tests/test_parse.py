@@ -1,8 +1,8 @@
 """The proposer's output format.
 
-A "trap" is a fault of the released scripts: 1 prompts cut at 30,000 tokens, 2 locations without bounds,
-3 empty interventions kept, 4 a leak test by substring, 5 one location without a number ends the attempt, 10 steps that do
-not join to what they were.
+A "trap" is a fault of the released scripts:
+1 prompts cut at 30,000 tokens; 2 locations without bounds; 3 empty interventions kept; 4 a leak test by substring;
+5 one location without a number ends the attempt; 10 steps that do not join to what they were.
 """
 
 import contextlib
