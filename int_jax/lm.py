@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from int_jax.sharding import RULES, RULES_DECODE, make_mesh
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Task, Trace
 
+ROLES = ("system", "user", "assistant")
 HUB_FILES = ("*.json", "model*.safetensors", "*.jinja", "merges.txt", "tokenizer.model")
 
 
@@ -106,7 +108,8 @@ class LM:
         or in two, gets the same responses, wherever it stands in the list. For other responses change the seed.
 
         Args:
-          prompts: strings, rendered as a user turn, or sequences of token ids, taken as they are.
+          prompts: each a string, rendered as a user turn; or a list of chat messages {"role", "content"}, rendered as
+            they stand; or a sequence of token ids, taken as it is.
           temperature: 0 is greedy. top_k: 0 keeps every token, as do top_p 1 and min_p 0.
           stop_ids: a response ends with any of these; by default `tokenizer.stop_ids`.
 
@@ -114,11 +117,14 @@ class LM:
         """
         if isinstance(prompts, str):
             raise TypeError(f"prompts is one string, {prompts[:40]!r}: pass a list of prompts")
+        prompts = list(prompts)
+        if prompts and all(isinstance(prompt, Mapping) for prompt in prompts):
+            raise TypeError(f"prompts is one conversation of {len(prompts)} messages: pass a list of prompts")
         if samples < 1:
             raise ValueError(f"samples = {samples}: at least 1 is needed")
         stop_ids = self.tokenizer.stop_ids if stop_ids is None else tuple(int(i) for i in stop_ids)
         sampling = Sampling(max_new_tokens, temperature, top_k, top_p, min_p, stop_ids, seed)
-        rendered = [self._render(prompt) for prompt in prompts]
+        rendered = [self._render(prompt, f"prompts[{i}]") for i, prompt in enumerate(prompts)]
         requests = [
             Request(tuple(ids), task.id, sample) for task, ids in rendered for sample in range(samples)
         ]
@@ -150,10 +156,13 @@ class LM:
             raise ValueError(f"token id {wrong[0]} is outside the vocabulary, 0..{vocab - 1}")
         return ids.astype(int).tolist()
 
-    def _render(self, prompt) -> tuple[Task, list[int]]:
+    def _render(self, prompt, name: str) -> tuple[Task, list[int]]:
         """A prompt's ids, and the task that names its random stream by them."""
         if isinstance(prompt, str):
             ids, problem = self.tokenizer.render([{"role": "user", "content": prompt}]), prompt
+        elif isinstance(prompt, list | tuple) and any(isinstance(one, Mapping | str) for one in prompt):
+            ids = self.tokenizer.render([_message(one, f"{name}[{i}]") for i, one in enumerate(prompt)])
+            problem = self.tokenizer.decode(ids)
         else:
             ids = self._checked(prompt)
             problem = self.tokenizer.decode(ids)
@@ -172,3 +181,20 @@ class LM:
             stop=response.stop,
             key=(sampling.seed, sample),
         )
+
+
+def _message(one, name: str) -> dict[str, str]:
+    """A chat message, whose role and content are text: a template would pass over what it does not know in silence.
+
+    Raises: TypeError, ValueError, naming the message.
+    """
+    form = "a chat message is {'role': ..., 'content': ...}, both text"
+    if not isinstance(one, Mapping):
+        raise TypeError(f"{name} is {one!r:.60}: {form}")
+    if one.keys() != {"role", "content"}:
+        raise ValueError(f"{name} has the keys {sorted(map(str, one))}: {form}")
+    if one["role"] not in ROLES:
+        raise ValueError(f"{name}['role'] is {one['role']!r:.60}: choose one of {', '.join(ROLES)}")
+    if not isinstance(one["content"], str):
+        raise TypeError(f"{name}['content'] is {one['content']!r:.60}: {form}")
+    return dict(one)

@@ -225,12 +225,40 @@ def test_the_chat_template_is_told_what_load_was(model_dir, tmp_path):
     assert silent.tokenizer.render(said) == [*plain.tokenizer.render(said), WORDS.index("=")]
 
 
+def said(content, role="user"):
+    return {"role": role, "content": content}
+
+
+def test_chat_messages_stand_beside_strings_and_ids(lm):
+    """A conversation is rendered as it stands: one user turn is the string's prompt, and its responses are the same."""
+    chat = [said("1+1", "user"), said("2", "assistant"), said("2+3")]
+    ids = lm.tokenizer.render(chat)
+    knobs = {"samples": 2, "max_new_tokens": 6}
+    mixed = lm.generate(["1+1", [said("1+1")], ids, chat, tuple(chat)], **knobs)
+    assert tokens_of(mixed[:1]) == tokens_of(mixed[1:2])
+    assert tokens_of(mixed[2:3]) == tokens_of(mixed[3:4]) == tokens_of(mixed[4:])
+    assert mixed[3][0].tokens[: len(ids)].tolist() == ids
+    assert mixed[3][0].task == mixed[2][0].task and mixed[0][0].task.problem == "1+1"
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
         (lambda lm: lm.generate("1+2"), TypeError, ["one string", "list"]),
         (lambda lm: lm.generate(["1"], samples=0), ValueError, ["samples = 0"]),
         (lambda lm: lm.generate([1, 2]), TypeError, ["flat sequence of integers"]),
+        (lambda lm: lm.generate([said("1"), said("2")]), TypeError, ["one conversation of 2", "list"]),
+        (lambda lm: lm.generate(["1", said("2")]), TypeError, ["flat sequence of integers"]),
+        (lambda lm: lm.generate(["1", [said("2"), "3"]]), TypeError, ["prompts[1][1] is '3'", "'role'"]),
+        (lambda lm: lm.generate([["1", "2"]]), TypeError, ["prompts[0][0] is '1'", "'content'"]),
+        (lambda lm: lm.generate([[said("2"), 7]]), TypeError, ["prompts[0][1] is 7"]),
+        (lambda lm: lm.generate([[{"role": "user"}]]), ValueError, ["prompts[0][0]", "['role']"]),
+        (lambda lm: lm.generate([[said("1") | {"name": "x"}]]), ValueError, ["'content', 'name', 'role'"]),
+        (lambda lm: lm.generate([[said("1", "human")]]), ValueError, ["'human'", "system, user, assistant"]),
+        (lambda lm: lm.generate([[said("1", ["user"])]]), ValueError, ["['user']", "choose"]),
+        (lambda lm: lm.generate([[said(None)]]), TypeError, ["prompts[0][0]['content'] is None", "text"]),
+        (lambda lm: lm.generate([[said([{"type": "text"}])]]), TypeError, ["['content'] is [{'type'"]),
+        (lambda lm: lm.generate([[said("1"), said("2", "assistant")]]), ValueError, ["append its ids"]),
         (lambda lm: lm.generate([[]]), ValueError, ["empty prompt"]),
         (lambda lm: lm.generate(["1"], top_p=0.0), ValueError, ["top_p=0.0"]),
         (lambda lm: lm.score([[8, 22]]), ValueError, ["token id 22", "0..21"]),
