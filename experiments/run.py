@@ -72,7 +72,7 @@ def run_seed(config: ConfigDict, seed: int, workdir: Path, lm, checker) -> dict:
     plain = {**config.to_dict(), "seed": seed}
     work = Workdir(workdir, plain, versions)
     engine = lm.engine
-    domain = domains.load(config.domain.name, lm.tokenizer, **config.domain.knobs)
+    domain = domains.load(config.domain.name, lm.tokenizer, **config.domain.knobs.to_dict())
     run = Run(config, seed, work, engine, lm.params, engine.decode_params(lm.params), domain, checker)
     results: dict = {"config": plain, "seed": seed, "versions": versions, "tokens": {}, "funnel": {}}
 
@@ -314,7 +314,7 @@ def models(config: ConfigDict):
         return dataclasses.replace(lm, engine=Engine(lm.model, mesh, config.slots, config.chunk))
 
     lm = loaded(config.model, config.param_dtype, config.chat)
-    domains.load(config.domain.name, lm.tokenizer, **config.domain.knobs)
+    domains.load(config.domain.name, lm.tokenizer, **config.domain.knobs.to_dict())
     other = config.proposals.model
     return lm, loaded(other, None, config.proposals.chat) if other else None
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from int_jax import losses, sample, splicing
+from int_jax import knobs, losses, sample, splicing
+from int_jax.knobs import SAMPLING
 from int_jax.models import Model
 from int_jax.processes import whole
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings
@@ -32,19 +33,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
-        bounds = {
-            "max_new_tokens": self.max_new_tokens >= 1,
-            "temperature": self.temperature >= 0,
-            "top_k": self.top_k >= 0,
-            "top_p": 0 < self.top_p <= 1,
-            "min_p": 0 <= self.min_p <= 1,
-            "seed": 0 <= self.seed < 2**32,
-        }
-        for name, good in bounds.items():
-            if not good:
-                raise ValueError(
-                    f"sampling: {name}={getattr(self, name)} is out of range; see Sampling's docstring"
-                )
+        knobs.check(SAMPLING, {name: getattr(self, name) for name in SAMPLING}, "sampling")
 
 
 class Request(NamedTuple):

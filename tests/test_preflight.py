@@ -25,7 +25,7 @@ def test_the_configs_pass(module, variant):
         ({"rl": {"pool": "easy"}}, r"config\.rl\.pool = 'easy'"),
         ({"rl": {"normalise": "length"}}, "normalise='length': choose sequences"),
         ({"rl": {"ratio": "word"}}, "ratio='word': choose token or sequence"),
-        ({"guided": {"sampling": {"top_p": 1.5}}}, r"top_p=1\.5 is out of range"),
+        ({"guided": {"sampling": {"top_p": 1.5}}}, r"top_p = 1\.5: must be a number, above 0, at most 1"),
         ({"proposals": {"proposer": "gpt"}}, "no proposer 'gpt'"),
         ({"proposals": {"compare": ("oracle", "gpt")}}, "no proposer 'gpt'"),
         ({"eval": {"ks": (1, 64)}}, r"ks = \(1, 64\) needs as many samples, and eval\.samples = 16"),

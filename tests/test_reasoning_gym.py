@@ -75,7 +75,7 @@ def test_tasks_are_distinct_in_turn_and_a_function_of_split_and_seed(domain, som
     assert domain.tasks("hard_train", 3, 12) == tasks[:12] != domain.tasks("hard_train", 4, 12)
     for task in tasks:
         assert types.task_from_json(types.to_json(task)) == task and task.domain == "reasoning_gym"
-        assert task.problem.endswith(reasoning_gym.KNOBS["instruction"])
+        assert task.problem.endswith(domain.knobs["instruction"])
 
 
 def test_small_spaces_are_dealt_out_without_overlap_and_end_in_an_error(monkeypatch):

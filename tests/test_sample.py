@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -427,21 +428,34 @@ def test_buckets_hold_their_size_and_waste_at_most_half(size, least):
 # --- refusals ---
 
 
-NAN = float("nan")
+NAN, INF = float("nan"), float("inf")
 BAD = {
-    "max_new_tokens": [0, -1],
-    "temperature": [-0.1, NAN],
-    "top_k": [-1],
-    "top_p": [0.0, 1.1, NAN],
-    "min_p": [-0.1, 1.5],
-    "seed": [-1, 2**32],
+    "max_new_tokens": [0, -1, 1.5, 2**31, "64", True, None],
+    "temperature": [-0.1, NAN, INF, "1.0", None, [1.0]],
+    "top_k": [-1, 2**31, 2.0, "20"],
+    "top_p": [0.0, 1.1, NAN, "0.9"],
+    "min_p": [-0.1, 1.5, INF, "0"],
+    "seed": [-1, 2**32, "3", 0.5, None],
+}
+GOOD = {
+    "max_new_tokens": [1, 2**31 - 1, np.int64(4)],
+    "temperature": [0, 0.7, np.float32(0.7), 1e9],
+    "top_k": [0, 2**31 - 1, np.int32(20)],
+    "top_p": [1, 1e-6],
+    "min_p": [0, 1],
+    "seed": [0, 2**32 - 1, np.uint32(7)],
 }
 
 
 @pytest.mark.parametrize("name, value", [(name, value) for name, values in BAD.items() for value in values])
 def test_bad_sampling_values_are_named(name, value):
-    with pytest.raises(ValueError, match=f"sampling: {name}={value} is out of range"):
+    with pytest.raises(ValueError, match=re.escape(f"sampling.{name} = {value!r}: must be a ")):
         Sampling(**{name: value})
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, values in GOOD.items() for value in values])
+def test_good_sampling_values_are_taken_as_they_are(name, value):
+    assert getattr(Sampling(**{name: value}), name) == value
 
 
 def test_an_empty_prompt_is_named(params):

@@ -2,6 +2,7 @@
 
 A domain is a module here with `build(tokenizer, **knobs)`; its name in a config is the module's name. It offers:
 
+    KNOBS                      what may be set of it: a table of knobs (`knobs.Knob`); build.KNOBS is the same
     name, separator            its name; the text that ends a step
     proposal_roles             roles a self-verifying proposer plays in turn: ("checker",) or ("teacher", "checker")
     tasks(split, seed, count)  -> list[Task]
@@ -24,28 +25,48 @@ left out of a view to make it fit: what is too long for a prompt is counted and 
 import importlib
 import pkgutil
 from pathlib import Path
+from typing import ClassVar
 
 import jinja2
 
+from int_jax.knobs import Knob, check, defaults
 from int_jax.tokenizer import Tokenizer
 from int_jax.verify import last_boxed
 
 PROMPTS = Path(__file__).parents[1] / "assets" / "prompts"  # a folder a domain, a template a role
 
 
+def names() -> list[str]:
+    """The domains there are."""
+    return [module.name for module in pkgutil.iter_modules(__path__)]
+
+
+def find(name: str):
+    """The `build` of int_jax/domains/<name>.py: the domain before it has a tokenizer."""
+    if name not in names():
+        raise ValueError(f"no domain {name!r} in int_jax/domains: choose one of {', '.join(names())}")
+    return importlib.import_module(f"{__name__}.{name}").build
+
+
 def load(name: str, tokenizer, **knobs):
-    """The domain in int_jax/domains/<name>.py, over a tokenizer."""
-    known = [module.name for module in pkgutil.iter_modules(__path__)]
-    if name not in known:
-        raise ValueError(f"no domain {name!r} in int_jax/domains: choose one of {', '.join(known)}")
-    return importlib.import_module(f"{__name__}.{name}").build(tokenizer, **knobs)
+    """The domain in int_jax/domains/<name>.py, over a tokenizer; knobs that are not given have their defaults."""
+    return find(name)(tokenizer, **knobs)
 
 
 class SilentPartner:
-    """What domains of free text have in common: steps between blank lines, a boxed answer, a partner who is silent."""
+    """What domains of free text have in common: steps between blank lines, a boxed answer, a partner who is silent.
 
-    tokenizer: Tokenizer
+    Raises: ValueError for a knob that is not in KNOBS, or has a value that it may not have.
+    """
+
+    name: str
+    KNOBS: ClassVar[dict[str, Knob]]
     separator = "\n\n"
+
+    def __init__(self, tokenizer: Tokenizer, **knobs):
+        self.tokenizer = tokenizer
+        self.knobs = defaults(self.KNOBS) | knobs
+        check(self.KNOBS, self.knobs, self.name)
 
     def steps(self, tokens, start: int = 0) -> tuple[int, ...]:
         return self.tokenizer.step_ends(tokens, start, self.separator)

@@ -8,12 +8,12 @@ has natural gaps: problems made of the rare ones are hard for it.
 
 import dataclasses
 import re
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 
 from int_jax.domains import SilentPartner
-from int_jax.tokenizer import Tokenizer
+from int_jax.knobs import Knob
 from int_jax.types import Task, Trace, Verdict
 
 NAME = "arithmetic"
@@ -191,14 +191,13 @@ class Arithmetic(SilentPartner):
 
     name = NAME
     proposal_roles = PROPOSAL_ROLES
-
-    def __init__(self, tokenizer: Tokenizer, **knobs):
-        self.tokenizer = tokenizer
-        self.knobs: dict[str, Any] = {"exponent": NATURAL, "lengths": (5, 8), "rare": (3, 5)}
-        for knob in knobs:
-            if knob not in self.knobs:
-                raise ValueError(f"arithmetic has no knob {knob!r}: it has {', '.join(self.knobs)}")
-        self.knobs |= knobs
+    KNOBS: ClassVar = {
+        "exponent": Knob(
+            NATURAL, "how steeply the frequency of operations falls with their rank", at_least=0
+        ),
+        "lengths": Knob((5, 8), "operations of a hard problem", at_least=1, order="range"),
+        "rare": Knob((3, 5), "of them the rare ones", at_least=0, order="range"),
+    }
 
     def tasks(self, split: str, seed: int, count: int) -> list[Task]:
         """`count` distinct problems of a split; the hard ones are long and hold rare operations.

@@ -11,9 +11,10 @@ anyhow, and the question "does the draft give it away?" is sharper with it. What
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 from int_jax.domains import PROMPTS, SilentPartner, template
+from int_jax.knobs import Knob
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Task, Trace, Verdict
 from int_jax.verify import GRADERS, Disagreement, disagreements, verify_batch
@@ -88,26 +89,23 @@ def commonplace(task: Task) -> bool:
 class Math(SilentPartner):
     """The domain, over a tokenizer. See the protocol in `domains/__init__.py`.
 
-    Knobs:
-      grader: "strict" (the paper's) or "tolerant"; decides what is solved (verify.py).
-      prompts: a folder with teacher.jinja and checker.jinja, "" for the package's own. The templates may use problem,
-        reference and answer, the checker's also steps, the texts of the attempt's steps.
+    The templates of `prompts` may use problem, reference and answer, the checker's also steps, the texts of the
+    attempt's steps.
 
     Raises: ValueError for an unknown knob or grader; FileNotFoundError for a template that is not there.
     """
 
     name = NAME
     proposal_roles = PROPOSAL_ROLES
+    KNOBS: ClassVar = {
+        "grader": Knob(
+            "strict", "what decides that a problem is solved (verify.py)", "InT", choices=tuple(GRADERS)
+        ),
+        "prompts": Knob("", "a folder with teacher.jinja and checker.jinja; empty: the package's own"),
+    }
 
     def __init__(self, tokenizer: Tokenizer, **knobs):
-        self.tokenizer = tokenizer
-        self.knobs: dict[str, Any] = {"grader": "strict", "prompts": ""}
-        for knob in knobs:
-            if knob not in self.knobs:
-                raise ValueError(f"math has no knob {knob!r}: it has {', '.join(self.knobs)}")
-        self.knobs |= knobs
-        if self.knobs["grader"] not in GRADERS:
-            raise ValueError(f"math: no grader {self.knobs['grader']!r}: choose one of {', '.join(GRADERS)}")
+        super().__init__(tokenizer, **knobs)
         folder = Path(self.knobs["prompts"] or PROMPTS / NAME)
         self.prompts = {role: template(folder / f"{role}.jinja") for role in PROPOSAL_ROLES}
 

@@ -8,11 +8,12 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import ClassVar
 
 from int_jax.domains import PROMPTS, SilentPartner, template
 from int_jax.domains.reasoning_gym import worker
 from int_jax.domains.reasoning_gym.process import DEADLINE_S, shared
+from int_jax.knobs import Knob
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Task, Trace, Verdict
 
@@ -22,12 +23,6 @@ SPLITS = ("train", "hard_train", "hard_validation", "hard_test")
 REFERENCES = tuple(worker.REFERENCES)
 MAX_CHARS = 5_000  # of an answer; the longest right ones, grids of rearc, have 1,800
 MAX_MISSES = 1_024  # draws in a row without a new problem before `tasks` gives up
-KNOBS: dict[str, Any] = {
-    "tasks": {"gsm_symbolic": {}},  # reasoning-gym data set -> its configuration
-    "instruction": "Reason step by step, with a blank line between steps, and put the final answer in \\boxed{}.",
-    "with_reference": False,  # refuse data sets without a worked answer at once: InT needs one
-    "deadline_s": DEADLINE_S,  # seconds for one score
-}
 
 
 def split_of(question: str) -> str:
@@ -51,13 +46,18 @@ class ReasoningGym(SilentPartner):
 
     name = NAME
     proposal_roles = PROPOSAL_ROLES
+    KNOBS: ClassVar = {
+        "tasks": Knob({"gsm_symbolic": {}}, "data sets of the package, each with its configuration"),
+        "instruction": Knob(
+            "Reason step by step, with a blank line between steps, and put the final answer in \\boxed{}.",
+            "what is said to the solver after the problem",
+        ),
+        "with_reference": Knob(False, "refuse data sets without a worked answer at once: InT needs one"),
+        "deadline_s": Knob(DEADLINE_S, "seconds for one score", above=0),
+    }
 
     def __init__(self, tokenizer: Tokenizer, **knobs):
-        self.tokenizer = tokenizer
-        for knob in knobs:
-            if knob not in KNOBS:
-                raise ValueError(f"reasoning_gym has no knob {knob!r}: it has {', '.join(KNOBS)}")
-        self.knobs = plain({**KNOBS, **knobs})
+        super().__init__(tokenizer, **plain(knobs))
         self.prompts = {role: template(PROMPTS / NAME / f"{role}.jinja") for role in PROPOSAL_ROLES}
         self.process = shared(self.knobs["deadline_s"])
         known = self.process.ask("names")["names"]
