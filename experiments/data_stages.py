@@ -121,6 +121,10 @@ def given(run: Run, split: str, count: int, source: str, source_split: str, need
         return run.domain.tasks(split, run.seed, count)
     read = datasets.read(source, run.domain.name, source_split, run.config.problems.skip_bad, needs)
     show(read.report)
+    for task in read.tasks[:count]:
+        run.domain.view(
+            task, [], "solver"
+        )  # refuses a worked example among the problems, before anything is drawn
     return read.tasks[:count]
 
 

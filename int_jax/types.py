@@ -5,6 +5,7 @@ id that equals a stop id is harmless. Everything is right-padded.
 """
 
 import dataclasses
+import unicodedata
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,11 @@ class Task:
     reference: str = ""
     answer: str = ""
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def normalised(problem: str) -> str:
+    """What two texts of the same problem have in common: case, kinds of white space and Unicode forms do not count."""
+    return " ".join(unicodedata.normalize("NFC", problem).split()).casefold()
 
 
 @dataclasses.dataclass(frozen=True)

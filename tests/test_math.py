@@ -107,7 +107,10 @@ def test_templates_of_ones_own(tokenizer, tmp_path):
 
 
 def test_knobs_and_problems_are_asked_for_by_name(tokenizer, domain):
-    with pytest.raises(ValueError, match="math has no knob 'colour': it has grader, prompts"):
+    with pytest.raises(
+        ValueError,
+        match="math has no knob 'colour': it has grader, prompts, system, instruction, examples, separator",
+    ):
         domains.load("math", tokenizer, colour=1)
     with pytest.raises(ValueError, match=r"math\.grader = 'lax': must be one of strict, tolerant"):
         domains.load("math", tokenizer, grader="lax")

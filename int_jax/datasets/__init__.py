@@ -4,10 +4,10 @@ import collections
 import dataclasses
 from pathlib import Path
 
-from int_jax.datasets.columns import COLUMNS, Row, normalised, problem_id, row_of
+from int_jax.datasets.columns import COLUMNS, Row, problem_id, row_of
 from int_jax.datasets.sources import Fault, raw_rows
 from int_jax.stages import StageError
-from int_jax.types import Task
+from int_jax.types import Task, normalised
 
 __all__ = ["Report", "Row", "Rows", "disjoint", "normalised", "overlap", "problem_id", "read", "read_tasks"]
 

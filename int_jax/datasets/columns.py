@@ -7,12 +7,11 @@ import hashlib
 import json
 import math
 import re
-import unicodedata
 from typing import Any
 
 from int_jax.datasets.sources import Fault, Raw
 from int_jax.proposers.parse import parse_intervention
-from int_jax.types import Intervention, Task
+from int_jax.types import Intervention, Task, normalised
 
 TEXTS = ("problem", "reference_solution", "incorrect_attempt", "intervention_guided_attempt")
 COLUMNS = (*TEXTS, "answer", "intervention")
@@ -47,11 +46,6 @@ class Row:
 
 class _Bad(Exception):
     """(reason, detail) of a Fault."""
-
-
-def normalised(problem: str) -> str:
-    """What two texts of the same problem have in common: case, kinds of white space and Unicode forms do not count."""
-    return " ".join(unicodedata.normalize("NFC", problem).split()).casefold()
 
 
 def problem_id(problem: str) -> str:

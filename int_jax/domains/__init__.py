@@ -23,6 +23,7 @@ left out of a view to make it fit: what is too long for a prompt is counted and 
 """
 
 import importlib
+import json
 import pkgutil
 from pathlib import Path
 from typing import ClassVar
@@ -31,6 +32,7 @@ import jinja2
 
 from int_jax.knobs import Knob, check, defaults
 from int_jax.tokenizer import Tokenizer
+from int_jax.types import normalised
 from int_jax.verify import last_boxed
 
 PROMPTS = Path(__file__).parents[1] / "assets" / "prompts"  # a folder a domain, a template a role
@@ -54,7 +56,7 @@ def load(name: str, tokenizer, **knobs):
 
 
 class SilentPartner:
-    """What domains of free text have in common: steps between blank lines, a boxed answer, a partner who is silent.
+    """What domains of free text have in common: steps that end in line breaks, a boxed answer, a partner who is silent.
 
     Raises: ValueError for a knob that is not in KNOBS, or has a value that it may not have.
     """
@@ -94,3 +96,47 @@ def template(path: Path) -> jinja2.Template:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
     return environment.from_string(path.read_text(encoding="utf-8"))
+
+
+def said(role: str, content: str) -> dict[str, str]:
+    """A chat message."""
+    return {"role": role, "content": content}
+
+
+def worked_examples(
+    path: Path, columns: tuple[str, ...] = ("problem", "solution"), extra: tuple[str, ...] = ()
+) -> list[dict[str, str]]:
+    """The worked examples in a JSONL file, or in a JSON file that is a list; each also has its "place", file and row.
+
+    Args:
+      columns: texts that each row has. extra: more columns, of which a row has all or none.
+
+    Raises: FileNotFoundError; ValueError, naming the row, for one that has not these columns, or another's problem.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of worked examples")
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        if path.suffix == ".json":
+            rows = list(enumerate(json.loads(text), 1))
+        else:
+            rows = [(i, json.loads(line)) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    except (ValueError, TypeError, RecursionError) as error:
+        kind = "a JSON list" if path.suffix == ".json" else "a JSON object on each line"
+        raise ValueError(f"{path}: worked examples are {kind} ({error})") from None
+    if not rows:
+        raise ValueError(f"{path}: there is no worked example in it")
+    found: dict[str, dict[str, str]] = {}
+    for number, row in rows:
+        place = f"{path}, row {number}"
+        if not isinstance(row, dict) or row.keys() not in (set(columns), {*columns, *extra}):
+            has = f"has the columns {', '.join(row)}" if isinstance(row, dict) else f"is {row!r:.60}"
+            more = f", and may have {' and '.join(extra)}" if extra else ""
+            raise ValueError(f"{place} {has}: a worked example has {', '.join(columns)}{more}")
+        for name, value in row.items():
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"{place}: {name} is {value!r:.60}, and must be a text that is not empty")
+        first = found.setdefault(normalised(row["problem"]), {**row, "place": place})
+        if first["place"] != place:
+            raise ValueError(f"{place}: the same problem as in {first['place']}")
+    return list(found.values())

@@ -1,9 +1,11 @@
 r"""Mathematics in free text: a problem, a solution of blank-line chunks, an answer in the last \boxed{}.
 
-The solver sees the bare problem, as in the paper: no system prompt, no word about boxes. Proposers play two roles in
-one conversation. The teacher solves the problem with the reference solution in view; the checker then sees the numbered
-attempt, looks for the first critical error and writes the step that takes its place. Their instructions are templates
-(assets/prompts/math); `prompts` names another folder.
+The solver sees the bare problem, as in the paper: no system prompt, no word about boxes. Chat models that need more are
+given it by knobs: a system turn, an instruction around the problem, worked examples as earlier turns, and another
+separator of steps, such as a single line break. Proposers play two roles in one conversation. The teacher solves the
+problem with the reference solution in view; the checker then sees the numbered attempt, looks for the first critical
+error and writes the step that takes its place. Their instructions are templates (assets/prompts/math); `prompts` names
+another folder.
 
 The gold answer stands in the checker's self-check, as in the paper: the reference in the same conversation ends in it
 anyhow, and the question "does the draft give it away?" is sharper with it. What keeps it from the policy is `leaks`.
@@ -13,14 +15,17 @@ import re
 from pathlib import Path
 from typing import ClassVar
 
-from int_jax.domains import PROMPTS, SilentPartner, template
+from int_jax.domains import PROMPTS, SilentPartner, said, template, worked_examples
 from int_jax.knobs import Knob
 from int_jax.tokenizer import Tokenizer
-from int_jax.types import Task, Trace, Verdict
+from int_jax.types import Task, Trace, Verdict, normalised
 from int_jax.verify import GRADERS, Disagreement, disagreements, verify_batch
 
 NAME = "math"
 PROPOSAL_ROLES = ("teacher", "checker")
+EXAMPLES = "examples.jsonl"  # of proposers, beside their templates
+TAUGHT = ("problem", "answer", "reference_solution", "solution")
+REVIEWED = ("attempt", "review")
 
 # What a step states ---------------------------------------------------------------------------------------------------
 
@@ -89,10 +94,13 @@ def commonplace(task: Task) -> bool:
 class Math(SilentPartner):
     """The domain, over a tokenizer. See the protocol in `domains/__init__.py`.
 
-    The templates of `prompts` may use problem, reference and answer, the checker's also steps, the texts of the
-    attempt's steps.
+    The templates of `prompts` may use problem, reference, answer and apart ("a blank line", what stands between steps),
+    the checker's also steps, the texts of the attempt's steps. An examples.jsonl beside them holds worked examples for
+    proposers, with the columns problem, answer, reference_solution and solution (what the teacher writes), and for the
+    checker attempt and review (what it answers). Like `examples` they must hold no problem that the run works on.
 
-    Raises: ValueError for an unknown knob or grader; FileNotFoundError for a template that is not there.
+    Raises: ValueError for an unknown knob or a value that it may not have, and for examples that cannot be used;
+      FileNotFoundError for a template or examples that are not there.
     """
 
     name = NAME
@@ -102,12 +110,35 @@ class Math(SilentPartner):
             "strict", "what decides that a problem is solved (verify.py)", "InT", choices=tuple(GRADERS)
         ),
         "prompts": Knob("", "a folder with teacher.jinja and checker.jinja; empty: the package's own"),
+        "system": Knob("", "text of the system turn, for solver and proposer; empty: none", "InT"),
+        "instruction": Knob("{problem}", "what the solver is told, with {problem} in it once", "InT"),
+        "examples": Knob(
+            "",
+            "a JSONL or JSON file of problem and solution, earlier turns of the solver; empty: none",
+            "InT",
+        ),
+        "separator": Knob("\n\n", "what ends a step: one or more line breaks", "InT"),
     }
 
     def __init__(self, tokenizer: Tokenizer, **knobs):
         super().__init__(tokenizer, **knobs)
+        self.separator = self.knobs["separator"]
+        if not self.separator or self.separator.strip("\n"):
+            raise ValueError(
+                f"math.separator = {self.separator!r}: must be one or more line breaks, '\\n\\n' or '\\n'; "
+                "on a command line of bash write --config.domain.knobs.separator=$'\\n'"
+            )
+        if self.knobs["instruction"].count("{problem}") != 1:
+            raise ValueError(
+                f"math.instruction = {self.knobs['instruction']!r}: must contain {{problem}} once, "
+                "where the problem goes"
+            )
         folder = Path(self.knobs["prompts"] or PROMPTS / NAME)
         self.prompts = {role: template(folder / f"{role}.jinja") for role in PROPOSAL_ROLES}
+        self.examples = worked_examples(Path(self.knobs["examples"])) if self.knobs["examples"] else []
+        told = folder / EXAMPLES
+        self.reviews = worked_examples(told, TAUGHT, REVIEWED) if told.exists() else []
+        self._shown = {normalised(one["problem"]): one["place"] for one in (*self.examples, *self.reviews)}
 
     def tasks(self, split: str, seed: int, count: int) -> list[Task]:
         """There are none: problems come from files. Raises ValueError, naming the knobs to set."""
@@ -117,21 +148,60 @@ class Math(SilentPartner):
         )
 
     def view(self, task: Task, steps: list[str], role: str) -> list[dict[str, str]]:
-        """The user turn that a role sees: "solver" the problem alone; "teacher" also the reference; "checker", who
-        speaks after the teacher, the numbered attempt and the answer."""
+        """The turns that a role sees, the last one its own question: "solver" the problem alone; "teacher" also the
+        reference; "checker", who speaks after the teacher in one conversation, the numbered attempt and the answer.
+
+        Before the questions of solver and teacher stand the system turn and the worked examples, where there are any.
+
+        Raises: ValueError for a task without a reference, and for one that is itself a worked example.
+        """
+        if place := self._shown.get(normalised(task.problem)):
+            raise ValueError(
+                f"task {task.id} is a worked example, {place}: take it out of the examples, or out of the problems"
+            )
         if role == "solver":
-            content = task.problem
-        elif role in PROPOSAL_ROLES:
-            if not task.reference.strip():
-                raise ValueError(
-                    f"task {task.id} has no reference solution, which the {role} works from: fill the column "
-                    "reference_solution, or leave the row out"
-                )
-            seen = {"problem": task.problem, "reference": task.reference, "answer": task.answer}
-            content = self.prompts[role].render(seen | ({"steps": steps} if role == "checker" else {}))
-        else:
+            return self._opened(
+                [turn for one in self.examples for turn in self._solved(one)], self._instructed(task.problem)
+            )
+        if role not in PROPOSAL_ROLES:
             raise ValueError(f"math has no role {role!r}: choose solver, teacher or checker")
-        return [{"role": "user", "content": content}]
+        if not task.reference.strip():
+            raise ValueError(
+                f"task {task.id} has no reference solution, which the {role} works from: fill the column "
+                "reference_solution, or leave the row out"
+            )
+        if role == "checker":
+            return [said("user", self._told("checker", task.problem, task.reference, task.answer, steps))]
+        earlier = [turn for one in self.reviews for turn in self._reviewed(one)]
+        return self._opened(earlier, self._told("teacher", task.problem, task.reference, task.answer))
+
+    def _opened(self, earlier: list[dict[str, str]], question: str) -> list[dict[str, str]]:
+        system = [said("system", self.knobs["system"])] if self.knobs["system"] else []
+        return [*system, *earlier, said("user", question)]
+
+    def _instructed(self, problem: str) -> str:
+        return self.knobs["instruction"].replace("{problem}", problem)
+
+    def _told(
+        self, role: str, problem: str, reference: str, answer: str, steps: list[str] | None = None
+    ) -> str:
+        seen = {"problem": problem, "reference": reference, "answer": answer}
+        lines = len(self.separator)
+        seen["apart"] = {1: "a line break", 2: "a blank line"}.get(lines, f"{lines - 1} blank lines")
+        return self.prompts[role].render(seen | ({} if steps is None else {"steps": steps}))
+
+    def _solved(self, one: dict[str, str]) -> list[dict[str, str]]:
+        """A worked example of the solver's, as turns."""
+        return [said("user", self._instructed(one["problem"])), said("assistant", one["solution"])]
+
+    def _reviewed(self, one: dict[str, str]) -> list[dict[str, str]]:
+        """A worked example of the proposer's, as turns: the teacher's, then the checker's where there is a review."""
+        given = one["problem"], one["reference_solution"], one["answer"]
+        turns = [said("user", self._told("teacher", *given)), said("assistant", one["solution"])]
+        if "review" in one:
+            steps = [step.strip("\n") for step in one["attempt"].split(self.separator) if step.strip()]
+            turns += [said("user", self._told("checker", *given, steps)), said("assistant", one["review"])]
+        return turns
 
     def verify(self, trace: Trace) -> Verdict:
         return self.verify_many([trace])[0]
