@@ -17,6 +17,7 @@ from absl import app, flags
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict, config_flags
 
+from experiments.configs import default
 from int_jax import checkpoint, memory
 from int_jax.lm import directory
 from int_jax.models import Config
@@ -92,9 +93,10 @@ def main(argv):
     del argv
     jax.config.update("jax_platforms", "cpu")  # shapes alone: the accelerators may be at work
     c = CONFIG.value
-    plan = planned(c, mesh_of(c, DEVICES.value))
     limit = round(c.device_gib * memory.GIB) or None
     try:
+        default.check(c)
+        plan = planned(c, mesh_of(c, DEVICES.value))
         memory.refuse(plan, limit)
     except ValueError as error:
         sys.exit(f"\nint_jax: {error}")

@@ -1,60 +1,136 @@
-"""What is refused before a run starts, and would otherwise be refused hours later."""
+"""What is refused before a run starts, and would otherwise be refused hours later, or do nothing for hours."""
 
-import functools
+from collections.abc import Iterator
 
 import jax
 from ml_collections import ConfigDict
 
 from experiments import plan
+from experiments.configs import default
 from experiments.data_stages import Run
-from experiments.training import policy_gradient
-from int_jax import memory, proposers, rollout
-from int_jax.engine import Sampling
+from int_jax import checkpoint, domains, memory, proposers, rollout
+from int_jax.lm import directory
 from int_jax.stages import StageError
 from int_jax.types import Task
 
 BASELINES = ("rl", "rl_matched")  # what InT + RL is compared with
-CHOICES = {
-    "arms": ("int_rl", "rl"),
-    "export": ("base", "int", "int_rl", *BASELINES),
-    "problems.hard": ("train", "test"),
-    "rl.pool": ("kept", "hard"),
-}
 
 
 def check(config: ConfigDict) -> None:
-    """Refuse now what a stage would refuse when it comes to it, hours later. Raises: ValueError."""
-    for knob, known in CHOICES.items():
-        value = functools.reduce(getattr, knob.split("."), config)
-        for one in (value,) if isinstance(value, str) else value:
-            if one not in known:
-                raise ValueError(f"config.{knob} = {value!r}: {one!r} is none of {', '.join(known)}")
-    for name in (config.proposals.proposer, *config.proposals.compare):
-        proposers.load(name)
-    for name in ("attempts", "proposals", "guided", "eval"):
-        Sampling(**config[name].sampling)
-    policy_gradient(config)
-    if max(config.eval.ks) > config.eval.samples:
-        raise ValueError(
-            f"config.eval.ks = {config.eval.ks} needs as many samples, and eval.samples = {config.eval.samples}"
+    """Refuse now what a stage would refuse when it comes to it, hours later. Raises: ValueError, all faults in it."""
+    default.check(config)
+    found = [f"config.{one}" for one in clashes(config)]
+    if found:
+        raise ValueError("\n".join(found))
+
+
+def clashes(c: ConfigDict) -> Iterator[str]:
+    """Knobs that are good alone and not together: what is wrong with them, and what to set."""
+    p, domain = c.problems, domains.find(c.domain.name)
+    intervenes, made = "int_rl" in c.arms, policies(c)
+    if max(c.eval.ks) > c.eval.samples:
+        yield f"eval.ks = {c.eval.ks} needs as many samples, and eval.samples = {c.eval.samples}: set one of them"
+    if c.mesh.data == c.mesh.model == -1:
+        yield "mesh.data = config.mesh.model = -1: one of the two takes what the other leaves; set the other"
+    for name in (name for name in c.export if name not in made):
+        yield f"export = {c.export}: arms = {c.arms} make no policy {name!r}, only {', '.join(made)}; set export"
+    if c.rl.pool == "kept" and not intervenes:
+        yield f"rl.pool = 'kept': arms = {c.arms} keep no problems, as nothing is filtered; set rl.pool to hard"
+    if c.enter.source and (p.train_file or c.inputs.attempts):
+        yield (
+            f"enter.source = {c.enter.source!r} brings problems and attempts, beside problems.train_file = "
+            f"{p.train_file!r} and inputs.attempts = {c.inputs.attempts!r}; set either"
         )
+    if not intervenes:
+        return
+    if not (c.sft.prefix or c.sft.intervention):
+        yield "sft.prefix = config.sft.intervention = 0: no token is trained; set one of them above 0"
+    if not hasattr(domain, "first_error"):
+        known = f"the domain {c.domain.name} does not know where an attempt's first error is"
+        if c.proposals.proposer == "oracle":
+            yield f"proposals.proposer = 'oracle': {known}; set proposals.proposer to self_verify"
+        if c.proposals.compare:
+            yield f"proposals.compare = {c.proposals.compare}: {known}, so nothing can be compared; set it to ()"
 
 
-def check_lengths(run: Run, tasks: list[Task]) -> None:
-    """Refuse rows too short for what may be sampled and trained, before anything is sampled. Raises: StageError."""
+def policies(c: ConfigDict) -> list[str]:
+    """The policies that a config's arms make."""
+    both = ["rl_matched"] if c.rl.matched and {"int_rl", "rl"} <= {*c.arms} else []
+    return [
+        "base",
+        *(["int", "int_rl"] if "int_rl" in c.arms else []),
+        *(["rl"] if "rl" in c.arms else []),
+        *both,
+    ]
+
+
+def draws_proposals(c: ConfigDict) -> bool:
+    """Whether a model is asked for interventions: the oracle asks none, and they may come from a file."""
+    asked = {*c.proposals.compare} | (set() if c.inputs.proposals else {c.proposals.proposer})
+    return "int_rl" in c.arms and bool(asked - {"oracle"})
+
+
+def check_lengths(run: Run, train: list[Task], test: list[Task]) -> None:
+    """Refuse problems without a place for a response, in the model's positions or in a row of training, and proposals
+    that no problem leaves room for, before anything is sampled. Raises: StageError."""
     c = run.config
+    positions = run.engine.model.config.max_len
     answer = max(c.rl.max_new_tokens, c.attempts.sampling.max_new_tokens if "int_rl" in c.arms else 0)
-    for task in tasks:
+    trained = {task.id for task in train}
+    for task in [*train, *test]:
         prompt = rollout.opened(run.domain, task).prompt_len
-        if prompt + answer > c.train.row_length:
+        if prompt >= positions:
+            raise StageError(
+                f"the prompt of task {task.id} has {prompt} tokens, and the model has {positions} positions: leave the "
+                "problem out, or set config.model to a model with more"
+            )
+        if task.id in trained and min(prompt + answer, positions) > c.train.row_length:
             raise StageError(
                 f"config.train.row_length = {c.train.row_length} is too short: the prompt of task {task.id} has "
                 f"{prompt} tokens and a response up to {answer}"
             )
+    if train and draws_proposals(c):
+        check_proposals(run, train)
+
+
+def check_proposals(run: Run, tasks: list[Task]) -> None:
+    """Refuse a room for the proposer's prompts in which no problem has place, even without its attempt."""
+    c = run.config.proposals
+    asked, tokenizer = (
+        (run, run.domain.tokenizer) if run.checker is None else (run.checker, run.checker.tokenizer)
+    )
+    room = proposers.room(asked.engine, run.sampling(c.sampling), c.max_prompt)
+    shortest = min(len(tokenizer.render(run.domain.view(task, [], "teacher"))) for task in tasks)
+    if shortest > room:
+        raise StageError(
+            f"config.proposals.max_prompt = {c.max_prompt} and proposals.sampling.max_new_tokens = "
+            f"{c.sampling.max_new_tokens} leave {room} of the proposer's {asked.engine.model.config.max_len} positions "
+            f"for a prompt, and the shortest of {len(tasks)} has {shortest} tokens before its attempt: every attempt "
+            "would be dropped as too long; set max_prompt higher or max_new_tokens lower"
+        )
+
+
+def check_positions(c: ConfigDict) -> None:
+    """Refuse a proposal that takes all positions of the model, whose config.json is read. Raises: ValueError."""
+    name = c.proposals.model or c.model
+    positions = checkpoint.read_config(directory(name), c.dtype).max_len
+    new = c.proposals.sampling.max_new_tokens
+    if draws_proposals(c) and new >= positions:
+        raise ValueError(
+            f"config.proposals.sampling.max_new_tokens = {new} leaves no room for a prompt: {name} has {positions} "
+            f"positions, so every attempt would be dropped as too long; set it well below {positions}"
+        )
 
 
 def planned(config: ConfigDict, mesh) -> str:
     """The memory plan as text. Raises: ValueError, naming the knob to turn, where a stage does not fit."""
+    data = mesh.shape["data"]
+    if config.slots % data:
+        raise ValueError(
+            f"config.slots = {config.slots} is not a multiple of the mesh's data axis, {data}: set it to "
+            f"{-(-config.slots // data) * data}, or config.mesh.data to a divisor of it"
+        )
+    check_positions(config)
     limit = memory.device_bytes(jax.local_devices()[0]) or round(config.device_gib * memory.GIB) or None
     stages = plan.planned(config, mesh)
     memory.refuse(stages, limit)

@@ -77,7 +77,7 @@ def run_seed(config: ConfigDict, seed: int, workdir: Path, lm, checker) -> dict:
     results: dict = {"config": plain, "seed": seed, "versions": versions, "tokens": {}, "funnel": {}}
 
     train, test = problems(run)
-    check_lengths(run, train)
+    check_lengths(run, train, test)
     hardened = config.problems.hard
     rows, counts, held, held_counts = untried(train), {}, untried(test), {}
     if "train" in hardened or "int_rl" in config.arms:
@@ -360,9 +360,7 @@ def parse(argv):
     except (AttributeError, KeyError) as error:
         missing = str(error).strip("'\"")
         given = next((a for a in argv if a.partition("=")[0].split(".")[-1] == missing), missing)
-        raise StageError(
-            f"{given}: there is no such knob; experiments/configs/default.py has them all"
-        ) from None
+        raise StageError(f"{given}: there is no such knob; docs/knobs.md has them all") from None
     except OSError as error:
         raise StageError(str(error)) from None
 

@@ -51,14 +51,16 @@ class Knob:
         """What a value must be, in words."""
         bounds = {"at least": self.at_least, "above": self.above, "at most": self.at_most}
         limits = "".join(f", {words} {limit:,}" for words, limit in bounds.items() if limit is not None)
-        one = f"one of {', '.join(map(str, self.choices))}" if self.choices else WORDS[self.type] + limits
+        one = WORDS[self.type] + limits
+        if self.choices:
+            one = ("one of " if len(self.choices) > 1 else "") + ", ".join(map(str, self.choices))
         one += "".join(f", or {value}" for value in self.also)
         if not isinstance(self.value, tuple):
             return one if self.empty or self.type is not str else f"{one}, not empty"
         if self.order == "range":
             return f"the lowest and the highest, each {one}"
-        number = "no, one or more items" if self.empty else "one or more items"
-        return f"a tuple of {number}, {self.order}, each {one}"
+        number = "any number of" if self.empty else "one or more"
+        return f"a tuple of {number} items, {self.order}, each {one}"
 
     def allows(self, value) -> bool:
         if not isinstance(self.value, tuple):

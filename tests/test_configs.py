@@ -5,12 +5,14 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 from test_memory import shape
 
-from experiments import plan
-from experiments.configs import default, grpo
+from experiments import knobs, plan
+from experiments.configs import default, grpo, reasoning_gym
 from experiments.configs import int as intervention
-from int_jax import memory
+from int_jax import domains, memory
 from int_jax.sharding import RULES_DECODE
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -24,19 +26,21 @@ def planned(c, name, devices=8, checker=None):
 def flat(c, prefix="") -> dict:
     out = {}
     for key, value in c.items():
-        out |= flat(value, f"{prefix}{key}.") if hasattr(value, "items") else {prefix + key: value}
+        group = hasattr(value, "items") and len(value)
+        out |= flat(value, f"{prefix}{key}.") if group else {prefix + key: value}
     return out
 
 
 @pytest.mark.parametrize("module", [intervention, grpo])
 @pytest.mark.parametrize("variant", ["", *intervention.VARIANTS])
 def test_a_config_has_the_knobs_of_the_default_and_no_others(module, variant):
-    known, c = flat(default.get_config()), module.get_config(variant)
-    found = flat(c)
-    # knobs of a model's template, and of a domain
-    free = {"chat.enable_thinking", "domain.knobs.grader", "domain.knobs.prompts"}
-    assert found.keys() - known.keys() <= free and known.keys() <= found.keys()
-    for key in known:
+    c = module.get_config(variant)
+    known, found = default.get_config(), flat(c)
+    known.domain = default.domain(c.domain.name)
+    known = flat(known)
+    assert found.keys() - known.keys() <= {"chat.enable_thinking"}  # a knob of a model's template
+    assert known.keys() - found.keys() <= {"chat"}
+    for key in known.keys() & found.keys():
         assert type(found[key]) is type(known[key]), key
 
 
@@ -81,14 +85,15 @@ def test_the_proposers_model_is_planned_for():
 
 @pytest.mark.parametrize("name", intervention.FULL)
 def test_full_size_runs_have_the_paper_s_settings_and_fit(name):
-    c, paper = intervention.get_config(name), flat(default.get_config())
+    c, paper = intervention.get_config(name), default.get_config()
+    paper.domain = default.domain("math")
+    paper = flat(paper)
     ours = {key for key, value in flat(c).items() if paper.get(key) != value}
     assert ours <= {
         *(
             "name",
             "model",
             "dtype",
-            "domain.name",
             "problems.hard",
             "mesh.data",
             "mesh.model",
@@ -96,7 +101,7 @@ def test_full_size_runs_have_the_paper_s_settings_and_fit(name):
             "slots",
             "train.rows",
         ),
-        *("chat.enable_thinking", "domain.knobs.grader", "domain.knobs.prompts"),
+        "chat.enable_thinking",
     }
     stages = planned(c, name)
     assert [stage.name for stage in stages] == [
@@ -138,3 +143,70 @@ def test_the_plan_is_printed_from_config_json_alone(tmp_path):
     assert done.stdout.startswith("memory plan, GiB a device of 131.0") and "rl: updates" in done.stdout
     done = subprocess.run([*command, "--config.slots=128"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("\nint_jax: proposals needs")
+
+
+# --- the command line ---
+
+
+def parsed(monkeypatch, config: str, *overrides: str):
+    """The config as run.py has it after these overrides."""
+    values = flags.FlagValues()
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["run.py", f"--config=experiments/configs/{config}", *overrides])
+    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
+    values(sys.argv)
+    return values.config
+
+
+@pytest.mark.filterwarnings(
+    "ignore:the load_module:DeprecationWarning"
+)  # ml_collections reads config files so
+@pytest.mark.parametrize(
+    ("config", "override", "value"),
+    [
+        ("int.py:tiny", "domain.knobs.lengths=(5, 6)", (5, 6)),
+        ("int.py:tiny", "domain.knobs.exponent=3", 3.0),
+        ("int.py:rehearsal", "domain.knobs.grader=tolerant", "tolerant"),
+        ("int.py:rehearsal", "domain.knobs.prompts=mine", "mine"),
+        ("reasoning_gym.py", "domain.knobs.deadline_s=2.5", 2.5),
+        ("reasoning_gym.py", "domain.knobs.instruction=", ""),
+        (
+            "reasoning_gym.py:chain_sum",
+            'domain.knobs.tasks={"chain_sum": {"max_terms": 3}}',
+            {"chain_sum": {"max_terms": 3}},
+        ),
+        ("int.py:tiny", 'chat={"enable_thinking": False}', {"enable_thinking": False}),
+        ("int.py:tiny", "sft.learning_rate=1", 1.0),
+        ("int.py:tiny", "seeds=3", (3,)),
+        ("int.py:tiny", "proposals.compare=()", ()),
+    ],
+)
+def test_a_knob_is_set_on_the_command_line(monkeypatch, config, override, value):
+    c = parsed(monkeypatch, config, f"--config.{override}")
+    default.check(c)
+    for name in override.partition("=")[0].split("."):
+        c = c[name]
+    c = c.to_dict() if hasattr(c, "to_dict") else c
+    assert c == value and type(c) is type(value)
+
+
+@pytest.mark.parametrize("name", domains.names())
+def test_every_domain_has_a_config_with_all_of_its_knobs(name):
+    configs = {"arithmetic": intervention.get_config("tiny"), "math": intervention.get_config("rehearsal")}
+    c = configs.get(name) or reasoning_gym.get_config()
+    assert c.domain.name == name and {*c.domain.knobs} == {*domains.find(name).KNOBS}
+
+
+@pytest.mark.parametrize("variant", ["", "smoke", "chain_sum+countdown", "count_bits+gsm_symbolic"])
+def test_data_sets_with_worked_answers_alone_are_for_int(variant):
+    """The package is asked for each of them, as it is when a run starts."""
+    pytest.importorskip("reasoning_gym")
+    c = reasoning_gym.get_config(variant)
+    domain = domains.load(c.domain.name, None, **c.domain.knobs.to_dict())
+    assert ("int_rl" in c.arms) == ("countdown" not in variant and variant != "smoke")
+    assert all(("int_rl" not in c.arms) or task.reference for task in domain.tasks("hard_train", 0, 3))
+
+
+def test_the_page_of_knobs_is_the_one_that_is_printed():
+    """Else print it again: python -m experiments.knobs > docs/knobs.md"""
+    assert (ROOT / "docs" / "knobs.md").read_text() == knobs.document()

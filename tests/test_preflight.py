@@ -1,13 +1,24 @@
 """What a run refuses before it computes anything: a bad knob must not wait hours for its stage."""
 
+import re
+import types
+
+import jax
 import pytest
+from ml_collections import ConfigDict
 
 from experiments import preflight
-from experiments.configs import grpo
+from experiments.configs import default, grpo, reasoning_gym
 from experiments.configs import int as intervention
 from experiments.data_stages import Run
+from experiments.knobs import rows
+from int_jax import checkpoint, domains
 from int_jax.domains import arithmetic
+from int_jax.knobs import Knob
+from int_jax.sharding import make_mesh
 from int_jax.stages import StageError
+
+NAN, INF = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize("variant", ["", *intervention.VARIANTS])
@@ -16,41 +27,279 @@ def test_the_configs_pass(module, variant):
     preflight.check(module.get_config(variant))
 
 
+@pytest.mark.parametrize("variant", ["", "smoke", "chain_sum+countdown", "count_bits+gsm_symbolic"])
+def test_the_configs_of_reasoning_gym_pass(variant):
+    preflight.check(reasoning_gym.get_config(variant))
+
+
+# --- every knob ---
+
+KNOBS = dict(rows(default.TABLE, ""))
+for NAME in domains.names():
+    KNOBS |= {f"{NAME}: {knob}": one for knob, one in rows(domains.find(NAME).KNOBS, "domain.knobs.")}
+
+# What is no value of a type. Text is no number, a truth value neither; a number is no text.
+WRONG = {
+    bool: [1, 0.0, "True", None],
+    int: [1.5, "1", True, NAN, INF, None, (1,)],
+    float: ["0.5", True, NAN, INF, -INF, None, (0.5,)],
+    str: [1, None, True, ("a",)],
+    dict: [1, "a", None, (1,)],
+}
+
+
+def beyond(knob: Knob) -> list:
+    """Values of a number's or a text's own type that it may not have."""
+    step = 1 if knob.type is int else 1e-6
+    found: list = ["no such choice"] if knob.choices and knob.type is str else []
+    found += [] if knob.at_least is None else [knob.at_least - step, -(10**12)]
+    found += [] if knob.above is None else [knob.type(knob.above), -1e-9]
+    found += [] if knob.at_most is None else [knob.at_most + step, 10**12]
+    return [value for value in found if value not in knob.also]
+
+
+def bad(knob: Knob) -> list:
+    """Values that a knob may not have."""
+    if not isinstance(knob.value, tuple):
+        return [*WRONG[knob.type], *beyond(knob), *([] if knob.empty else [""])]
+    good = knob.value or knob.choices[:1]
+    found = [None, 1, "a", *((*good[:-1], one) for one in [*WRONG[knob.type], *beyond(knob)])]
+    if knob.order == "range":
+        return [*found, (), good[:1], (*good, good[-1]), (good[0] + 1, good[0])]
+    found += [(*good, good[0])] + ([] if knob.empty else [()])
+    return [*found, good[::-1]] if knob.order == "increasing" else found
+
+
+def changed(path: str, value) -> ConfigDict:
+    """The default config of a knob's domain with another value, whatever its type: as a config file may have it."""
+    domain, _, knob = path.rpartition(": ")
+    tree = default.get_config().to_dict()
+    if domain:
+        tree["domain"] = default.domain(domain).to_dict()
+    group = tree
+    *groups, last = knob.split(".")
+    for one in groups:
+        group = group[one]
+    group[last] = value
+    return ConfigDict(tree, type_safe=False)
+
+
+@pytest.mark.parametrize("path", KNOBS)
+def test_every_knob_is_held_to_its_type_and_range(path):
+    preflight.check(changed(path, KNOBS[path].value))
+    knob = path.rpartition(": ")[2]
+    assert bad(KNOBS[path])
+    for value in bad(KNOBS[path]):
+        words = rf"config\.{re.escape(knob)}( = {re.escape(repr(value))}: must be |: )"
+        with pytest.raises(ValueError, match=words):
+            preflight.check(changed(path, value))
+
+
+@pytest.mark.parametrize("path", KNOBS)
+def test_every_number_has_a_lowest_value_and_every_knob_a_unit(path):
+    knob = KNOBS[path]
+    assert knob.unit and knob.unit[-1] != "."
+    assert knob.type in (bool, str, dict) or (knob.at_least, knob.above) != (None, None) or knob.choices
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *(("rl.learning_rate", 1), ("sft.warmup", 0), ("sft.warmup", 1), ("eval.sampling.top_p", 1)),
+        *(("rl.learning_rate", 1e30), ("sft.clip_norm", 1e30)),  # where it diverges the run says so
+        *(("mesh.data", -1), ("mesh.model", 8), ("seeds", [3, 1]), ("seeds", (2**32 - 1,)), ("export", ())),
+        *(("chat", {"enable_thinking": False}), ("proposals.compare", ("oracle",)), ("problems.hard", ())),
+        *(("sft.prefix", 0), ("eval.sampling.temperature", 0.0), ("eval.ks", (8,)), ("rl.group", 2)),
+        *(("arithmetic: domain.knobs.lengths", (5, 5)), ("arithmetic: domain.knobs.rare", (0, 0))),
+        ("reasoning_gym: domain.knobs.tasks", {"chain_sum": {"max_terms": 3}}),
+    ],
+)
+def test_what_a_knob_may_be(path, value):
+    preflight.check(changed(path, value))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"arms": ("int_rl", "dpo")}, r"config\.arms = .*: 'dpo' is none of int_rl, rl"),
-        ({"export": ("best",)}, "'best' is none of base, int, int_rl"),
-        ({"problems": {"hard": ("train", "tset")}}, r"config\.problems\.hard = .*'tset'"),
-        ({"rl": {"pool": "easy"}}, r"config\.rl\.pool = 'easy'"),
-        ({"rl": {"normalise": "length"}}, "normalise='length': choose sequences"),
-        ({"rl": {"ratio": "word"}}, "ratio='word': choose token or sequence"),
+        ({"rl": {"checkpoint_every": 0}}, r"config\.rl\.checkpoint_every = 0: must be a whole number, at least 1"),
+        ({"rl": {"temperature": -1.0}}, r"rl\.temperature = -1\.0: must be a number, above 0, because greedy"),
+        ({"rl": {"temperature": 0.0}}, r"rl\.temperature = 0\.0: .* greedy responses .* have no advantage"),
+        ({"rl": {"group": 1}}, r"rl\.group = 1: .* at least 2, because a group of one has no advantage"),
+        ({"rl": {"updates": 0}}, r"rl\.updates = 0"),
+        ({"rl": {"learning_rate": -1e-6}}, r"rl\.learning_rate = -1e-06: must be a number, above 0"),
+        ({"rl": {"learning_rate": 0.0}}, r"rl\.learning_rate = 0\.0"),
+        ({"rl": {"clip_norm": NAN}}, r"rl\.clip_norm = nan: must be a number"),
+        ({"rl": {"clip_low": 0.2}}, r"rl\.clip_low = 0\.2: must be 4\.0, because one update a batch has the ratio 1"),
+        ({"rl": {"clip_high": 0.28}}, r"rl\.clip_high = 0\.28: must be 4\.0, because"),
+        ({"rl": {"ratio": "sequence"}}, r"rl\.ratio = 'sequence': must be token, because"),
+        ({"rl": {"pool": "easy"}}, r"config\.rl\.pool = 'easy': must be one of kept, hard"),
+        ({"rl": {"normalise": "length"}}, r"rl\.normalise = 'length': must be one of sequences, tokens"),
+        ({"sft": {"batch": 0}}, r"sft\.batch = 0"),
+        ({"sft": {"warmup": 1.5}}, r"sft\.warmup = 1\.5: must be a number, at least 0, at most 1"),
+        ({"sft": {"prefix": -1.0}}, r"sft\.prefix = -1\.0"),
+        ({"sft": {"epochs": 0}}, r"sft\.epochs = 0"),
+        ({"train": {"rows": 0}}, r"train\.rows = 0"),
+        ({"train": {"chunk": 0}}, r"train\.chunk = 0"),
+        ({"train": {"row_length": -256}}, r"train\.row_length = -256"),
+        ({"effect": {"samples": 0}}, r"effect\.samples = 0"),
+        ({"guided": {"at_once": 0}}, r"guided\.at_once = 0"),
         ({"guided": {"sampling": {"top_p": 1.5}}}, r"top_p = 1\.5: must be a number, above 0, at most 1"),
-        ({"proposals": {"proposer": "gpt"}}, "no proposer 'gpt'"),
-        ({"proposals": {"compare": ("oracle", "gpt")}}, "no proposer 'gpt'"),
+        ({"attempts": {"sampling": {"top_k": 2**31}}}, r"top_k = 2147483648: .* at most 2,147,483,647"),
+        ({"attempts": {"tries": 0}}, r"attempts\.tries = 0"),
+        ({"proposals": {"samples": 0}}, r"proposals\.samples = 0"),
+        ({"proposals": {"proposer": "gpt"}}, r"proposer = 'gpt': must be one of likelihood_ratio, oracle, self_"),
+        ({"proposals": {"compare": ("oracle", "gpt")}}, r"compare = \('oracle', 'gpt'\): must be a tuple"),
+        ({"problems": {"hard": ("train", "tset")}}, r"config\.problems\.hard = .*'tset'"),
+        ({"problems": {"shard": 0}}, r"problems\.shard = 0"),
+        ({"eval": {"ks": (0,)}}, r"eval\.ks = \(0,\): must be a tuple of one or more items, increasing, each a whole"),
+        ({"eval": {"ks": ()}}, r"eval\.ks = \(\)"),
+        ({"eval": {"ks": (8, 1)}}, r"eval\.ks = \(8, 1\): .* increasing"),
+        ({"eval": {"train_problems": 0}}, r"eval\.train_problems = 0: .* at least 1, because the report"),
+        ({"eval": {"samples": 0}}, r"eval\.samples = 0"),
+        ({"mesh": {"data": 0}}, r"mesh\.data = 0: must be a whole number, at least 1, or -1"),
+        ({"mesh": {"model": -2}}, r"mesh\.model = -2"),
+        ({"device_gib": -1.0}, r"device_gib = -1\.0"),
+        ({"dtype": "float8"}, r"config\.dtype = 'float8': must be one of float32, bfloat16, float16"),
+        ({"chunk": 0}, r"config\.chunk = 0"),
+        ({"slots": 0}, r"config\.slots = 0"),
+        ({"seeds": ()}, r"config\.seeds = \(\): must be a tuple of one or more items, distinct"),
+        ({"seeds": (1, 1)}, r"config\.seeds = \(1, 1\): .* distinct"),
+        ({"seeds": (-1,)}, r"config\.seeds = \(-1,\)"),
+        ({"arms": ("int_rl", "dpo")}, r"config\.arms = .*'dpo'.* each one of int_rl, rl"),
+        ({"arms": ()}, r"config\.arms = \(\)"),
+        ({"export": ("best",)}, r"config\.export = \('best',\): .* each one of base, int, int_rl"),
+        ({"model": ""}, r"config\.model = ''"),
+        ({"domain": {"name": "chess"}}, r"config\.domain\.name = 'chess': must be one of arithmetic, math"),
+        ({"domain": {"knobs": {"lengths": (0, 3)}}}, r"config\.domain\.knobs\.lengths = \(0, 3\): must be the lowest"),
+        ({"domain": {"knobs": {"lengths": (8, 5)}}}, r"config\.domain\.knobs\.lengths = \(8, 5\)"),
+        ({"domain": {"name": "math"}}, r"config\.domain\.knobs has no knob 'lengths': it has .*grader"),
+        ({"rl": {"updtes": 3}}, r"config\.rl has no knob 'updtes': it has updates, "),
+        # Good alone, and not together.
         ({"eval": {"ks": (1, 64)}}, r"ks = \(1, 64\) needs as many samples, and eval\.samples = 16"),
+        ({"mesh": {"data": -1, "model": -1}}, r"mesh\.data = config\.mesh\.model = -1"),
+        ({"export": ("int_rl", "rl_matched"), "rl": {"matched": False}}, r"make no policy 'rl_matched', only base"),
+        ({"arms": ("rl",), "export": ("int",)}, r"make no policy 'int', only base, rl; .*\n.*rl\.pool = 'kept'"),
+        ({"sft": {"prefix": 0.0, "intervention": 0.0}}, "no token is trained"),
+        ({"domain": default.domain("math")}, r"proposals\.compare = .*: the domain math does not know"),
+        (
+            {"domain": default.domain("math"), "proposals": {"compare": (), "proposer": "oracle"}},
+            r"proposer = 'oracle': the domain math does not know where",
+        ),
+        ({"enter": {"source": "a"}, "problems": {"train_file": "b"}}, r"enter\.source = 'a' brings problems"),
     ],
-)
-def test_a_bad_knob_is_named_with_its_choices(change, words):
+    ids=str,
+)  # fmt: skip
+def test_an_impossible_knob_is_named_with_what_it_must_be(change, words):
     config = intervention.get_config("tiny")
+    if isinstance(change.get("domain"), ConfigDict):
+        change = dict(change)
+        config.domain = change.pop("domain")
     config.update(change)
     with pytest.raises(ValueError, match=words):
         preflight.check(config)
 
 
-def test_rows_that_a_response_cannot_fit_into(tokenizer):
+def test_all_bad_knobs_are_named_at_once():
     config = intervention.get_config("tiny")
-    domain = arithmetic.Arithmetic(tokenizer)
-    run = Run(config, 0, None, None, {}, {}, domain)
-    tasks = domain.tasks("hard_train", 0, 20)
-    preflight.check_lengths(run, tasks)
-    longest = max(len(tokenizer.render(domain.view(task, [], "solver"))) for task in tasks)
-    for row_length, passes in ((longest + 96, True), (longest + 95, False)):
-        config.train.row_length = row_length
-        if passes:
-            preflight.check_lengths(run, tasks)
-        else:
-            with pytest.raises(
-                StageError, match=rf"row_length = {row_length} is too short: .* has {longest} tokens"
-            ):
-                preflight.check_lengths(run, tasks)
+    config.update(slots=0, rl={"group": 1}, eval={"samples": 0})
+    with pytest.raises(ValueError, match=r"config\.slots") as error:
+        preflight.check(config)
+    assert [line.split(" = ")[0] for line in str(error.value).splitlines()] == [
+        *("config.slots", "config.rl.group", "config.eval.samples")
+    ]
+
+
+# --- lengths ---
+
+
+def run_of(tokenizer, positions: int = 512, **changes) -> Run:
+    """A run of int.py:tiny on a model of so many positions, before any model is made."""
+    config = intervention.get_config("tiny")
+    config.update(changes)
+    engine = types.SimpleNamespace(
+        model=types.SimpleNamespace(config=types.SimpleNamespace(max_len=positions))
+    )
+    return Run(config, 0, None, engine, {}, {}, arithmetic.Arithmetic(tokenizer))
+
+
+@pytest.fixture(scope="module")
+def tasks(domain):
+    return domain.tasks("hard_train", 0, 20)
+
+
+@pytest.fixture(scope="module")
+def prompts(domain, tasks):
+    """Tokens of the prompts that show the problem alone, and those that show the reference, too."""
+    return {
+        role: [len(domain.tokenizer.render(domain.view(task, [], role))) for task in tasks]
+        for role in ("solver", "teacher")
+    }
+
+
+def refused(run: Run, train, test, words: str) -> None:
+    with pytest.raises(StageError, match=words):
+        preflight.check_lengths(run, train, test)
+
+
+def test_rows_that_a_response_cannot_fit_into(tokenizer, tasks, prompts):
+    longest = max(prompts["solver"])
+    preflight.check_lengths(run_of(tokenizer, train={"row_length": longest + 96}), tasks, [])
+    short = run_of(tokenizer, train={"row_length": longest + 95})
+    refused(short, tasks, [], rf"row_length = {longest + 95} is too short: .* has {longest} tokens")
+    preflight.check_lengths(short, [], tasks)  # these are not trained on
+    # A response ends with the model's positions, so a row that holds them all holds any.
+    preflight.check_lengths(
+        run_of(tokenizer, 250, train={"row_length": 250}, rl={"max_new_tokens": 4_000}), tasks, []
+    )
+
+
+def test_problems_that_the_model_has_no_place_for(tokenizer, tasks, prompts):
+    longest = max(prompts["solver"])
+    for train, test in ((tasks, []), ([], tasks)):
+        refused(
+            run_of(tokenizer, longest), train, test, rf"has {longest} tokens, and the model has {longest} pos"
+        )
+    preflight.check_lengths(run_of(tokenizer, longest + 1), [], tasks)
+
+
+def test_proposals_that_leave_no_room_for_any_prompt(tokenizer, tasks, prompts):
+    """One that has room is enough: the others are counted and dropped."""
+    shortest = min(prompts["teacher"])
+    positions = shortest + 128  # of which a response may take 128
+    preflight.check_lengths(run_of(tokenizer, positions), tasks, [])
+    words = rf"max_new_tokens = {{}} leave {shortest - 1} .* shortest of 20 has {shortest} tokens"
+    refused(run_of(tokenizer, positions - 1), tasks, [], words.format(128))
+    refused(
+        run_of(tokenizer, proposals={"max_prompt": shortest - 1}), tasks, [], rf"max_prompt = {shortest - 1}"
+    )
+    longer = {"proposals": {"sampling": {"max_new_tokens": 513 - shortest}}}
+    refused(run_of(tokenizer, **longer), tasks, [], words.format(513 - shortest))
+    # Nobody is asked: no interventions, the oracle's, those of a file.
+    preflight.check_lengths(run_of(tokenizer, arms=("rl",), **longer), tasks, [])
+    longer["proposals"] |= {"proposer": "oracle", "compare": ()}
+    preflight.check_lengths(run_of(tokenizer, **longer), tasks, [])
+    given = {
+        "inputs": {"proposals": "mine.jsonl"},
+        "proposals": {**longer["proposals"], "proposer": "self_verify"},
+    }
+    preflight.check_lengths(run_of(tokenizer, **given), tasks, [])
+
+
+def test_a_proposal_as_long_as_the_models_positions(tiny_dir):
+    """Before the weights are read: config.json is enough."""
+    config, mesh = intervention.get_config("tiny"), make_mesh(1, 1, jax.devices()[:1])
+    config.model = str(tiny_dir)
+    assert preflight.planned(config, mesh).startswith("memory plan")
+    positions = checkpoint.read_config(tiny_dir, "float32").max_len
+    config.proposals.sampling.max_new_tokens = positions
+    with pytest.raises(
+        ValueError, match=rf"max_new_tokens = {positions} leaves no room .* {positions} positions"
+    ):
+        preflight.planned(config, mesh)
+
+
+def test_slots_that_the_mesh_does_not_divide():
+    config = intervention.get_config("tiny")
+    config.slots = 30
+    with pytest.raises(ValueError, match=r"config\.slots = 30 is not a multiple .* axis, 4: set it to 32"):
+        preflight.planned(config, make_mesh(4, 2))

@@ -245,7 +245,7 @@ def test_a_full_disk_ends_in_one_message(tmp_path):
 @pytest.mark.parametrize(
     ("config", "override", "words"),
     [
-        (SMOKE, "--config.rl.foo=1", ["--config.rl.foo=1", "default.py"]),
+        (SMOKE, "--config.rl.foo=1", ["--config.rl.foo=1", "docs/knobs.md"]),
         (SMOKE, "--seed=1", ["Unknown command line flag 'seed'"]),
         (SMOKE.replace("smoke", "huge"), "--config.seeds=(1,)", ["no variant 'huge'", "tiny_seeds"]),
         (SMOKE, "--config.rl.pool=easy", ["config.rl.pool = 'easy'", "kept, hard"]),
@@ -273,12 +273,13 @@ def test_a_row_without_an_answer_is_named(tmp_path):
 
 def test_every_knob_is_read():
     from experiments.configs import default
+    from int_jax import knobs
 
     source = "".join(
         (ROOT / "experiments" / f"{n}.py").read_text()
         for n in ("run", "preflight", "data_stages", "training")
     )
-    names = {path.rpartition(".")[2] for path in leaves(default.get_config().to_dict())}
+    names = {path.rpartition(".")[2] for path in leaves(knobs.defaults(default.TABLE))}
     sampling = {"temperature", "top_k", "top_p", "min_p", "max_new_tokens"}  # passed on whole
     unread = {name for name in names - sampling - {"name"} if not re.search(rf"\.{name}\b", source)}
     # A stage's `inputs` are looked up by the stage's name.

@@ -1,127 +1,258 @@
-"""Every knob once, with its unit and where its value comes from. Other configs are a diff against this one.
+"""Every knob once: its value, unit and range, and where the value comes from. Other configs are a diff against this.
 
-"InT" is arXiv 2601.14209 and its released scripts; its values are for Qwen3-4B-Instruct-2507 and 16,384 tokens.
+"InT" is arXiv 2601.14209 and its released scripts; its values are for Qwen3-4B-Instruct-2507 and 16,384 tokens. "fork"
+is the PipelineRL fork that its release names. `check` holds a config to the table; docs/knobs.md is printed from it.
 """
+
+import dataclasses
 
 from ml_collections import ConfigDict
 
+from int_jax import domains, knobs, proposers
+from int_jax.knobs import SAMPLING, Knob
 
-def sampling(**changes) -> ConfigDict:
-    """How responses are drawn: InT's 0.7 / 0.8 / 20 unless changed."""
-    base = {"max_new_tokens": 16_384, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.0}
-    return ConfigDict({**base, **changes})
+
+def count(value: int, unit: str, source: str = "", **more) -> Knob:
+    """A number of things, of which there must be some."""
+    return Knob(value, unit, source, at_least=1, **more)
+
+
+def weight(value: float, unit: str, source: str = "") -> Knob:
+    return Knob(value, unit, source, at_least=0)
+
+
+def positive(value: float, unit: str, source: str = "") -> Knob:
+    return Knob(value, unit, source, above=0)
+
+
+def inert(value, unit: str, source: str = "") -> Knob:
+    """A knob of the policy gradient that changes nothing yet."""
+    why = "one update a batch has the ratio 1 everywhere, whatever its kind and wherever it is clipped"
+    return Knob(value, unit, source, choices=(value,), why=why)
+
+
+def sampling() -> dict:
+    """How responses are drawn: InT's values."""
+    values = {"max_new_tokens": 16_384, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.0}
+    return {
+        name: dataclasses.replace(SAMPLING[name], value=value, source="InT") for name, value in values.items()
+    }
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+ARMS = ("int_rl", "rl")
+SPLITS = ("train", "test")
+
+TABLE = {
+    "name": Knob("default", "what the run is called: the config, and its variant", empty=False),
+    "seeds": Knob(
+        (0,),
+        "one whole run each: problems, samples and data order all follow the seed",
+        at_least=0,
+        at_most=2**32 - 1,
+        empty=False,
+    ),
+    "model": Knob("int_jax/assets/tiny_arithmetic", "a Hugging Face directory or hub id", empty=False),
+    "dtype": Knob(
+        "float32",
+        "of the compute and of the sampler's weights; logits and losses are always float32",
+        choices=DTYPES,
+    ),
+    "param_dtype": Knob(
+        "float32",
+        "of the weights in training: bfloat16 ones lose updates below 1/256 of a weight",
+        choices=DTYPES,
+    ),
+    "chat": Knob({}, "told to the chat template: {'enable_thinking': False} for Qwen3's hybrid models"),
+    "device_gib": Knob(
+        0.0,
+        "memory of a device where it does not say so itself; 0: unknown, and nothing is refused",
+        at_least=0,
+    ),
+    "mesh": {
+        "data": count(-1, "devices along this axis, which share the rows; -1: what is left", also=(-1,)),
+        "model": count(1, "devices along this axis, which share the weights; -1: what is left", also=(-1,)),
+    },
+    "slots": count(128, "rows of the sampler's cache; a multiple of the mesh's data axis"),
+    "chunk": count(16, "tokens drawn between two looks of the host"),
+    "domain": {
+        "name": Knob(
+            "arithmetic",
+            "a module of int_jax/domains; its knobs are listed below",
+            choices=tuple(domains.names()),
+        ),
+    },
+    "export": Knob(
+        ("int_rl",),
+        "policies written to workdir/models/NAME in Hugging Face format",
+        choices=("base", "int", "int_rl", "rl", "rl_matched"),
+    ),
+    "arms": Knob(
+        ("int_rl", "rl"),
+        "policies trained: int_rl (SFT, then RL), rl (RL from the base model)",
+        choices=ARMS,
+        empty=False,
+    ),
+    "inputs": {
+        "attempts": Knob("", "a JSONL file in place of the stage's rows"),
+        "proposals": Knob("", "the same"),
+        "guided": Knob("", "the same"),
+    },
+    # A source with attempts (and interventions) by columns, such as InT's published sets: the run enters behind them.
+    "enter": {
+        "source": Knob(
+            "", "problems with attempts, and perhaps interventions: the run enters behind these stages"
+        ),
+        "split": Knob("train", "of the source", empty=False),
+        "filtered": Knob(False, "its rows have passed the filter"),
+    },
+    "problems": {
+        "train": count(
+            4_500,
+            "candidates to train on, before those with a right try are dropped",
+            "InT: about 4,500 after it",
+        ),
+        "test": count(1_352, "held-out candidates"),
+        # Without "train" every wrong attempt counts, as is right for problems that were chosen before (InT's published
+        # set: attempts.tries = 4).
+        "hard": Knob(
+            SPLITS,
+            "sets that are cut down to hard problems: those without a right try in attempts.tries",
+            choices=SPLITS,
+        ),
+        "train_file": Knob(
+            "",
+            "problems with the columns problem, answer, reference_solution in place of the domain's own: a file "
+            "(JSONL or Parquet), a folder or glob of them, tfds:NAME, huggingface:OWNER/NAME",
+        ),
+        "test_file": Knob("", "the same, held out"),
+        "train_file_split": Knob("train", "of the source", empty=False),
+        "test_file_split": Knob("test", "of the source", empty=False),
+        "skip_bad": Knob(False, "leave bad rows out, counted, instead of refusing the file"),
+        "test_split": Knob(
+            "hard_test",
+            "of the domain's own problems: hard_validation while choosing knobs",
+            choices=("hard_test", "hard_validation"),
+        ),
+        "shard": count(64, "problems a shard: what a killed run has to do again at most"),
+    },
+    "attempts": {
+        "tries": count(64, "samples a problem; a problem counts as hard if none is right", "InT: 64 to 128"),
+        "keep": count(4, "wrong attempts kept of each problem", "InT"),
+        "sampling": sampling(),
+    },
+    "proposals": {
+        "proposer": Knob(
+            "self_verify", "a module of int_jax/proposers", "InT", choices=tuple(proposers.names())
+        ),
+        "model": Knob("", "another model than the policy: a Hugging Face directory or hub id"),
+        "chat": Knob({}, "told to that model's chat template"),
+        "compare": Knob(
+            (),
+            "more proposers, whose location accuracy is reported",
+            items=str,
+            choices=tuple(proposers.names()),
+        ),
+        "compare_attempts": count(256, "attempts they are compared on"),
+        "samples": count(4, "candidates an attempt: retries against parsing and leaks", "InT"),
+        "max_prompt": count(30_000, "tokens; longer conversations are counted and dropped (InT cuts them)"),
+        "shard": count(256, "attempts a shard"),
+        "sampling": sampling(),
+    },
+    "guided": {
+        "tries": count(32, "continuations of a guided attempt", "InT"),
+        "stop_at_success": Knob(True, "leave after the first success; False draws all tries (InT)"),
+        "at_once": count(8, "continuations a round"),
+        "shard": count(128, "guided attempts a shard"),
+        "sampling": sampling(),
+    },
+    "effect": {
+        "problems": count(334, "problems of the four-condition table, one attempt each", "InT, Table 1"),
+        "samples": count(32, "fresh samples a condition", "InT"),
+    },
+    "sft": {
+        "epochs": count(4, "passes over the guided attempts", "InT, Table 6"),
+        "batch": count(64, "sequences an update", "InT"),
+        "learning_rate": positive(1e-6, "peak; cosine to a tenth of it", "InT"),
+        "warmup": Knob(0.1, "share of the updates", "InT", at_least=0, at_most=1),
+        "weight_decay": weight(0.0, "of AdamW"),
+        "clip_norm": positive(1.0, "norm of the gradient at most"),
+        "prefix": weight(1.0, "weight of each prefix token; 0 is the ablation of Table 2", "InT"),
+        "intervention": weight(1.0, "weight of each intervention token", "InT"),
+        "end_of_turn": Knob(False, "train the end-of-turn token after the intervention", "InT"),
+        "filtered": Knob(True, "only guided attempts with a right continuation", "InT"),
+    },
+    "rl": {
+        "updates": count(400, "updates of each arm", "InT"),
+        "problems": count(32, "problems an update", "InT, Table 5"),
+        "group": Knob(8, "samples a problem", "InT", at_least=2, why="a group of one has no advantage"),
+        "learning_rate": positive(1e-6, "constant", "InT"),
+        "weight_decay": weight(0.01, "of AdamW", "fork"),
+        "clip_norm": positive(0.3, "norm of the gradient at most", "fork"),
+        "divide_by_std": Knob(False, "divide advantages by their group's standard deviation (GRPO)", "InT"),
+        "normalise": Knob(
+            "sequences",
+            "token sum over the number of sequences; tokens: token mean; sequence_mean: mean of sequences' means",
+            "fork",
+            choices=("sequences", "tokens", "sequence_mean"),
+        ),
+        "kl": weight(0.0, "weight of KL to the starting policy", "InT"),
+        "clip_low": inert(4.0, "the ratio is clipped to 1 - this", "fork"),
+        "clip_high": inert(4.0, "and to 1 + this", "fork"),
+        "ratio": inert("token", "of the probabilities of a token, or of a sequence (GSPO)", "fork"),
+        "pool": Knob(
+            "kept",
+            "problems trained on: kept by the filter, or all hard ones",
+            "InT",
+            choices=("kept", "hard"),
+        ),
+        "matched": Knob(
+            True,
+            "go on with RL alone until it has also spent the tokens of InT's data stages; needs both arms",
+        ),
+        "temperature": Knob(
+            1.0,
+            "of the rollouts",
+            "InT; 0.8 in the fork: disputed",
+            above=0,
+            why="greedy responses of a group are equal and have no advantage",
+        ),
+        "max_new_tokens": dataclasses.replace(SAMPLING["max_new_tokens"], value=16_384, source="InT"),
+        "checkpoint_every": count(50, "updates", "fork"),
+    },
+    "eval": {
+        "samples": count(128, "a problem", "InT"),
+        "ks": Knob((1, 8), "k of each pass@k", at_least=1, empty=False, order="increasing"),
+        "train_problems": count(
+            256,
+            "training problems evaluated beside the held-out ones",
+            why="the report sets them beside the held-out ones",
+        ),
+        "shard": count(64, "problems a shard"),
+        "sampling": sampling(),
+    },
+    "train": {
+        "row_length": count(20_000, "tokens of a packed row", "fork"),
+        "rows": count(4, "rows of a micro-batch"),
+        "remat": Knob(True, "recompute each layer in the backward pass"),
+        "chunk": count(512, "tokens of a row whose logits exist at one time"),
+    },
+}
+
+
+def domain(name: str, **changes) -> ConfigDict:
+    """A domain with all its knobs, so that each can be changed on the command line."""
+    return ConfigDict({"name": name, "knobs": knobs.defaults(domains.find(name).KNOBS) | changes})
 
 
 def get_config() -> ConfigDict:
-    c = ConfigDict()
-    c.name = "default"
-    c.seeds = (0,)  # one whole run each; the problems, samples and data order all follow the seed
-    c.model = "int_jax/assets/tiny_arithmetic"  # a Hugging Face directory or hub id
-    c.dtype = "float32"  # of the compute and of the sampler's weights; logits and losses are always float32
-    c.param_dtype = (
-        "float32"  # of the weights in training: bfloat16 ones lose updates below 1/256 of a weight
-    )
-    c.chat = ConfigDict()  # told to the chat template: {"enable_thinking": False} for Qwen3's hybrid models
-    c.device_gib = (
-        0.0  # memory of a device where it does not say so itself; 0: unknown, and nothing is refused
-    )
-    c.mesh = ConfigDict({"data": -1, "model": 1})  # devices along each axis, -1: what is left
-    c.slots = 128  # rows of the sampler's cache
-    c.chunk = 16  # tokens drawn between two looks of the host
-    c.domain = ConfigDict({"name": "arithmetic", "knobs": ConfigDict()})
-    c.export = ("int_rl",)  # policies written to workdir/models/NAME in Hugging Face format
-    c.arms = ("int_rl", "rl")  # policies trained: int_rl (SFT, then RL), rl (RL from the base model)
-    c.inputs = ConfigDict({"attempts": "", "proposals": "", "guided": ""})  # JSONL in place of a stage's rows
-    # A source with attempts (and interventions) by columns, such as InT's published sets: the run enters behind them.
-    # `filtered` says that its rows have passed the filter.
-    c.enter = ConfigDict({"source": "", "split": "train", "filtered": False})
-
-    c.problems = ConfigDict()
-    c.problems.train = (
-        4_500  # candidates, before those with a correct try are dropped (InT: about 4,500 after it)
-    )
-    c.problems.test = 1_352  # held-out candidates
-    # Which of the two are cut down to hard problems, those without a right try in attempts.tries. Without "train" every
-    # wrong attempt counts, as is right for problems that were chosen before (InT's published set: attempts.tries = 4).
-    c.problems.hard = ("train", "test")
-    # Problems with the columns problem, answer, reference_solution, in place of the domain's own: a file (JSONL or
-    # Parquet), a folder or glob of them, "tfds:NAME", "huggingface:OWNER/NAME" (datasets.read).
-    c.problems.train_file = ""
-    c.problems.test_file = ""
-    c.problems.train_file_split = "train"
-    c.problems.test_file_split = "test"
-    c.problems.skip_bad = False  # leave bad rows out, counted, instead of refusing the file
-    c.problems.test_split = "hard_test"  # "hard_validation" while choosing knobs
-    c.problems.shard = 64  # problems a shard: what a killed run has to do again at most
-
-    c.attempts = ConfigDict()
-    c.attempts.tries = 64  # samples a problem; a problem counts as hard if none is right (InT: 64 to 128)
-    c.attempts.keep = 4  # wrong attempts kept of each problem (InT)
-    c.attempts.sampling = sampling()
-
-    c.proposals = ConfigDict()
-    c.proposals.proposer = "self_verify"  # a module of int_jax/proposers
-    c.proposals.model = ""  # another model than the policy: a Hugging Face directory or hub id
-    c.proposals.chat = ConfigDict()  # as `chat`, for that model
-    c.proposals.compare = ()  # more proposers, whose location accuracy is reported
-    c.proposals.compare_attempts = 256  # attempts they are compared on
-    c.proposals.samples = 4  # candidates an attempt: retries against parsing and leaks (InT)
-    c.proposals.max_prompt = 30_000  # tokens; longer conversations are counted and dropped (InT cuts them)
-    c.proposals.shard = 256  # attempts a shard
-    c.proposals.sampling = sampling()
-
-    c.guided = ConfigDict()
-    c.guided.tries = 32  # continuations of a guided attempt (InT)
-    c.guided.stop_at_success = True  # leave after the first success; False draws all tries (InT)
-    c.guided.at_once = 8  # continuations a round
-    c.guided.shard = 128  # guided attempts a shard
-    c.guided.sampling = sampling()
-
-    c.effect = ConfigDict()
-    c.effect.problems = 334  # problems of the four-condition table, one attempt each (InT, Table 1)
-    c.effect.samples = 32  # fresh samples a condition (InT)
-
-    c.sft = ConfigDict()
-    c.sft.epochs = 4  # InT, Table 6
-    c.sft.batch = 64  # sequences an update (InT)
-    c.sft.learning_rate = 1e-6  # peak; cosine to a tenth of it (InT)
-    c.sft.warmup = 0.1  # share of the updates (InT)
-    c.sft.weight_decay = 0.0
-    c.sft.clip_norm = 1.0
-    c.sft.prefix = 1.0  # weight of each prefix token (InT trains it; 0 is the ablation of Table 2)
-    c.sft.intervention = 1.0  # weight of each intervention token
-    c.sft.end_of_turn = False  # train the end-of-turn token after the intervention (InT: no)
-    c.sft.filtered = True  # only guided attempts with a right continuation (InT)
-
-    c.rl = ConfigDict()
-    c.rl.updates = 400  # InT
-    c.rl.problems = 32  # an update (InT, Table 5)
-    c.rl.group = 8  # samples a problem (InT)
-    c.rl.learning_rate = 1e-6  # constant (InT)
-    c.rl.weight_decay = 0.01  # PipelineRL fork
-    c.rl.clip_norm = 0.3  # PipelineRL fork
-    c.rl.divide_by_std = False  # InT
-    c.rl.normalise = "sequences"  # token sum over the number of sequences (fork); "tokens", "sequence_mean"
-    c.rl.kl = 0.0  # weight of KL to the starting policy (InT)
-    c.rl.clip_low = 4.0  # the ratio is clipped to [1 - low, 1 + high] (fork)
-    c.rl.clip_high = 4.0
-    c.rl.ratio = "token"  # "sequence" is GSPO
-    c.rl.pool = "kept"  # problems trained on: "kept" by the filter (InT), or all "hard" ones
-    c.rl.matched = True  # go on with RL alone until it has also spent the tokens of InT's data stages
-    c.rl.temperature = 1.0  # paper; 0.8 in the fork: disputed
-    c.rl.max_new_tokens = 16_384
-    c.rl.checkpoint_every = 50  # updates (fork)
-
-    c.eval = ConfigDict()
-    c.eval.samples = 128  # a problem (InT)
-    c.eval.ks = (1, 8)  # pass@k
-    c.eval.train_problems = 256  # training problems evaluated beside the held-out ones
-    c.eval.shard = 64  # problems a shard
-    c.eval.sampling = sampling()
-
-    c.train = ConfigDict()
-    c.train.row_length = 20_000  # tokens of a packed row (fork)
-    c.train.rows = 4  # rows of a micro-batch
-    c.train.remat = True  # recompute each layer in the backward pass
-    c.train.chunk = 512  # tokens of a row whose logits exist at one time
+    c = ConfigDict(knobs.defaults(TABLE))
+    c.domain = domain("arithmetic")
     return c
+
+
+def check(config: ConfigDict) -> None:
+    """Refuse knobs that are unknown, missing, or have a value that they may not have. Raises: ValueError."""
+    name = config.domain.name
+    known = domains.find(name).KNOBS if name in domains.names() else {}
+    knobs.check({**TABLE, "domain": {**TABLE["domain"], "knobs": known}}, config.to_dict(), "config")

@@ -8,9 +8,13 @@ from ml_collections import ConfigDict
 from experiments.configs import int as intervention
 
 
+def alone(c: ConfigDict) -> ConfigDict:
+    """A config without InT: one arm, on all hard problems, and its policy is what is exported."""
+    c.update(arms=("rl",), export=("rl",), rl={"pool": "hard", "matched": False})
+    return c
+
+
 def get_config(variant: str = "") -> ConfigDict:
-    c = intervention.get_config(variant)
-    c.arms = ("rl",)
-    c.rl.update(pool="hard", matched=False)
+    c = alone(intervention.get_config(variant))
     c.name = f"grpo:{variant}" if variant else "grpo"
     return c

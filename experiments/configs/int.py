@@ -15,12 +15,6 @@ from ml_collections import ConfigDict
 from experiments.configs import default
 
 
-def mathematics() -> ConfigDict:
-    """The domain of free text. grader: "strict" (InT) or "tolerant" decides what is solved; prompts: a folder with
-    teacher.jinja and checker.jinja in place of the package's."""
-    return ConfigDict({"name": "math", "knobs": ConfigDict({"grader": "strict", "prompts": ""})})
-
-
 def tiny() -> ConfigDict:
     c = default.get_config()
     c.slots = 128
@@ -62,7 +56,7 @@ def smoke() -> ConfigDict:
 def rehearsal() -> ConfigDict:
     """Every stage of the mathematics domain with a model of 1 M parameters; `make rehearsal` makes it and its data."""
     c = tiny()
-    c.domain = mathematics()
+    c.domain = default.domain("math")
     c.slots = 64
     for stage in (c.attempts, c.guided, c.eval):
         stage.sampling.max_new_tokens = 128
@@ -89,7 +83,7 @@ def full(hosts: int) -> ConfigDict:
     """The paper's settings on hosts of 8 devices with 141 GB each: a model is cut over a host's devices, the hosts
     share the rows. On several hosts start the run on each of them with --distributed."""
     c = default.get_config()
-    c.domain = mathematics()
+    c.domain = default.domain("math")
     c.problems.hard = ("train",)  # benchmarks are evaluated whole
     c.dtype = "bfloat16"  # the weights in training stay float32
     c.mesh.update(data=hosts, model=8)

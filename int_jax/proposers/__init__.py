@@ -22,11 +22,15 @@ from int_jax.types import Intervention, Trace
 DROPS = ("unparsed", "out_of_range", "empty", "leaked", "too_long")
 
 
+def names() -> list[str]:
+    """The proposers there are."""
+    return [module.name for module in pkgutil.iter_modules(__path__) if module.name != "parse"]
+
+
 def load(name: str):
     """The `propose` function of int_jax/proposers/<name>.py."""
-    known = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "parse"]
-    if name not in known:
-        raise ValueError(f"no proposer {name!r} in int_jax/proposers: choose one of {', '.join(known)}")
+    if name not in names():
+        raise ValueError(f"no proposer {name!r} in int_jax/proposers: choose one of {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}").propose
 
 
