@@ -5,6 +5,7 @@ Each leaves shards in the workdir; a shard that exists is not computed again.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -17,7 +18,7 @@ from int_jax import intervention_training as method
 from int_jax.datasets import entry
 from int_jax.engine import Engine, Sampling
 from int_jax.lm import LM
-from int_jax.stages import StageError, Workdir
+from int_jax.stages import Matching, StageError, Workdir, stage_files
 from int_jax.types import Task
 from int_jax.verify import MAX_CHARS
 
@@ -63,7 +64,9 @@ def chunks(items: list, size: int) -> list[list]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def sharded(run: Run, stage: str, items: list, size: int, per_item: int, work):
+def sharded(
+    run: Run, stage: str, items: list, size: int, per_item: int, work, matching: Matching | None = None
+):
     """Run a stage shard by shard behind one progress bar, counting the tokens drawn; see Workdir.rows.
 
     work(part, progress) -> rows.
@@ -84,7 +87,7 @@ def sharded(run: Run, stage: str, items: list, size: int, per_item: int, work):
             rows = work(part, shown.update)
             return rows, {"tokens": sum(engine.take_drawn() for engine in engines)}
 
-        return run.work.rows(stage, chunks(items, size), counted, done)
+        return run.work.rows(stage, chunks(items, size), counted, done, matching)
 
 
 def problems(run: Run) -> tuple[list[Task], list[Task]]:
@@ -93,6 +96,11 @@ def problems(run: Run) -> tuple[list[Task], list[Task]]:
     A run that enters behind given attempts has theirs, and the attempts and interventions become its stages' rows.
     """
     c, p = run.config, run.config.problems
+    train_source = (c.enter.source, c.enter.split) if c.enter.source else (p.train_file, p.train_file_split)
+    test_source = (p.test_file, p.test_file_split)
+    if train_source[0] and test_source[0]:
+        datasets.apart(train_source, test_source)
+    run.work.pin(outside(run, train_source, test_source))
     needs = ("reference_solution",) if "int_rl" in c.arms else ()
     test = given(run, p.test_split, p.test, p.test_file, p.test_file_split)
     if not c.enter.source:
@@ -106,6 +114,11 @@ def problems(run: Run) -> tuple[list[Task], list[Task]]:
     stages, counts = entry.stage_rows(
         [row for row in read.rows if row.task.id in kept], run.domain, c.enter.filtered, "train" in p.hard
     )
+    for stage in stages:
+        if c.inputs.get(stage):
+            raise StageError(
+                f"config.inputs.{stage} and config.enter.source both give the rows of the stage {stage}; give one"
+            )
     folder = run.work.path / "entry"
     if processes.first():
         entry.write_stages(stages, folder)
@@ -113,6 +126,15 @@ def problems(run: Run) -> tuple[list[Task], list[Task]]:
     run.work.inputs |= {stage: str(folder / f"{stage}.jsonl") for stage in stages}
     show(read.report, ", ".join(f"{count} {name}" for name, count in counts.items() if count), sep="\n")
     return train, test
+
+
+def outside(run: Run, train_source: tuple, test_source: tuple) -> dict[str, list]:
+    """The files of the user's own that this run reads its data from, by the knob that names them."""
+    c = run.config
+    train_knob = "enter.source" if c.enter.source else "problems.train_file"
+    sources = {train_knob: train_source, "problems.test_file": test_source}
+    files = {knob: datasets.on_disk(*source) for knob, source in sources.items() if source[0]}
+    return files | {f"inputs.{stage}": stage_files(source) for stage, source in c.inputs.items() if source}
 
 
 def given(run: Run, split: str, count: int, source: str, source_split: str, needs: tuple = ()) -> list[Task]:
@@ -126,6 +148,53 @@ def given(run: Run, split: str, count: int, source: str, source_split: str, need
             task, [], "solver"
         )  # refuses a worked example among the problems, before anything is drawn
     return read.tasks[:count]
+
+
+def attempt_id(trace) -> tuple:
+    """What names an attempt in a run: its problem, and its random stream (seed, sample)."""
+    return trace.task.id, *trace.key
+
+
+def ids(trace) -> dict:
+    """`attempt_id` as a row carries it."""
+    return {"task": trace.task.id, "attempt": list(trace.key)}
+
+
+def _counted(row: dict, *names: str) -> None:
+    for name in names:
+        if type(row[name]) is not int or row[name] < 0:
+            raise ValueError(f"{name} = {row[name]!r} is no count")
+
+
+def _problem_of(row: dict) -> tuple:
+    """The problem that a row of attempts belongs to: its id, and what it must say. Raises as Matching.id_of."""
+    task = types.task_from_json(row["task"])
+    names = [attempt_id(types.trace_from_json(data)) for data in row["wrong"]]
+    if {name[0] for name in names} - {task.id} or len({*names}) < len(names):
+        raise ValueError(f"its wrong attempts are of another problem, or two of the same key: {names}")
+    _counted(row, "samples", "correct")
+    return task.id, task.problem, task.answer
+
+
+def _proposal_of(steps: dict[tuple, int], row: dict) -> tuple:
+    """The attempt that a row of proposals belongs to. `steps`: how many an attempt has. Raises as Matching.id_of."""
+    one = row["task"], *row["attempt"]
+    if (row["intervention"] is None) != bool(row["drop"]):
+        raise ValueError(f"either an intervention or, as drop, one of {', '.join(proposers.DROPS)}")
+    step = types.intervention_from_json(row["intervention"]).step if row["intervention"] else 0
+    if not 0 <= step < steps.get(one, step + 1):
+        raise ValueError(f"step {step} (0-based) of an attempt of {steps[one]} steps")
+    return one
+
+
+def _guided_of(row: dict) -> tuple:
+    """The attempt that a row of guided belongs to. Raises as Matching.id_of."""
+    one = row["task"], *row["attempt"]
+    if attempt_id(types.trace_from_json(row["trace"])) != one:
+        raise ValueError(f"its trace continues another attempt than {one}")
+    _counted(row, "tries", "successes")
+    [(text, passed) for text, passed in row["shown"]]
+    return one
 
 
 def attempt(run: Run, tasks: list[Task], stage: str, hard: bool):
@@ -151,7 +220,8 @@ def attempt(run: Run, tasks: list[Task], stage: str, hard: bool):
         ]
         return rows
 
-    return sharded(run, stage, tasks, run.config.problems.shard, c.tries, work)
+    matching = Matching([(task.id, task.problem, task.answer) for task in tasks], _problem_of)
+    return sharded(run, stage, tasks, run.config.problems.shard, c.tries, work, matching)
 
 
 def untried(tasks: list[Task]) -> list[dict]:
@@ -160,7 +230,7 @@ def untried(tasks: list[Task]) -> list[dict]:
 
 
 def propose(run: Run, name: str, wrong: list, stage: str):
-    """An intervention for each wrong attempt, by one proposer. A row is {"intervention", "drop"}."""
+    """An intervention for each wrong attempt, by one proposer. A row is {"task", "attempt", "intervention", "drop"}."""
     c = run.config.proposals
 
     engine, params, tokenizer = run.engine, run.decoding, None
@@ -182,20 +252,21 @@ def propose(run: Run, name: str, wrong: list, stage: str):
             progress=progress,
         )
         rows = [
-            {"intervention": one and types.to_json(one), "drop": drops.get(i, "")}
+            ids(part[i]) | {"intervention": one and types.to_json(one), "drop": drops.get(i, "")}
             for i, one in enumerate(found)
         ]
         return rows
 
-    return sharded(run, stage, wrong, c.shard, c.samples, work)
+    steps = {attempt_id(trace): len(trace.step_ends) for trace in wrong}
+    matching = Matching([*steps], functools.partial(_proposal_of, steps))
+    return sharded(run, stage, wrong, c.shard, c.samples, work, matching)
 
 
 def guide(run: Run, traces: list, fits: list[bool]):
-    """Continue the guided attempts. A row is {"trace", "tries", "successes", "shown"}.
+    """Continue the guided attempts that fit. A row is {"task", "attempt", "trace", "tries", "successes", "shown"}.
 
     Args:
-      traces: those of all guided attempts that fit into a row of training. fits: which of all do: a file of one's own
-        has a row for each.
+      traces: all guided attempts. fits: which of them fit into a row of training.
     """
     c = run.config.guided
 
@@ -212,19 +283,15 @@ def guide(run: Run, traces: list, fits: list[bool]):
             progress,
         )
         rows = [
-            {"trace": types.to_json(r.trace), "tries": r.tries, "successes": r.successes, "shown": r.shown}
+            ids(r.trace)
+            | {"trace": types.to_json(r.trace), "tries": r.tries, "successes": r.successes, "shown": r.shown}
             for r in results
         ]
         return rows
 
-    rows, counts = sharded(run, "guided", traces, c.shard, c.tries, work)
-    if source := run.work.inputs.get("guided"):
-        if len(rows) != len(fits):
-            raise StageError(
-                f"{source}: {len(rows)} rows for {len(fits)} guided attempts; give one row for each"
-            )
-        rows = list(itertools.compress(rows, fits))
-    return rows, counts
+    chosen = list(itertools.compress(traces, fits))
+    matching = Matching([*map(attempt_id, chosen)], _guided_of, {*map(attempt_id, traces)})
+    return sharded(run, "guided", chosen, c.shard, c.tries, work, matching)
 
 
 def effect(run: Run, wrong: list, interventions: list, guided_traces: list) -> dict:
@@ -245,10 +312,10 @@ def effect(run: Run, wrong: list, interventions: list, guided_traces: list) -> d
         ],
         "prefix_intervention": [patched for _, _, patched in chosen_rows],
     }
-    # An attempt whose located step is its last one is finished, not open: its stop token goes.
+    # An attempt whose located step is its last one is finished, not open: its stop tokens go.
     stops = run.domain.tokenizer.stop_ids
     conditions["prefix_error"] = [
-        rollout.truncated(t, len(t.tokens) - 1) if t.tokens[-1] in stops else t
+        rollout.truncated(t, t.prompt_len + np.flatnonzero([True, *~np.isin(t.response, stops)])[-1])
         for t in conditions["prefix_error"]
     ]
     items = [(name, i) for name in conditions for i in range(len(chosen_rows))]

@@ -187,9 +187,8 @@ def intervene(run: Run, wrong: list, results: dict):
         if len(trace.tokens) + c.sft.end_of_turn > c.train.row_length:
             drops[i] = "too_long"
     fits = [not drops[i] for i in usable]
-    usable, patched = list(compress(usable, fits)), list(compress(patched, fits))
-
     guided_rows, guided_counts = guide(run, patched, fits)
+    usable, patched = list(compress(usable, fits)), list(compress(patched, fits))
     kept = [types.trace_from_json(row["trace"]) for row in guided_rows if row["successes"]]
     kept_ids = {trace.task.id for trace in kept}
     results["tokens"]["guided"] = int(guided_counts.get("tokens", 0))

@@ -31,6 +31,7 @@ TOKENIZER_FILES = (
 )
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # here: in a file's header
 SHARD_BYTES = 4 << 30
+COMPLETE = "_CHECKPOINT_METADATA"  # the file that Orbax writes last
 FULL = ("No space left", "Disk quota exceeded")  # as the kernel, safetensors and tensorstore put it
 
 
@@ -101,13 +102,24 @@ def saved(directory: str | Path) -> list[int]:
 
 
 def restore(directory: str | Path, like: State) -> State | None:
-    """The newest state, placed as `like` is; None where there is none."""
+    """The newest state, placed as `like` is; None where there is none.
+
+    Raises: FileNotFoundError where it is not there as a whole, naming it.
+    """
     steps = processes.agreed(saved(directory))
     if not steps:
         return None
+    newest = Path(directory).absolute() / str(steps[-1])
+    from_there = f"goes on from step {steps[-2]}" if len(steps) > 1 else "begins this policy anew"
+    fix = f"copy it again, or delete it: the run then {from_there}"
+    if not processes.agreed((newest / COMPLETE).is_file()):
+        raise FileNotFoundError(f"{newest}: no whole checkpoint, its {COMPLETE} is missing; {fix}")
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(Path(directory).absolute() / str(steps[-1]), abstract)
+        try:
+            return checkpointer.restore(newest, abstract)
+        except (ValueError, KeyError, OSError) as error:  # Orbax and tensorstore name no folder
+            raise FileNotFoundError(f"{newest}: no whole checkpoint ({str(error)[:500]}); {fix}") from error
 
 
 # Hugging Face format: reading -------------------------------------------------------------------------------

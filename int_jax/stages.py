@@ -1,21 +1,41 @@
 """A run's working directory: stages as shards of typed JSONL, so that a killed run goes on where it stood.
 
-A shard is one file, written whole or not at all; its first line holds what is counted over it, the others its rows. A
-shard's content depends on the config and on earlier stages alone, so one that exists is never computed again.
+A shard is one file, written whole or not at all; its first line holds what is counted over it and how many rows it has,
+the others the rows. A shard's content depends on the config, on the files that the manifest knows by their hash, and on
+earlier stages alone, so one that exists is never computed again.
 """
 
+import codecs
 import errno
+import glob
+import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from int_jax import processes
 
+SHOWN = 5  # offenders that a message names
+
 
 class StageError(Exception):
-    """A run cannot go on; the message says what is wrong, where, and how to mend it."""
+    """A run cannot go on; the message says what is wrong, where, and how to fix it."""
+
+
+class Matching(NamedTuple):
+    """How the rows of a file of the user's own find what they belong to: by ids, never by their place.
+
+    Attributes:
+      wanted: an id for each row that the stage needs, in its order. id_of: the id that a row carries; it raises
+        KeyError, TypeError or ValueError for what is no row of the stage. spare: ids that may be there besides.
+    """
+
+    wanted: list[tuple]
+    id_of: Callable[[dict], tuple]
+    spare: Collection[tuple] = ()
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -50,7 +70,8 @@ class Workdir:
     """The directory of one run under one config.
 
     Args:
-      config: plain JSON types; its `inputs` maps a stage's name to a JSONL file that replaces the stage's own rows.
+      config: plain JSON types; its `inputs` maps a stage's name to JSONL that replaces the stage's own rows: a file, a
+        folder or a glob; a shard of a run, or all of them, too.
 
     Raises: StageError if the directory belongs to another config, naming the keys that differ.
     """
@@ -58,11 +79,10 @@ class Workdir:
     def __init__(self, path: str | Path, config: dict, versions: dict):
         self.path = Path(path)
         self.inputs = config.get("inputs", {})
-        manifest = self.path / "manifest.json"
         config = json.loads(json.dumps(config))
-        there = processes.agreed(manifest.read_text() if manifest.exists() else None)
+        there = self._manifest()
         if there is not None:
-            old = flat(json.loads(there)["config"])
+            old = flat(there["config"])
             new = flat(config)
             differ = [
                 k for k in sorted(old.keys() | new.keys()) if old.get(k, "unset") != new.get(k, "unset")
@@ -75,35 +95,99 @@ class Workdir:
                     + "\n"
                     "Use another --workdir, or delete this one"
                 )
-        elif processes.first():
-            write_atomically(manifest, json.dumps({"config": config, "versions": versions}, indent=1) + "\n")
+        else:
+            self._write_manifest({"config": config, "versions": versions})
 
-    def rows(self, stage: str, parts: list, work: Callable, done: Callable = lambda part: None):
+    def _manifest(self) -> dict | None:
+        """What the manifest says; None where there is none."""
+        path = self.path / "manifest.json"
+        text = processes.agreed(path.read_text(encoding="utf-8", errors="replace") if path.exists() else None)
+        if text is None:
+            return None
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
+            raise StageError(
+                f"{path}: damaged: it does not hold the config of this run but {text[:80]!r}. Shards and checkpoints "
+                "beside it are whole: if this command has the config that they were made with, delete that file and "
+                "run the command again; it goes on from them"
+            )
+        return found
+
+    def _write_manifest(self, data: dict) -> None:
+        if processes.first():
+            write_atomically(self.path / "manifest.json", json.dumps(data, indent=1) + "\n")
+
+    def pin(self, files: dict[str, list[Path]]) -> None:
+        """Note the content of the files from which a run takes its data; refuse others than those it began with.
+
+        Args:
+          files: those that each knob names.
+
+        Raises: StageError, naming the files that are changed, new or gone, and the knob.
+        """
+        now = {
+            knob: {str(path): processes.first() and digest(path) for path in some}
+            for knob, some in files.items()
+        }
+        now = processes.agreed(now)
+        there = self._manifest() or {}
+        then = there.get("files")
+        if then is None:
+            return self._write_manifest(there | {"files": now})
+        differ = [
+            f"  {path}: {'new' if path not in then.get(knob, {}) else 'gone' if path not in some else 'changed'}"
+            f" (config.{knob})"
+            for knob, some in now.items()
+            for path in sorted(some.keys() | then.get(knob, {}).keys())
+            if some.get(path) != then.get(knob, {}).get(path)
+        ]
+        if differ:
+            more = f"\n  and {len(differ) - SHOWN} more" if len(differ) > SHOWN else ""
+            raise StageError(
+                f"{self.path} holds a run that began with other data:\n"
+                + "\n".join(differ[:SHOWN])
+                + more
+                + "\nPut the old files back, or use another --workdir"
+            )
+
+    def rows(
+        self,
+        stage: str,
+        parts: list,
+        work: Callable,
+        done: Callable = lambda part: None,
+        matching: Matching | None = None,
+    ):
         """All rows of a stage, and the sums over its shards' counts: (list of dict, dict).
 
         Args:
           parts: what each shard is made of. work(part) -> (rows, counts): rows and counts as JSON types, counts a flat
             dict of numbers. It is called only for shards that do not exist yet. done(part): called after each shard.
+          matching: for the rows of a file of the user's own; a stage without cannot be given.
         """
         rows: list[dict] = []
         totals: dict[str, float] = {}
         own = self.inputs.get(stage)
         if own:
-            return list(read_jsonl(Path(own))), totals
+            if matching is None:
+                raise StageError(f"config.inputs.{stage} = {own!r}: the rows of this stage cannot be given")
+            return matched(stage, own, matching)
         for index, part in enumerate(parts):
             path = self.path / stage / f"{index:05d}.jsonl"
             if not processes.agreed(path.exists()):
                 start = time.perf_counter()
                 made, counts = work(part)
-                lines = [json.dumps({"counts": counts}), *map(json.dumps, made)]
+                lines = [json.dumps({"counts": counts, "rows": len(made)}), *map(json.dumps, made)]
                 if processes.first():
                     write_atomically(path, "\n".join(lines) + "\n")
                 self.clock(stage, time.perf_counter() - start)
-            first, *rest = processes.agreed([*read_jsonl(path)] if processes.first() else None)
-            rows += rest
+            counts, made = processes.agreed(shard(path) if processes.first() else None)
+            rows += made
             done(part)
-            for name, count in first["counts"].items():
-                totals[name] = totals.get(name, 0) + count
+            add(totals, counts)
         return rows, totals
 
     def clock(self, stage: str, seconds: float) -> None:
@@ -118,18 +202,110 @@ class Workdir:
         path = self.path / "clock.jsonl"
         spent: dict[str, float] = {}
         for line in read_jsonl(path) if path.exists() else ():
+            if line.keys() != {"stage", "seconds"}:
+                raise StageError(
+                    f"{path}: damaged: {str(line)[:80]!r} is no time of a stage; delete that line"
+                )
             spent[line["stage"]] = spent.get(line["stage"], 0.0) + line["seconds"]
         return {stage: round(seconds, 1) for stage, seconds in spent.items()}
 
 
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def add(totals: dict[str, float], counts: dict[str, float]) -> None:
+    for name, count in counts.items():
+        totals[name] = totals.get(name, 0) + count
+
+
+def shard(path: Path) -> tuple[dict[str, float], list[dict]]:
+    """The counts and rows of a shard. Raises: StageError where it is not whole, naming it."""
+    fix = f"delete {path} and run the same command again: this shard alone is computed anew"
+    try:
+        first, *rows = read_jsonl(path)
+    except StageError as error:
+        raise StageError(f"{error}. The shard is damaged: {fix}") from None
+    except ValueError:
+        raise StageError(f"{path}: an empty shard: {fix}") from None
+    if first.keys() != {"counts", "rows"} or first["rows"] != len(rows):
+        said = f"{first['rows']} rows, it holds {len(rows)}" if "rows" in first else f"{str(first)[:80]!r}"
+        raise StageError(f"{path}: the shard is damaged: its first line says {said}; {fix}")
+    return first["counts"], rows
+
+
+def stage_files(source: str) -> list[Path]:
+    """The JSONL files of a path, a folder or a glob, in the order of their names."""
+    path = Path(source)
+    found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    if not path.exists():
+        found = sorted(map(Path, glob.glob(source, recursive=True)))
+    if not found:
+        raise StageError(f"{source}: no {'*.jsonl in it' if path.is_dir() else 'such file'}")
+    return found
+
+
+def matched(stage: str, source: str, matching: Matching) -> tuple[list[dict], dict[str, float]]:
+    """The rows of a file of the user's own in the order in which the stage needs them, and the counts of its shards.
+
+    Raises: StageError, naming files and rows, where a row belongs to nothing in this run, two belong to the same, or
+      something has none.
+    """
+    found: dict[tuple, tuple[str, dict]] = {}
+    totals: dict[str, float] = {}
+    faults: list[str] = []
+    known = {*matching.wanted, *matching.spare}
+    for path in stage_files(source):
+        for number, row in numbered(path):
+            place = f"{path}, row {number}"
+            if "counts" in row and row.keys() <= {"counts", "rows"}:  # a shard's first line
+                add(totals, row["counts"])
+                continue
+            try:
+                one = matching.id_of(row)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                faults.append(f"{place}: no row of the stage {stage} ({type(error).__name__}: {error})")
+                continue
+            if one not in known:
+                faults.append(f"{place}: belongs to {_shown(one)}, which is not in this run")
+            elif one in found:
+                faults.append(f"{place}: belongs to {_shown(one)}, as {found[one][0]} does")
+            found.setdefault(one, (place, row))
+    faults += [f"{source}: no row for {_shown(one)}" for one in matching.wanted if one not in found]
+    if faults:
+        more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+        raise StageError(
+            f"config.inputs.{stage} = {source}: the rows do not match this run:\n  "
+            + "\n  ".join([*faults[:SHOWN], *more])
+            + f"\nGive one row for each of the {len(matching.wanted)} that this run needs, with its ids, as a shard of "
+            f"the stage {stage} has them"
+        )
+    return [found[one][1] for one in matching.wanted], totals
+
+
+def _shown(one: tuple) -> str:
+    return " ".join(f"{part}"[:60] for part in one)
+
+
 def read_jsonl(path: Path) -> Iterator[dict]:
     """The records of a JSONL file; a bad line is a StageError that names file and line."""
+    return (row for _, row in numbered(path))
+
+
+def numbered(path: Path) -> Iterator[tuple[int, dict]]:
+    """The records of a JSONL file with their lines' numbers, from 1; blank lines and a byte-order mark are nothing."""
     if not path.is_file():
         raise StageError(f"{path}: no such file")
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            line = line.removeprefix(codecs.BOM_UTF8)
+            if not line.strip():
+                continue
             try:
-                row = json.loads(line.decode("utf-8"))
-            except ValueError as error:  # of JSON, or of UTF-8
+                row: Any = json.loads(line.decode("utf-8"))
+            except (ValueError, RecursionError) as error:  # of JSON, or of UTF-8
                 raise StageError(f"{path}, line {number}: not JSON ({error}): {line[:80]!r}") from None
-            yield row
+            if not isinstance(row, dict):
+                raise StageError(f"{path}, line {number}: not a record: {line[:80]!r}")
+            yield number, row

@@ -537,3 +537,25 @@ def test_an_interrupted_save_is_never_picked_up(tmp_path, monkeypatch):
     assert checkpoint.saved(tmp_path) == [2]
     checkpoint.save(tmp_path, small_state(4))
     assert [path.name for path in tmp_path.iterdir()] == ["4"]
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "cut"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_stays(tmp_path, damage):
+    """A copy or a disk that broke off: an empty folder, a file that is missing, one that is cut short."""
+    checkpoint.save(tmp_path, small_state(3))
+    checkpoint.save(tmp_path / "other", small_state(9))
+    if damage == "empty":
+        (tmp_path / "9").mkdir()
+    else:
+        (tmp_path / "other" / "9").rename(tmp_path / "9")
+        for path in [*(tmp_path / "9").rglob("*")]:
+            if path.is_file() and (path.name == "_CHECKPOINT_METADATA") == (damage == "half"):
+                path.unlink() if damage == "half" else path.write_bytes(
+                    path.read_bytes()[: path.stat().st_size // 2]
+                )
+    with pytest.raises(
+        FileNotFoundError, match=rf"{tmp_path / '9'}: .*delete it: the run then goes on from step 3"
+    ):
+        checkpoint.restore(tmp_path, small_state(0))
+    shutil.rmtree(tmp_path / "9")  # as it says
+    assert_same(checkpoint.restore(tmp_path, small_state(0)), small_state(3))

@@ -1,6 +1,7 @@
 """Where a run's problems come from, and what it finds in the stages that it does not have to compute."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -120,19 +121,191 @@ def test_a_run_enters_behind_given_attempts(run, tmp_path, filtered):
     train, _ = data_stages.problems(run)
     assert len(train) == 3  # the held-out one stays out of the stages' rows, too
 
-    def never(part):
-        raise AssertionError("this stage is given")
-
-    attempts, _ = run.work.rows("attempts", [train], never)
+    attempts, _ = data_stages.attempt(run, train, "attempts", True)
     assert [task["problem"] for task in (r["task"] for r in attempts)] == [t.problem for t in train]
     assert all(r["correct"] == 0 and len(r["wrong"]) == 1 for r in attempts)
-    wrong = types.trace_from_json(attempts[0]["wrong"][0])
-    assert run.domain.first_error(wrong) == 1
-    proposals, _ = run.work.rows("proposals", [train], never)
-    kept = [r["intervention"] for r in proposals if not r["drop"]]
-    assert kept and all(one["step"] == 1 for one in kept)
+    wrong = [types.trace_from_json(r["wrong"][0]) for r in attempts]
+    assert run.domain.first_error(wrong[0]) == 1
+    proposals, _ = data_stages.propose(run, "oracle", wrong, "proposals")
+    kept = [i for i, r in enumerate(proposals) if not r["drop"]]
+    assert kept and all(proposals[i]["intervention"]["step"] == 1 for i in kept)
+    assert bool(run.work.inputs["guided"]) is filtered
     if filtered:
-        assert len(run.work.rows("guided", [train], never)[0]) == len(kept)
-    else:
-        with pytest.raises(AssertionError, match="given"):
-            run.work.rows("guided", [train], never)
+        traces = [wrong[i] for i in kept]
+        assert len(data_stages.guide(run, traces, [True] * len(kept))[0]) == len(kept)
+        fits = [
+            False,
+            *[True] * (len(kept) - 1),
+        ]  # a row for one that is too long for a row of training is spare
+        assert len(data_stages.guide(run, traces, fits)[0]) == len(kept) - 1
+
+
+# --- rows of the user's own ---
+
+
+@pytest.fixture
+def entered(run, tmp_path):
+    """Two attempts at each of three problems: the stages' rows as files of the user's own."""
+    rows = [
+        row(one, incorrect_attempt="\n\n".join([*one.steps[:-1], f"\\boxed{{{number}}}"]), intervention=step)
+        for one in chains(3)
+        for number, step in ((98, {"location": 1, "content": one.steps[0]}), (99, None))
+    ]
+    read = datasets.read(write(tmp_path / "x.jsonl", rows), "arithmetic")
+    stages, _ = entry.stage_rows(read.rows, run.domain, filtered=True)
+    return read.tasks, stages
+
+
+def results(run, tasks) -> list:
+    """The three stages' rows, each given by a file."""
+    attempts, _ = data_stages.attempt(run, tasks, "attempts", True)
+    wrong = [types.trace_from_json(data) for one in attempts for data in one["wrong"]]
+    proposals, _ = data_stages.propose(run, "oracle", wrong, "proposals")
+    kept = [trace for trace, one in zip(wrong, proposals, strict=True) if one["intervention"]]
+    return [attempts, proposals, data_stages.guide(run, kept, [True] * len(kept))[0]]
+
+
+def give(run, folder, stages: dict) -> None:
+    for stage, path in entry.write_stages(stages, folder).items():
+        run.work.inputs[stage] = str(path)
+
+
+def test_rows_of_ones_own_in_another_order_give_the_same(run, tmp_path, entered):
+    tasks, stages = entered
+    give(run, tmp_path / "a", stages)
+    expected = results(run, tasks)
+    assert [len(rows) for rows in expected] == [3, 6, 3]
+    give(run, tmp_path / "b", {stage: [*rows[1:], rows[0]] for stage, rows in stages.items()})
+    assert results(run, tasks) == expected
+    first_line = {"counts": {"tokens": 7}, "rows": 3}
+    give(run, tmp_path / "c", {stage: [first_line, *rows] for stage, rows in stages.items()})
+    assert results(run, tasks) == expected
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "said"),
+    [
+        ("attempts", lambda rows: rows[1:], "no row for "),
+        ("attempts", lambda rows: [*rows, rows[0]], "row 4: belongs to "),
+        ("attempts", lambda rows: rows[0]["task"].update(problem="Start."), "not in this run"),
+        ("attempts", lambda rows: rows[0]["task"].update(answer="77777"), "not in this run"),
+        (
+            "attempts",
+            lambda rows: rows[0].pop("samples"),
+            "no row of the stage attempts (KeyError: 'samples')",
+        ),
+        ("attempts", lambda rows: rows[0].update(correct="1"), "correct = '1' is no count"),
+        ("attempts", lambda rows: rows[0]["wrong"].append(rows[0]["wrong"][0]), "two of the same key"),
+        ("attempts", lambda rows: rows[0]["wrong"].append(rows[1]["wrong"][0]), "of another problem"),
+        ("proposals", lambda rows: rows[:-1], "no row for "),
+        (
+            "proposals",
+            lambda rows: rows[0].pop("task"),
+            "row 1: no row of the stage proposals (KeyError: 'task')",
+        ),
+        (
+            "proposals",
+            lambda rows: rows[2].pop("attempt") and None,
+            "row 3: no row of the stage proposals (KeyError",
+        ),
+        ("proposals", lambda rows: rows[0].update(attempt=[0, 5]), "row 1: belongs to "),
+        ("proposals", lambda rows: rows[0].update(attempt=rows[1]["attempt"]), "row 1 does"),
+        ("proposals", lambda rows: rows[0].update(drop="leaked"), "either an intervention or"),
+        (
+            "proposals",
+            lambda rows: rows[0]["intervention"].update(step=40),
+            "step 40 (0-based) of an attempt of ",
+        ),
+        ("guided", lambda rows: rows[1:], "no row for "),
+        (
+            "guided",
+            lambda rows: rows[0].update(task="x"),
+            "its trace continues another attempt than ('x', 0, 0)",
+        ),
+        ("guided", lambda rows: rows[0].update(successes=None), "successes = None is no count"),
+        ("guided", lambda rows: rows[0].update(shown=3), "row 1: no row of the stage guided (TypeError"),
+    ],
+)
+def test_rows_of_ones_own_that_do_not_match_are_named(run, tmp_path, entered, stage, change, said):
+    tasks, stages = entered
+    rows = json.loads(json.dumps(stages[stage]))
+    changed = change(rows)
+    give(run, tmp_path, stages | {stage: changed if isinstance(changed, list) else rows})
+    with pytest.raises(StageError) as error:
+        results(run, tasks)
+    assert f"{stage}.jsonl" in str(error.value) and said in str(error.value)
+
+
+def test_a_stage_is_given_once(run, tmp_path):
+    one = chains(1)[0]
+    given_row = row(
+        one, incorrect_attempt="\\boxed{99}", intervention={"location": 1, "content": one.steps[0]}
+    )
+    run.config.enter.source = write(tmp_path / "given.jsonl", [given_row])
+    run.config.inputs.proposals = write(tmp_path / "own.jsonl", [])
+    with pytest.raises(StageError, match=r"config\.inputs\.proposals and config\.enter\.source both give"):
+        data_stages.problems(run)
+
+
+# --- data that changes, data that is not held out ---
+
+
+@pytest.mark.parametrize(
+    "knob", ["problems.train_file", "problems.test_file", "enter.source", "inputs.attempts"]
+)
+def test_data_that_changes_between_two_starts_is_noticed(run, tmp_path, knob):
+    made = chains(6)
+    paths = {
+        "problems.train_file": write(tmp_path / "train.jsonl", map(row, made[:3])),
+        "problems.test_file": write(tmp_path / "test.jsonl", map(row, made[3:])),
+        "inputs.attempts": write(tmp_path / "own.jsonl", []),
+    }
+    if knob == "enter.source":
+        attempts = [row(one, incorrect_attempt="\\boxed{99}") for one in made[:3]]
+        paths = {
+            knob: write(tmp_path / "given.jsonl", attempts),
+            "problems.test_file": paths["problems.test_file"],
+        }
+    run.config.update_from_flattened_dict(paths)
+    for _ in range(2):
+        data_stages.problems(run)
+    with open(paths[knob], "a") as file:
+        file.write("\n")
+    with pytest.raises(StageError, match=rf"{paths[knob]}: changed \(config\.{knob}\)"):
+        data_stages.problems(run)
+
+
+def test_a_source_that_serves_both_sets_is_refused(run, tmp_path):
+    (tmp_path / "data").mkdir()
+    for name, some in (("a", chains(3)), ("b", chains(3, seed=5))):
+        write(tmp_path / "data" / f"{name}.jsonl", map(row, some))
+    both = str(tmp_path / "data")
+    run.config.problems.update(train_file=both, test_file=both, skip_bad=True)
+    with pytest.raises(StageError, match=r"nothing would be held out: .*a\.jsonl, .*b\.jsonl"):
+        data_stages.problems(run)
+    (tmp_path / "data" / "a.jsonl").rename(tmp_path / "data" / "a_train.jsonl")
+    (tmp_path / "data" / "b.jsonl").rename(tmp_path / "data" / "b_test.jsonl")
+    train, test = data_stages.problems(run)
+    assert len(train) == len(test) == 3
+
+
+def test_the_effect_table_continues_nothing_behind_a_stop_token(run, monkeypatch):
+    """An attempt of two stop tokens, as a file may hold it, located in its last step."""
+    stop = run.domain.tokenizer.stop_ids[0]
+    task = run.domain.tasks("hard_train", 0, 1)[0]
+    trace = entry.attempt(run.domain, task, "1 + 1 = 2\n\n\\boxed{99}")
+    trace = trace.replace(
+        tokens=np.append(trace.tokens, stop),
+        sampled=np.append(trace.sampled, False),
+        logp=np.append(trace.logp, 0),
+    )
+    trace = trace.replace(step_ends=run.domain.steps(trace.tokens, trace.prompt_len))
+    one = types.Intervention(len(trace.step_ends) - 1, "2 + 1 = 3")
+    continued = []
+    monkeypatch.setattr(
+        data_stages.rollout, "continued", lambda *args, **_: continued.extend(args[3]) or [[]] * len(args[3])
+    )
+    monkeypatch.setattr(data_stages.estimates, "effect_row", lambda counts: {})
+    monkeypatch.setattr(run, "engine", SimpleNamespace(take_drawn=lambda: 0), raising=False)
+    data_stages.effect(run, [trace], [one], [trace.replace(tokens=trace.tokens[:-2])])
+    assert len(continued) == 4 and all(stop not in t.response for t in continued)

@@ -1,10 +1,13 @@
 """Data by columns: what is read comes back the same from every format, and nothing is lost without being counted."""
 
 import collections
+import datetime
+import decimal
 import gzip
 import json
 import pathlib
 import random
+import re
 import subprocess
 import sys
 
@@ -19,8 +22,8 @@ from pyarrow import parquet
 from int_jax import datasets, domains, types
 from int_jax.batch import intervention_weights, reinforced
 from int_jax.datasets import entry, local, problem_id, read, read_tasks
-from int_jax.datasets.columns import Row
-from int_jax.datasets.sources import plain
+from int_jax.datasets.columns import Row, response_text
+from int_jax.datasets.sources import files, plain
 from int_jax.domains.arithmetic import chain, corrupted
 from int_jax.rollout import spliced
 from int_jax.stages import StageError, read_jsonl
@@ -66,11 +69,90 @@ def test_tasks_from_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "answer"),
-    [(36, "36"), (36.0, "36"), (-0.5, "-0.5"), ("36.0", "36.0"), (" x ", " x "), (10**30, "1" + "0" * 30)],
+    ("written", "answer"),
+    [
+        ("36", "36"),
+        ("36.0", "36"),  # a column of integers with gaps comes as floats
+        ("-36.0", "-36"),
+        ("-0.5", "-0.5"),
+        ("0.00005", "0.00005"),
+        ("5e-05", "5e-05"),
+        ("1E5", "1E5"),
+        ("2.50", "2.50"),
+        ("1.00", "1.00"),
+        ("0.1234567890123456789012345", "0.1234567890123456789012345"),
+        ("57.3", "57.3"),
+        ("-0", "0"),
+        ("-0.0", "0"),
+        ("9223372036854775808", "9223372036854775808"),
+        ("123456789012345678901234567890", "123456789012345678901234567890"),
+        ("1e400", "1e400"),
+        ('"36.0"', "36.0"),
+        ('" x "', " x "),
+        ('"1e400"', "1e400"),
+    ],
 )
-def test_answers_may_be_numbers(tmp_path, value, answer):
-    assert read_tasks(write(tmp_path / "x.jsonl", {**GOOD, "answer": value}), "math")[0].answer == answer
+def test_an_answer_keeps_the_digits_that_were_written(tmp_path, written, answer):
+    path = tmp_path / "x.jsonl"
+    path.write_text(f'{{"problem": "p", "answer": {written}}}\n')
+    assert read_tasks(path, "m")[0].answer == answer
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "answer"),
+    [
+        (pyarrow.float32(), 57.3, "57.3"),
+        (pyarrow.float32(), 0.1, "0.1"),
+        (pyarrow.float32(), 16777216.0, "16777216"),
+        (pyarrow.float32(), 1e-7, "0.0000001"),
+        (pyarrow.float16(), np.float16(57.3), "57.3"),
+        (pyarrow.float64(), 5e-05, "0.00005"),
+        (pyarrow.float64(), 57.3, "57.3"),
+        (pyarrow.float64(), 1e22, "10000000000000000000000"),
+        (pyarrow.float64(), 36.0, "36"),
+        (pyarrow.float64(), -0.0, "0"),
+        (pyarrow.decimal128(10, 2), decimal.Decimal("57.30"), "57.3"),
+        (pyarrow.decimal128(38, 18), decimal.Decimal("0.00005"), "0.00005"),
+        (pyarrow.decimal128(10, 2), decimal.Decimal("3600.00"), "3600"),
+        (pyarrow.uint64(), 2**64 - 1, "18446744073709551615"),
+        (pyarrow.int8(), -3, "-3"),
+        (pyarrow.binary(), b"x+1", "x+1"),
+        (pyarrow.dictionary(pyarrow.int8(), pyarrow.string()), "7", "7"),
+        (pyarrow.float32(), None, "no answer"),
+        (pyarrow.float32(), float("nan"), "no answer"),
+        (pyarrow.null(), None, "no answer"),
+        (pyarrow.float32(), float("inf"), "no number"),
+        (pyarrow.float64(), float("-inf"), "no number"),
+        (pyarrow.bool_(), True, "wrong type"),
+        (pyarrow.date32(), datetime.date(2024, 1, 2), "wrong type"),
+        (pyarrow.list_(pyarrow.int64()), [1], "wrong type"),
+        (pyarrow.struct([("x", pyarrow.int64())]), {"x": 1}, "wrong type"),
+    ],
+)
+def test_a_parquet_columns_answer_is_the_shortest_of_its_own_precision(tmp_path, kind, value, answer):
+    columns = {"problem": ["p", "q"], "answer": pyarrow.array([value, value], kind)}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
+    if answer in ("no answer", "no number", "wrong type"):
+        with pytest.raises(StageError, match=rf"2 {answer}\n.*x\.parquet, row 1"):
+            read(tmp_path / "x.parquet", "m")
+    else:
+        assert [task.answer for task in read_tasks(tmp_path / "x.parquet", "m")] == [answer] * 2
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (np.float32(57.3), "57.3"),
+        (np.float16(0.1), "0.1"),
+        (np.float64(5e-05), "0.00005"),
+        (np.array(57.3, np.float32), "57.3"),
+        (decimal.Decimal("57.30"), "57.3"),
+    ],
+)
+def test_numbers_of_numpy_keep_their_own_precision(value, text):
+    assert plain(value).text == text and plain({"x": [value]})["x"][0] == float(text)
+    assert plain(np.int32(7)) == 7 and plain(np.bool_(True)) is True
+    assert [one.text for one in plain(np.array([57.3, 0.1], np.float32))] == ["57.3", "0.1"]
 
 
 @pytest.mark.parametrize(
@@ -92,12 +174,18 @@ def test_answers_may_be_numbers(tmp_path, value, answer):
         ({**GOOD, "intervention": {"content": "c", "location": "the end"}}, "unreadable", "'the end'"),
         ({**GOOD, "intervention": {"content": 3, "location": 2}}, "wrong type", "content is int"),
         ({"problem": "\ud800", "answer": "1"}, "not UTF-8", "'problem'"),
+        ({**GOOD, "intervention": {"content": "\ud800", "location": 2}}, "not UTF-8", "'intervention'"),
+        ({"problem": "q\0", "answer": "1"}, "NUL", "'problem' holds a NUL character at 1"),
+        ({"problem": "q", "answer": float("nan")}, "no answer", "no 'answer'"),
+        ({"problem": "q", "answer": float("inf")}, "no number", "'answer' is inf"),
+        ({"problem": float("nan"), "answer": "1"}, "no problem", "no 'problem'"),
+        ({"problem": "q", "answer\ud800": "1"}, "no answer", "columns found: problem, answer\\ud800"),
         ({**GOOD}, "duplicate", "x.jsonl, row 1"),
         ({"problem": " P\n", "answer": "1"}, "duplicate", "x.jsonl, row 1"),
         ({"problem": "p", "answer": "2"}, "conflict", "another answer ('2') than the same problem in"),
         ({**GOOD, "reference_solution": "r"}, "conflict", "another reference ('r')"),
         ([1], "not a record", "[1]"),
-        (None, "not a record", "None"),
+        (None, "not a record", "null"),
     ],
 )
 def test_a_bad_row_is_fatal_with_file_row_and_reason_and_counted_where_it_is_skipped(
@@ -158,6 +246,96 @@ def test_every_row_is_good_or_counted(tmp_path_factory, rows):
 
 # --- broken files ---
 
+ROW = '{"problem": "p", "answer": "1"'
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (ROW + "}", ""),
+        (ROW + "}\r\n\r\n \t\r\n", ""),
+        ("\ufeff" + ROW + "}\n", ""),
+        ("\n\n" + ROW + "}\n\n", ""),
+        (ROW + ', "note": "\\ud800"}\n', ""),
+        (ROW + ', "\\ud800": 1}\n', ""),
+        (ROW + ', "note": "\\u0000"}\n', ""),
+        (ROW + ', "note": NaN, "more": Infinity, "reference_solution": NaN}\n', ""),
+        (ROW + ', "note": 1, "note": 2}\n', ""),
+        (ROW + ', "answer": "1"}\n', ""),
+        (ROW + f', "note": 1{"0" * 5000}}}\n', ""),
+        (ROW + ', "answer": "2"}\n', "two values"),
+        ('{"problem": "q", "answer": "1", "problem": "p"}\n', "two values"),
+        (ROW + ', "intervention": {"content": "c", "location": 1, "location": 2}}\n', "two values"),
+        (ROW + f', "note": {DEEP}}}\n', "nested too deeply"),
+        (ROW + f', "intervention": {DEEP}}}\n', "nested too deeply"),
+        (DEEP + "\n", "nested too deeply"),
+        ('{"a":' * 50_000 + "1" + "}" * 50_000 + "\n", "nested too deeply"),
+        ("\0\0\0\0\n", "not JSON"),
+        (ROW + "}\0\n", "not JSON"),
+        (ROW[:-5] + "\0" * 5, "truncated"),
+        (ROW, "truncated"),
+        ("", "empty file"),
+        ("\n \n", "empty file"),
+        ("\ufeff", "empty file"),
+    ],
+)
+def test_a_line_that_is_damaged_is_a_bad_row_and_what_nobody_reads_is_not(tmp_path, text, reason):
+    (tmp_path / "x.jsonl").write_text(text, encoding="utf-8", newline="")
+    write(tmp_path / "y.jsonl", {"problem": "z", "answer": "1"})
+    found = read(tmp_path, "m", skip_bad=True)
+    assert [t.problem for t in found.tasks] == (["z"] if reason else ["p", "z"])
+    assert found.report.counts == ({reason: 1} if reason else {})
+    if reason:
+        with pytest.raises(StageError, match=rf"1 {reason}\n  .*x\.jsonl.*: ") as error:
+            read(tmp_path, "m")
+        assert len(str(error.value)) < 1_000
+    str(found.report).encode()
+    json.dumps([types.to_json(task) for task in found.tasks], ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (ROW.encode("utf-16"), "UTF-16, and JSONL is UTF-8; convert it"),
+        (ROW.encode("utf-16-le"), "UTF-16"),
+        (ROW.encode("utf-16-be"), "UTF-16"),
+        (ROW.encode("utf-32"), "UTF-16"),
+        (gzip.compress(ROW.encode("utf-16")), "UTF-16"),
+        (b"PAR1 and no more", "not readable as Parquet"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(tmp_path, content, match):
+    (tmp_path / "x.jsonl").write_bytes(content)
+    with pytest.raises(StageError, match=rf"x\.jsonl: .*{match}"):
+        read(tmp_path / "x.jsonl", "m", skip_bad=True)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz"])
+@pytest.mark.parametrize("packed", [lambda raw: raw, gzip.compress])
+def test_whether_a_file_is_compressed_its_bytes_say_and_not_its_name(tmp_path, name, packed):
+    (tmp_path / name).write_bytes(packed(json.dumps(GOOD).encode()))
+    assert len(read(tmp_path / name, "m").tasks) == 1
+
+
+@pytest.mark.parametrize("keep", [0, 3, 100, -1, -20])
+def test_a_parquet_file_cut_short_is_named(tmp_path, keep):
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(problems(50)), path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(StageError, match=r"x\.parquet: not readable as Parquet.*copy it again"):
+        read(path, "m", skip_bad=True)
+
+
+def test_bytes_that_are_no_utf8_are_a_fault_only_where_they_are_read(tmp_path):
+    raw = pyarrow.array([b"p", b"\xff", b"q"], pyarrow.binary())
+    texts = pyarrow.Array.from_buffers(pyarrow.string(), 3, raw.buffers())
+    columns = {"problem": ["p", "q", "r"], "answer": ["1", "2", "3"], "note": texts}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
+    (tmp_path / "y.jsonl").write_bytes(b'{"problem": "s", "answer": "1", "note": "\xff"}\n')
+    found = read(tmp_path, "m")
+    assert [t.problem for t in found.tasks] == ["p", "q", "r", "s"] and found.report.left_out == {"note": 2}
+
 
 def test_a_truncated_tail_and_bytes_that_are_no_utf8(tmp_path):
     good = json.dumps(GOOD).encode() + b"\n"
@@ -166,7 +344,6 @@ def test_a_truncated_tail_and_bytes_that_are_no_utf8(tmp_path):
     report = read(path, "math", skip_bad=True).report
     assert [(f.place.rpartition(", ")[2], f.reason) for f in report.faults] == [
         ("row 2", "not UTF-8"),
-        ("row 3", "not JSON"),
         ("row 4", "truncated"),
     ]
     path.write_bytes(good + '{"problem": "é'.encode()[:-1])  # broken off within a letter
@@ -250,11 +427,107 @@ def test_a_directorys_splits_are_kept_apart(tmp_path):
     write(tmp_path / ".cache" / "test-0.jsonl", GOOD)
     assert [t.problem for t in read(tmp_path, "math").tasks] == ["a 0?", "a 1?", "b 0?", "b 1?"]
     assert [t.problem for t in read(tmp_path, "math", "test").tasks] == ["c 0?", "c 1?"]
-    with pytest.raises(StageError, match="holds splits test, train; name a split that is there"):
+    with pytest.raises(StageError, match=r"holds splits test, train .*name a split that is there"):
         read(tmp_path, "math", "validation")
     write(tmp_path / "data" / "more.jsonl", GOOD)
-    with pytest.raises(StageError, match=r"splits test, train and 1 files of no split \(more\.jsonl"):
+    with pytest.raises(StageError, match=r"splits test, train and 1 files of no split \(data/more\.jsonl"):
         read(tmp_path, "math")
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "taken"),
+    [
+        (("math_train.jsonl", "math_test.jsonl"), "train", ["math_train.jsonl"]),
+        (("math_train.jsonl", "math_test.jsonl"), "test", ["math_test.jsonl"]),
+        (("train/part0.jsonl", "train/part1.jsonl", "test/part0.jsonl"), "test", ["test/part0.jsonl"]),
+        (
+            ("train-00000-of-00001.parquet", "test-00000-of-00001.parquet"),
+            "test",
+            ["test-00000-of-00001.parquet"],
+        ),
+        (("data/validation/x.jsonl", "data/train/x.jsonl"), "validation", ["data/validation/x.jsonl"]),
+        (("dev.jsonl", "train.jsonl"), "dev", ["dev.jsonl"]),
+        (("dev.jsonl", "train.jsonl"), "validation", ["dev.jsonl"]),
+        (("x.val.jsonl.gz", "x.train.jsonl.gz"), "valid", ["x.val.jsonl.gz"]),
+        (("MathTrain.jsonl", "MathTest.jsonl"), "train", ["MathTrain.jsonl"]),
+        (("TRAIN.jsonl", "TEST.jsonl"), "test", ["TEST.jsonl"]),
+        (("train1.jsonl", "train2.jsonl", "test1.jsonl"), "train", ["train1.jsonl", "train2.jsonl"]),
+        (
+            ("test_data/train.jsonl", "test_data/test.jsonl"),
+            "train",
+            ["test_data/train.jsonl"],
+        ),  # the deepest decides
+        (
+            ("train_test_split/train/a.jsonl", "train_test_split/test/a.jsonl"),
+            "test",
+            ["train_test_split/test/a.jsonl"],
+        ),
+        (("hard.jsonl", "easy.jsonl"), "hard", "holds splits hard and 1 files of no split (easy.jsonl)"),
+        (
+            ("latest.jsonl", "contest.jsonl", "training_notes.jsonl"),
+            "test",
+            3,
+        ),  # no split's word: all of them
+        (("latest.jsonl",), "train", ["latest.jsonl"]),
+        (("train.jsonl", "contest.jsonl"), "train", "1 files of no split (contest.jsonl)"),
+        (("train.jsonl", "training_notes.jsonl"), "train", "1 files of no split (training_notes.jsonl)"),
+        (("test.jsonl",), "train", "holds splits test (test.jsonl), and 'train' is asked for"),
+        (("train.jsonl", "dev.jsonl"), "test", "holds splits dev, train"),
+        (("dev.jsonl", "val.jsonl"), "validation", "holds splits dev, val (dev.jsonl, val.jsonl)"),
+        (("dev.jsonl", "val.jsonl"), "val", ["val.jsonl"]),
+        (("train_test.jsonl", "test.jsonl"), "test", "'train_test.jsonl' names the splits train and test"),
+        (("a.jsonl", "b.jsonl"), "train", ["a.jsonl", "b.jsonl"]),
+    ],
+)
+def test_splits_are_told_apart_wherever_their_name_is_a_word_of_the_path(tmp_path, names, split, taken):
+    folder = tmp_path / "train_and_test"  # the name of the source itself says nothing
+    for name in names:
+        write(folder / name, GOOD)
+    if isinstance(taken, str):
+        with pytest.raises(StageError, match=re.escape(taken)):
+            files(str(folder), split)
+        return
+    assert [str(path.relative_to(folder)) for path in files(str(folder), split)] == taken
+
+
+@pytest.mark.parametrize(
+    ("pattern", "split", "taken"),
+    [
+        ("*.jsonl", "train", ["a_train.jsonl", "b_train.jsonl"]),
+        ("*.jsonl", "test", ["a_test.jsonl"]),
+        ("*.jsonl", "validation", "holds splits test, train"),
+        ("*train.jsonl", "test", ["a_train.jsonl", "b_train.jsonl"]),  # it says itself which files it means
+        ("a_test.jsonl", "train", ["a_test.jsonl"]),
+    ],
+)
+def test_a_glob_over_several_splits_is_cut_to_one(tmp_path, pattern, split, taken):
+    for name in ("a_train", "b_train", "a_test"):
+        write(tmp_path / f"{name}.jsonl", GOOD)
+    if isinstance(taken, str):
+        with pytest.raises(StageError, match=taken):
+            files(str(tmp_path / pattern), split)
+    else:
+        assert [path.name for path in files(str(tmp_path / pattern), split)] == taken
+
+
+def test_two_sources_of_the_same_files_are_refused(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / "plain" / f"{name}.jsonl", GOOD)
+        write(tmp_path / "split" / f"{name}_train.jsonl", GOOD)
+        write(tmp_path / "split" / f"{name}_test.jsonl", GOOD)
+    one, other, split = str(tmp_path / "plain"), str(tmp_path / "plain" / "*.jsonl"), str(tmp_path / "split")
+    datasets.apart((split, "train"), (split, "test"))
+    datasets.apart(("tfds:x", "train"), ("tfds:x", "test"))
+    (tmp_path / "link").symlink_to(tmp_path / "plain")
+    for test in (one, other, str(tmp_path / "link"), f"{one}/b.jsonl"):
+        with pytest.raises(
+            StageError, match=r"the same files, so that nothing would be held out: .*b\.jsonl"
+        ):
+            datasets.apart((one, "train"), (test, "test"))
+    with pytest.raises(StageError, match=r"held out: tfds:x, train"):
+        datasets.apart(("tfds:x", "train"), ("tfds:x", "train"))
+    with pytest.raises(StageError, match="held out"):
+        local.prepare({"train": one, "test": one}, tmp_path / "data", skip_bad=True)
 
 
 LATEX = "We need $\\frac{1}{2}\\theta$,\nnot é."
@@ -381,7 +654,7 @@ def test_an_intervention_comes_back_from_its_record_and_both_its_literals(
     for value in (block, json.dumps(block), repr(block)):
         path = write(tmp_path_factory.mktemp("x") / "x.jsonl", {**GOOD, "intervention": value})
         one = read(path, "math").rows[0].intervention
-        assert (one.step, one.text) == (location - 1, content.strip())
+        assert (one.step, one.text) == (location - 1, response_text(content).strip())
 
 
 @pytest.mark.parametrize(
@@ -484,6 +757,74 @@ def test_imported_tokens_are_not_taken_for_samples_and_are_trained_all_the_same(
     expected = np.where(where < patched.prompt_len, 0, np.where(where < patched.spliced, 2.0, 3.0))
     np.testing.assert_array_equal(weights, expected)
     assert domain.tokenizer.text(patched.tokens[patched.spliced :]) == row.intervention.text + "\n\n"
+
+
+BLANK_LINES = [
+    *("\n\n", "\r\n\r\n", "\r\r", "\n\r\n", "\n \n", "\n\t \n", "\r\n  \r\n", "\n\f\n", "\n\v\n", "\n\xa0\n"),
+    *("\u2029", "\u2028\u2028", "\x85\x85", "\n\u200b\n", "\n \n \n\n", "  \n\n"),
+]
+PIECES = ["7 + 5 = 13", "13 * 3 = 39", "\\boxed{39}"]
+
+
+@pytest.mark.parametrize("blank", BLANK_LINES, ids=ascii)
+@pytest.mark.parametrize("before", ["", "lines"])
+def test_a_blank_line_ends_a_step_however_it_is_written(domain, blank, before):
+    text = (blank if before else "") + blank.join(PIECES)
+    trace = entry.attempt(domain, Task("t", "arithmetic", "Start with 7, add 5, times 3.", "", "36"), text)
+    assert [step.strip() for step in domain.step_texts(trace)] == PIECES
+    again = response_text(text)
+    assert response_text(again) == again and "\r" not in domain.tokenizer.text(trace.response)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(BLANK_LINES), min_size=2, max_size=2), st.integers(1, 3))
+def test_an_intervention_is_placed_alike_whatever_the_blank_lines(domain, blanks, location):
+    task = Task("t", "arithmetic", "Start with 7, add 5, times 3.", "", "36")
+    trace = entry.attempt(domain, task, PIECES[0] + blanks[0].replace("\n \n \n\n", "\n \n") + PIECES[1])
+    plain_one = entry.attempt(domain, task, "\n\n".join(PIECES[:2]))
+    one = Intervention(location - 1, "7 + 5 = 12")
+    assert entry.located(domain, trace, one).step == entry.located(domain, plain_one, one).step
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        *(
+            "",
+            "<|im_end|>",
+            "<|im_end|>\n",
+            "\n<|im_end|>",
+            "<|im_end|><|im_end|>",
+            "<|im_end|> <|endoftext|>\n\n",
+        ),
+        *("</s>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>", "<|im_end|>\r\n"),
+    ],
+    ids=ascii,
+)
+def test_an_attempt_ends_in_one_stop_token(domain, end):
+    task = Task("t", "arithmetic", "Start with 7, add 5, times 3.", "", "36")
+    trace = entry.attempt(domain, task, "\n\n".join(PIECES) + end)
+    expected = entry.attempt(domain, task, "\n\n".join(PIECES))
+    stops = np.isin(trace.response, domain.tokenizer.stop_ids)
+    assert stops.sum() == 1 and stops[-1] and len(trace.step_ends) == 3
+    assert domain.tokenizer.text(trace.response).strip() == domain.tokenizer.text(expected.response)
+    assert trace.step_ends[-1] == len(trace.tokens) and trace.stop == "stop"
+
+
+@pytest.mark.parametrize("text", ["", " ", "\r\n\r\n", "\u2029", "<|im_end|>", " </s>\n", "\f"])
+def test_an_attempt_without_a_word_is_none(tmp_path, text):
+    path = write(tmp_path / "x.jsonl", {**GOOD, "incorrect_attempt": text})
+    with pytest.raises(
+        StageError, match=r"1 no incorrect_attempt\n.*x\.jsonl, row 1: no 'incorrect_attempt'"
+    ):
+        read(path, "m", needs=("incorrect_attempt",))
+
+
+@pytest.mark.parametrize(
+    "text", ["a\n\nb", "x </s> y", "1  \n2", "  a", "\n\na", "a\tb", "a\n\n\n\nb", "a\fb"]
+)
+def test_what_is_no_line_end_stays_as_it_is(text):
+    assert response_text(text) == text
 
 
 def test_a_location_counts_the_files_pieces(domain):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from int_jax.stages import StageError, Workdir, read_jsonl, write_atomically
+from int_jax.stages import Matching, StageError, Workdir, read_jsonl, write_atomically
 
 CONFIG = {"seed": 1, "inputs": {}, "sft": {"epochs": 4, "rate": 1e-6}, "splits": ["a", "b"]}
 VERSIONS = {"jax": "0"}
@@ -120,13 +120,180 @@ def test_stages_do_not_share_shards(tmp_path):
     assert run.rows("a", [1], square([]))[0] != run.rows("b", [2], square([]))[0]
 
 
+def by_x(row: dict) -> tuple:
+    return (row["x"],)
+
+
+def own(folder, *lines: str, name="own.jsonl") -> str:
+    (folder / name).write_text("".join(line + "\n" for line in lines))
+    return str(folder / name)
+
+
+def given_rows(folder, source: str, wanted, spare=()):
+    run = workdir(path=folder / "run", config={**CONFIG, "inputs": {"a": source}})
+    return run.rows("a", [1, 2, 3], square([]), matching=Matching([(x,) for x in wanted], by_x, spare))
+
+
 def test_a_file_of_the_users_own_is_read_instead(tmp_path):
-    own = tmp_path / "own.jsonl"
-    own.write_text('{"x": 1}\n{"x": 2}\n')
-    run = workdir(path=tmp_path / "run", config={**CONFIG, "inputs": {"a": str(own)}})
-    calls = []
-    assert run.rows("a", [1, 2, 3], square(calls)) == ([{"x": 1}, {"x": 2}], {}) and calls == []
+    source = own(tmp_path, '{"x": 1}', '{"x": 2}')
+    assert given_rows(tmp_path, source, [1, 2]) == ([{"x": 1}, {"x": 2}], {})
+    run, calls = workdir(path=tmp_path / "run", config={**CONFIG, "inputs": {"a": source}}), []
     assert len(run.rows("b", [1], square(calls))[0]) == 2 and calls == [1]
+    with pytest.raises(StageError, match=r"config\.inputs\.a = .*own\.jsonl': the rows of this stage cannot"):
+        run.rows("a", [1], square(calls))
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['{"x": 1}', '{"x": 2}', '{"x": 3}'],
+        ['{"x": 2}', '{"x": 3}', '{"x": 1}'],  # turned by one
+        ['{"x": 3}', '{"x": 2}', '{"x": 1}'],
+        ['{"x": 9}', '{"x": 3}', '{"x": 2}', '{"x": 1}'],  # 9 is known, and not needed
+        ['{"counts": {}, "rows": 3}', '{"x": 1}', '{"x": 2}', '{"x": 3}'],  # a shard
+        [
+            '{"counts": {}}',
+            '{"x": 3}',
+            '{"counts": {}, "rows": 2}',
+            '{"x": 1}',
+            '{"x": 2}',
+        ],  # several, joined
+        ["\ufeff" + '{"x": 1}', "", '{"x": 2}', " ", '{"x": 3}'],
+    ],
+)
+def test_rows_are_matched_by_the_ids_they_carry(tmp_path, lines):
+    rows, _ = given_rows(tmp_path, own(tmp_path, *lines), [1, 2, 3], [(9,)])
+    assert rows == [{"x": 1}, {"x": 2}, {"x": 3}]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (['{"x": 1}', '{"x": 2}'], ["own.jsonl: no row for 3"]),
+        (
+            ['{"x": 1}', '{"x": 2}', '{"x": 4}'],
+            ["row 3: belongs to 4, which is not in this run", "no row for 3"],
+        ),
+        (['{"x": 1}', '{"x": 2}', '{"x": 3}', '{"x": 2}'], ["row 4: belongs to 2, as", "row 2 does"]),
+        (['{"x": 1}', "", '{"y": 2}', '{"x": 3}'], ["row 3: no row of the stage a (KeyError: 'x')"]),
+        (['{"x": "1"}', '{"x": 2}', '{"x": 3}'], ["row 1: belongs to 1, which is not in this run"]),
+        ([], ["no row for 1", "no row for 2", "no row for 3"]),
+        ([f'{{"x": {x}}}' for x in range(4, 20)], ["row 5: belongs to 8", "and 14 more"]),
+        (['{"counts": {}}'], ["no row for 1"]),
+        (["[1]"], ["line 1: not a record"]),
+        (["[" * 100_000], ["line 1: not JSON"]),
+    ],
+)
+def test_rows_that_do_not_match_are_named_by_file_and_row(tmp_path, lines, said):
+    with pytest.raises(StageError, match=r"own\.jsonl") as error:
+        given_rows(tmp_path, own(tmp_path, *lines), [1, 2, 3])
+    for words in said:
+        assert words in str(error.value)
+
+
+def test_the_shards_of_another_run_are_rows_of_ones_own_too(tmp_path):
+    """One of them, a folder or a glob of them; what they counted is counted."""
+    made = {"counts": {"tokens": 5}, "rows": 1}
+    for name, x in (("00000.jsonl", 2), ("00001.jsonl", 1)):
+        own(tmp_path, json.dumps(made), json.dumps({"x": x}), name=name)
+    for source in (str(tmp_path), str(tmp_path / "0000*.jsonl")):
+        assert given_rows(tmp_path, source, [1, 2]) == ([{"x": 1}, {"x": 2}], {"tokens": 10})
+        (tmp_path / "run" / "manifest.json").unlink()
+    assert given_rows(tmp_path, str(tmp_path / "00001.jsonl"), [1]) == ([{"x": 1}], {"tokens": 5})
+    for source in ("none.jsonl", "none*.jsonl", "run"):
+        (tmp_path / "run" / "manifest.json").unlink()
+        with pytest.raises(StageError, match="no such file" if source != "run" else r"no \*\.jsonl in it"):
+            given_rows(tmp_path, str(tmp_path / source), [1])
+
+
+# --- files from outside ---
+
+
+def test_the_same_files_go_on(tmp_path):
+    files = {"inputs.a": [tmp_path / "x"], "inputs.b": []}
+    (tmp_path / "x").write_text("1")
+    for _ in range(2):
+        workdir(path=tmp_path / "run").pin(files)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda a, b: a.write_text("2"), r"a\.jsonl: changed \(config\.problems\.train_file\)"),
+        (lambda a, b: a.write_text(a.read_text() + "\n"), r"a\.jsonl: changed"),
+        (lambda a, b: b.unlink(), r"b\.jsonl: gone"),
+        (lambda a, b: b.with_name("c.jsonl").write_text("3"), r"c\.jsonl: new"),
+        (lambda a, b: b.rename(b.with_name("c.jsonl")), r"b\.jsonl: gone.*\n.*c\.jsonl: new"),
+    ],
+)
+def test_data_that_changes_between_two_starts_is_noticed_and_named(tmp_path, change, said):
+    a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    a.write_text("1"), b.write_text("2")
+
+    def start():
+        workdir(path=tmp_path / "run").pin({"problems.train_file": sorted(tmp_path.glob("*.jsonl"))})
+
+    start()
+    change(a, b)
+    before = (tmp_path / "run" / "manifest.json").read_text()
+    with pytest.raises(StageError, match=rf"began with other data:\n.*{said}") as error:
+        start()
+    assert "Put the old files back, or use another --workdir" in str(error.value)
+    assert (tmp_path / "run" / "manifest.json").read_text() == before
+
+
+# --- damaged ---
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "null", "[]", "{}", '{"config": 3}', "\0\0", '{"config": {"seed": 1']
+)
+def test_a_damaged_manifest_is_named_and_nothing_is_lost(tmp_path, text):
+    rows = workdir(path=tmp_path).rows("stage", [1, 2], square([]))
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(
+        StageError, match=r"manifest\.json: damaged: .*delete that file and run the command again"
+    ):
+        workdir(path=tmp_path)
+    (tmp_path / "manifest.json").unlink()  # as it says
+    calls = []
+    assert workdir(path=tmp_path).rows("stage", [1, 2], square(calls)) == rows and calls == []
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        lambda text: "",
+        lambda text: "\n",
+        lambda text: "{}\n",
+        lambda text: "[]\n",
+        lambda text: text[: len(text) // 2],
+        lambda text: "".join(text.splitlines(keepends=True)[:-1]),  # its last row is lost
+        lambda text: "".join(text.splitlines(keepends=True)[1:]),  # its first line is
+        lambda text: text[:-10] + "\0" * 10,
+    ],
+)
+def test_a_damaged_shard_is_named_and_alone_is_computed_again(tmp_path, damaged):
+    rows = workdir(path=tmp_path).rows("stage", [1, 2], square([]))
+    path = tmp_path / "stage" / "00001.jsonl"
+    path.write_text(damaged(path.read_text()))
+    with pytest.raises(
+        StageError, match=r"stage/00001\.jsonl.*delete .*00001\.jsonl and run the same command"
+    ):
+        workdir(path=tmp_path).rows("stage", [1, 2], square([]))
+    path.unlink()  # as it says
+    calls = []
+    assert workdir(path=tmp_path).rows("stage", [1, 2], square(calls)) == rows and calls == [2]
+
+
+@pytest.mark.parametrize("line", ["{", "{}", '{"stage": "a"}', "3", '{"stage": "a", "sec'])
+def test_a_damaged_clock_is_named(tmp_path, line):
+    run = workdir(path=tmp_path)
+    run.clock("a", 1.0)
+    with (tmp_path / "clock.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(StageError, match=r"clock\.jsonl"):
+        run.wall_s()
 
 
 # --- bad files ---

@@ -5,11 +5,23 @@ import dataclasses
 from pathlib import Path
 
 from int_jax.datasets.columns import COLUMNS, Row, problem_id, row_of
-from int_jax.datasets.sources import Fault, raw_rows
+from int_jax.datasets.sources import Fault, by_name, files, on_disk, prepared, raw_rows
 from int_jax.stages import StageError
 from int_jax.types import Task, normalised
 
-__all__ = ["Report", "Row", "Rows", "disjoint", "normalised", "overlap", "problem_id", "read", "read_tasks"]
+__all__ = [
+    "Report",
+    "Row",
+    "Rows",
+    "apart",
+    "disjoint",
+    "normalised",
+    "on_disk",
+    "overlap",
+    "problem_id",
+    "read",
+    "read_tasks",
+]
 
 SHOWN = 5  # offenders that a report names
 
@@ -97,7 +109,7 @@ def read(
         left_out.update(ignored)
     report = Report(str(source), len(rows) + len(faults), len(firsts), tuple(faults), dict(left_out))
     if faults and not skip_bad:
-        raise StageError(f"{report}\nMend these rows, or say that bad rows are to be skipped (skip_bad)")
+        raise StageError(f"{report}\nFix these rows, or say that bad rows are to be skipped (skip_bad)")
     if not rows:
         raise StageError(f"{report}\nNo row is left")
     return Rows([row.task for row in firsts.values()], rows, report)
@@ -122,6 +134,24 @@ def _clash(row: Row, first: Row | None, seen: dict[tuple, str]) -> Fault | None:
 def read_tasks(path: str | Path, domain: str) -> list[Task]:
     """The problems of a source, in its order; see `read`, whose defaults it takes."""
     return read(path, domain).tasks
+
+
+def apart(train: tuple[str, str], test: tuple[str, str]) -> None:
+    """Refuse two sources, each with its split, that are read from the same files. Raises: StageError, naming them."""
+    both = sorted(_origins(*train) & _origins(*test))
+    if both:
+        more = f" and {len(both) - SHOWN} more" if len(both) > SHOWN else ""
+        raise StageError(
+            f"{train[0]} (split {train[1]!r}) and {test[0]} (split {test[1]!r}) are read from the same files, so "
+            f"that nothing would be held out: {', '.join(both[:SHOWN])}{more}. Let the files' names say their split "
+            "(train, validation, test), or give each set its own"
+        )
+
+
+def _origins(source: str, split: str) -> set[str]:
+    if by_name(source) or prepared(source):
+        return {f"{source}, {split}"}
+    return {str(path.resolve()) for path in files(source, split)}
 
 
 def overlap(train: list[Task], test: list[Task]) -> list[Task]:

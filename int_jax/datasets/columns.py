@@ -9,7 +9,9 @@ import math
 import re
 from typing import Any
 
-from int_jax.datasets.sources import Fault, Raw
+import numpy as np
+
+from int_jax.datasets.sources import Fault, Number, Raw, Unusable, plain
 from int_jax.proposers.parse import parse_intervention
 from int_jax.types import Intervention, Task, normalised
 
@@ -19,6 +21,15 @@ COLUMNS = (*TEXTS, "answer", "intervention")
 CONTROL = re.compile(r"[\a\b\v\f]|[\t\r](?=[A-Za-z])")
 META_CHARS = (
     200  # longer values of other columns (a proposer's prompt, its output) are not carried through a run
+)
+LINE_END = re.compile("\r\n?|[\x85\u2028]")  # as Windows, old Macs, mainframes and Unicode end a line
+BLANK = re.compile(
+    r"(^|\n)(?:[^\S\n]|[\u200b\ufeff])+(?=\n|\Z)"
+)  # a line of white space alone, form feeds included
+# How chat models write the end of a turn, of a text: an attempt that ends so has said its last word.
+END_OF_TURN = (
+    *("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>"),
+    *("<end_of_turn>", "<eos>", "</s>"),
 )
 
 
@@ -56,24 +67,53 @@ def problem_id(problem: str) -> str:
     return hashlib.sha256(normalised(problem).encode()).hexdigest()[:16]
 
 
+def response_text(text: str, marks: tuple[str, ...] = END_OF_TURN) -> str:
+    """A response as a model of ours would write it, so that its steps end where they do for a reader.
+
+    Whatever ends a line is a newline, a line of white space alone is blank, and the marks of a turn's end that it ends
+    in are left out. Blank lines at its beginning stay, and so does all that stands within a line.
+    """
+    text = BLANK.sub(r"\1", LINE_END.sub("\n", text).replace("\u2029", "\n\n"))
+    while (body := text.rstrip()).endswith(marks):
+        text = body[: -max(len(mark) for mark in marks if body.endswith(mark))]
+    return text if text.strip() else ""
+
+
+def printable(name: str) -> str:
+    """A name as it can be shown: JSON lets one hold halves of letters, which no output takes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def row_of(raw: Raw, domain: str, needs: tuple[str, ...]) -> tuple[Row, list[str]] | Fault:
     """The row, and the names of columns that were not kept; or what is wrong with it."""
     try:
         texts = {name: _text(raw.columns, name) for name in TEXTS}
-        answer = _answer(raw.columns.get("answer"))
-        one = _intervention(raw.columns.get("intervention"))
+        for name in ("incorrect_attempt", "intervention_guided_attempt"):
+            texts[name] = response_text(texts[name])
+        answer = _answer(_value(raw.columns, "answer"))
+        one = _intervention(_value(raw.columns, "intervention"))
         held = {**texts, "answer": answer, "intervention": one}
         for name in dict.fromkeys(("problem", "answer", *needs)):
             if not held[name]:
-                found = ", ".join(raw.columns) or "none"
+                found = ", ".join(map(printable, raw.columns)) or "none"
                 raise _Bad(f"no {name}", f"no {name!r}; columns found: {found}")
+        others = _others(raw.columns)
     except _Bad as bad:
         return Fault(raw.place, *bad.args)
-    others = _others(raw.columns)
-    meta = {k: v for k, v in others.items() if _small(v)}
+    except RecursionError:
+        return Fault(raw.place, "nested too deeply", "a value is nested too deeply to be read")
+    meta = {k: float(v) if isinstance(v, Number) else v for k, v in others.items() if _small(k) and _small(v)}
     problem, reference, attempt, guided = texts.values()
     task = Task(problem_id(problem), domain, problem, reference, answer, meta)
-    return Row(raw.place, task, attempt, one, guided), [k for k in others if k not in meta]
+    return Row(raw.place, task, attempt, one, guided), [printable(k) for k in others if k not in meta]
+
+
+def _value(columns: dict[str, Any], name: str):
+    """A column's value; None where it is missing, which a NaN says, too."""
+    value = columns.get(name)
+    if isinstance(value, Unusable):
+        raise _Bad(value.reason, f"{name!r}: {value.detail}")
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _others(columns: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +123,7 @@ def _others(columns: dict[str, Any]) -> dict[str, Any]:
     if isinstance(packed, str) and packed.startswith("{"):
         try:
             others = {k: v for k, v in others.items() if k != "meta"} | json.loads(packed)
-        except ValueError:
+        except (ValueError, RecursionError):
             return others
     return others
 
@@ -91,12 +131,14 @@ def _others(columns: dict[str, Any]) -> dict[str, Any]:
 def _small(value) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
-    return isinstance(value, bool | int) or (isinstance(value, str) and len(value) <= META_CHARS)
+    if isinstance(value, str):
+        return len(value) <= META_CHARS and printable(value) == value
+    return isinstance(value, bool | int)
 
 
 def _text(columns: dict[str, Any], name: str) -> str:
     """A column of text as it stands; "" where it is missing or blank."""
-    value = columns.get(name)
+    value = _value(columns, name)
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -109,17 +151,22 @@ def _encodable(value: str, name: str) -> str:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise _Bad("not UTF-8", f"{name!r}: {error}") from None
+    if "\0" in value:
+        raise _Bad("NUL", f"{name!r} holds a NUL character at {value.index(chr(0))}: {value[:80]!r}")
     return value
 
 
 def _answer(value) -> str:
-    """An answer as text. Numbers are written as JSON writes them, 36.0 as "36": a column of integers with gaps in it
-    comes as floats."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    """An answer as text: a number by the digits it was written in, 36.0 as "36", since a column of integers with gaps
+    in it comes as floats."""
+    if value is None:
         return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, float):
+        text = value.text if isinstance(value, Number) else plain(np.float64(value)).text
+        if not text[-1].isdigit():
+            raise _Bad("no number", f"'answer' is {text}, which no response can give")
+        return re.sub(r"^-(?=0$)", "", text.removesuffix(".0"))
+    if isinstance(value, bool) or not isinstance(value, str | int):
         raise _Bad(
             "wrong type", f"'answer' is {type(value).__name__} {str(value)[:80]!r}, not text or a number"
         )
@@ -133,12 +180,13 @@ def _intervention(value) -> Intervention | None:
         return None
     fields = _mapping(value) if isinstance(value, str) else value
     if isinstance(fields, Intervention):
-        return fields
+        text = response_text(_encodable(fields.text, "intervention"))
+        return dataclasses.replace(fields, text=text, raw=printable(fields.raw))
     if not isinstance(fields, dict) or not {"content", "location"} <= fields.keys():
         raise _Bad(
             "unreadable intervention", f"'intervention' is not content and location: {str(value)[:80]!r}"
         )
-    content, location = fields["content"] or "", _location(fields["location"])
+    content, location = _value(fields, "content") or "", _location(_value(fields, "location"))
     if not isinstance(content, str):
         raise _Bad("wrong type", f"the intervention's content is {type(content).__name__}, not text")
     # Formats without a null (tfds) write a missing record as "" and the lowest integer.
@@ -147,7 +195,8 @@ def _intervention(value) -> Intervention | None:
     if location is None:
         raise _Bad("unreadable intervention", f"no step number in location {fields['location']!r}")
     raw = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return Intervention(location - 1, _encodable(content, "intervention").strip(), (), "file", raw)
+    text = response_text(_encodable(content, "intervention")).strip()
+    return Intervention(location - 1, text, (), "file", printable(raw))
 
 
 def _mapping(text: str):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from int_jax import proposers, rollout, types
 from int_jax.datasets import Row
+from int_jax.datasets.columns import END_OF_TURN, response_text
 from int_jax.stages import StageError, write_atomically
 from int_jax.types import Intervention, Task, Trace
 
@@ -18,11 +19,13 @@ COUNTS = ("attempts", "problems", "passed", "spliced", *proposers.DROPS, "differ
 
 
 def attempt(domain, task: Task, text: str, sample: int = 0) -> Trace:
-    """An attempt from its text, judged by the domain.
+    """An attempt from its text (see `columns.response_text`), judged by the domain.
 
-    It ends in a stop token: whether the attempt stopped by itself or was cut is not in the file. `key` is (0, sample).
+    It ends in one stop token: whether the attempt stopped by itself or was cut is not in the file. `key` is
+    (0, sample).
     """
     tokens = domain.tokenizer
+    text = response_text(text, (*END_OF_TURN, *(tokens.decode([one]) for one in tokens.stop_ids)))
     opened = rollout.opened(domain, task)
     trace = rollout.told(opened, [*tokens.encode(text), *tokens.stop_ids[:1]])
     ends = domain.steps(trace.tokens, trace.prompt_len)
@@ -108,7 +111,10 @@ def _propose(domain, row: Row, trace: Trace, stages: dict, counts: dict) -> None
     """Add a wrong attempt's intervention, or why there is none, and its guided attempt."""
     one = row.intervention and located(domain, trace, row.intervention)
     drop = proposers.fault(domain, trace, one)
-    stages["proposals"].append({"intervention": None if drop else types.to_json(one), "drop": drop or ""})
+    ids = {"task": trace.task.id, "attempt": trace.key}
+    stages["proposals"].append(
+        ids | {"intervention": None if drop else types.to_json(one), "drop": drop or ""}
+    )
     counts[drop or "spliced"] += 1
     if drop:
         return
@@ -116,7 +122,7 @@ def _propose(domain, row: Row, trace: Trace, stages: dict, counts: dict) -> None
     counts["differ"] += (
         bool(row.guided) and row.guided.split() != domain.tokenizer.text(patched.response).split()
     )
-    stages["guided"].append({"trace": types.to_json(patched), "tries": 0, "successes": 1, "shown": []})
+    stages["guided"].append(ids | {"trace": types.to_json(patched), "tries": 0, "successes": 1, "shown": []})
 
 
 def write_stages(stages: dict[str, list[dict]], folder: str | Path) -> dict[str, Path]:

@@ -6,6 +6,7 @@
 `tfds.builder_from_directory` and `tfds.data_source` read the result, too. No TensorFlow is imported.
 """
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -79,6 +80,8 @@ def prepare(
     target = Path(data_dir) / IntProblems.name / str(IntProblems.VERSION)
     if target.exists():
         raise datasets.StageError(f"{target} exists already; delete it or name another data_dir")
+    for one, other in itertools.combinations(files, 2):
+        datasets.apart((str(files[one]), one), (str(files[other]), other))
     read = {
         split: datasets.read(source, "", skip_bad=skip_bad, split=split) for split, source in files.items()
     }
