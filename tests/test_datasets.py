@@ -463,11 +463,11 @@ def test_a_directorys_splits_are_kept_apart(tmp_path):
             ["train_test_split/test/a.jsonl"],
         ),
         (("hard.jsonl", "easy.jsonl"), "hard", "holds splits hard and 1 files of no split (easy.jsonl)"),
-        (
-            ("latest.jsonl", "contest.jsonl", "training_notes.jsonl"),
+        (  # no split's word: all of them
+            ("contest.jsonl", "latest.jsonl", "training_notes.jsonl"),
             "test",
-            3,
-        ),  # no split's word: all of them
+            ["contest.jsonl", "latest.jsonl", "training_notes.jsonl"],
+        ),
         (("latest.jsonl",), "train", ["latest.jsonl"]),
         (("train.jsonl", "contest.jsonl"), "train", "1 files of no split (contest.jsonl)"),
         (("train.jsonl", "training_notes.jsonl"), "train", "1 files of no split (training_notes.jsonl)"),

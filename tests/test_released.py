@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from int_jax.datasets import released
@@ -46,6 +46,7 @@ def test_a_clean_output_gives_the_same_guided_attempt(domain, location):
 WORDS = st.lists(st.sampled_from(["so", "n", "is", "odd", "even", "hence", "add"]), min_size=1, max_size=8)
 
 
+@settings(deadline=None)
 @given(WORDS, st.integers(1, len(STEPS)))
 def test_clean_outputs_agree_whatever_they_say(domain, words, location):
     found = compare(domain, block(location, " ".join(words)))
