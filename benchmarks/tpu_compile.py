@@ -74,7 +74,9 @@ def lowered(config, mesh, rows: int, length: int, slots: int):
         tx,
         LossConfig(chunk=CHUNK, remat=True),
     )
-    decode = model, low, placed(seats, mesh, RULES_DECODE), np.int32(1), 16
+    free = sample.Spellings(*(jax.ShapeDtypeStruct((8, 8), jnp.int32) for _ in range(2)))
+    owned = jax.ShapeDtypeStruct((slots,), bool)
+    decode = model, low, placed(seats, mesh, RULES_DECODE), owned, free, np.int32(1), 16
     with jax.sharding.set_mesh(
         mesh
     ):  # the only place where these devices are in context: they cannot run anything

@@ -302,14 +302,12 @@ def effect(run: Run, wrong: list, interventions: list, guided_traces: list) -> d
     for trace, one, patched in zip(wrong, interventions, guided_traces, strict=True):
         chosen.setdefault(trace.task.id, (trace, one, patched))
     chosen_rows = list(chosen.values())[: c.problems]
+    tokens = {"tokenizer": run.domain.tokenizer, "separator": run.domain.separator}
+    reopened = functools.partial(rollout.reopened, **tokens)
     conditions = {
         "problem": [rollout.opened(run.domain, trace.task) for trace, _, _ in chosen_rows],
-        "prefix": [
-            rollout.truncated(trace, rollout.cut_at(trace, one.step)) for trace, one, _ in chosen_rows
-        ],
-        "prefix_error": [
-            rollout.truncated(trace, trace.step_ends[one.step]) for trace, one, _ in chosen_rows
-        ],
+        "prefix": [reopened(trace, rollout.cut_at(trace, one.step)) for trace, one, _ in chosen_rows],
+        "prefix_error": [reopened(trace, trace.step_ends[one.step]) for trace, one, _ in chosen_rows],
         "prefix_intervention": [patched for _, _, patched in chosen_rows],
     }
     # An attempt whose located step is its last one is finished, not open: its stop tokens go.

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Mapping
 
 KEY = {
+    "A": "states of the beginnings that responses must have",
     "B": "rows of a batch, or slots of the sampler",
     "C": "tokens of one chunk, of the vocabulary head or of decoding",
     "D": "model (residual stream)",
@@ -22,6 +23,7 @@ KEY = {
     "L": "layers",
     "M": "micro-batches",
     "N": "key/value heads",
+    "O": "ids allowed in one of those states",
     "P": "prompt tokens",
     "Q": "queries per key/value head",
     "R": "response tokens",

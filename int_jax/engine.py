@@ -17,12 +17,16 @@ from int_jax.knobs import SAMPLING
 from int_jax.models import Model
 from int_jax.processes import whole
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings
+from int_jax.tokenizer import Tokenizer
 from int_jax.types import Batch, State
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How responses are drawn. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 keep every token."""
+    """How responses are drawn. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 keep every token.
+
+    A response ends with any of `stop_ids`, which is kept, and with the token that completes any of the texts `stop`.
+    """
 
     max_new_tokens: int = 256
     temperature: float = 1.0
@@ -31,17 +35,22 @@ class Sampling:
     min_p: float = 0.0
     stop_ids: tuple[int, ...] = ()
     seed: int = 0
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self):
         knobs.check(SAMPLING, {name: getattr(self, name) for name in SAMPLING}, "sampling")
+        if not isinstance(self.stop, tuple) or not all(isinstance(one, str) and one for one in self.stop):
+            raise ValueError(f"sampling: stop={self.stop!r}: give a tuple of texts of at least one character")
 
 
 class Request(NamedTuple):
-    """One response to draw: prompt ids, and the names of its random stream besides the seed."""
+    """One response to draw: prompt ids, the names of its random stream besides the seed, and the text that it must
+    begin with (`Trace.begin`)."""
 
     prompt: tuple[int, ...]
     task: str
     sample: int
+    begin: str = ""
 
 
 class Response(NamedTuple):
@@ -64,6 +73,30 @@ def bucket(size: int, least: int = 64) -> int:
 def task_word(task: str) -> int:
     """32 bits of a task's id for its random stream."""
     return int.from_bytes(hashlib.blake2b(task.encode(), digest_size=4).digest(), "little")
+
+
+def spell(
+    begins: set[str], tokenizer: Tokenizer | None, vocab: int
+) -> tuple[dict[str, int], sample.Spellings]:
+    """The state in which each text to begin with starts ("" is 0, which is free), and the table of all states.
+
+    Raises: ValueError where there is such a text and no tokenizer, or no token of the model can begin with it.
+    """
+    if begins - {""} and tokenizer is None:
+        raise ValueError(f"generate: requests begin with {sorted(begins - {''})}: pass the model's tokenizer")
+    allowed: dict[str, dict[int, str]] = {}
+    for text in sorted(begins - {""}):
+        allowed |= tokenizer.spellings(text)
+    states = {"": 0} | {rest: state for state, rest in enumerate(allowed, 1)}
+    shape = bucket(len(states), 8), bucket(max(map(len, allowed.values()), default=0), 8)
+    ids_AO, next_AO = np.full(shape, vocab, np.int32), np.zeros(shape, np.int32)
+    for rest, tokens in allowed.items():
+        inside = {token: after for token, after in tokens.items() if token < vocab}
+        if not inside:
+            raise ValueError(f"generate: no token of the model can begin with {rest!r}")
+        ids_AO[states[rest], : len(inside)] = list(inside)
+        next_AO[states[rest], : len(inside)] = [states[after] for after in inside.values()]
+    return states, sample.Spellings(ids_AO, next_AO)
 
 
 @dataclasses.dataclass
@@ -127,17 +160,21 @@ class Engine:
         requests: list[Request],
         sampling: Sampling,
         progress: Callable[[int], None] = lambda done: None,
+        tokenizer: Tokenizer | None = None,
     ) -> list[Response]:
         """Draw one response a request, keeping the slots full.
 
         A response depends on (params, prompt, seed, task, sample) alone: not on the other requests, the slot, the
         order of refilling, the padding or the mesh. Each distinct prompt is prefilled once and shared by its samples.
 
-        A response ends with a stop id, after `max_new_tokens`, or where the model's positions (`max_len`) end.
+        A response ends with a stop id, behind a stop text, after `max_new_tokens`, or where the model's positions
+        (`max_len`) end. The tokens of a text that it must begin with are drawn among those that spell it; their
+        log-probabilities are the model's over the whole vocabulary, like all others.
 
         Args:
           params: laid out by `decode_params`. requests: prompts of at least one token.
           progress: called with the number of responses finished since the last call.
+          tokenizer: the model's, where a request has a text to begin with or `sampling` has one to stop at.
 
         Returns: a Response for each request, in order.
         Raises: ValueError for a prompt that is empty, leaves no position for a response, or has an id outside the
@@ -160,6 +197,9 @@ class Engine:
         responses: list[Response | None] = [None] * len(requests)
         owner = np.full(self.slots, -1)
         stops = bucket(len(sampling.stop_ids), 8)  # a model has up to three; a separator adds many
+        if sampling.stop and tokenizer is None:
+            raise ValueError(f"generate: responses stop at {sampling.stop}: pass the model's tokenizer")
+        states, spellings = spell({request.begin for request in requests}, tokenizer, self.model.config.vocab)
         slots = None
         block, prefilled, held_tokens = -1, None, None
 
@@ -178,24 +218,34 @@ class Engine:
                 lengths = np.array([len(held_tokens[u]) for _, u, _ in taken])
                 need = bucket(int(lengths.max()) + 1)
                 slots = self._sized(slots, max(need, bucket(prefilled.values_BNSK[0].shape[2])), stops)
+                begins = [states[requests[i].begin] for _, _, i in taken]
                 slots = self._insert(
-                    slots, prefilled, rows, taken, held_tokens, requests, sampling, part, stops
+                    slots, prefilled, rows, taken, held_tokens, requests, sampling, part, stops, begins
                 )
             running = np.flatnonzero(owner >= 0)
-            longest = int(whole(slots.length_B)[running].max())
-            slots = self._sized(slots, bucket(longest + self.chunk), stops)
+            known = whole(slots.length_B)[running]
+            slots = self._sized(slots, bucket(int(known.max()) + self.chunk), stops)
             wanted = len(running) - part + 1 if waiting else 1
-            slots = self._call(_decode, self.model, params, slots, np.int32(max(wanted, 1)), self.chunk)
-            lengths, going = whole(slots.length_B), whole(slots.running_B)
-            done = running[~going[running]]
+            least = np.int32(max(wanted, 1))
+            slots = self._call(_decode, self.model, params, slots, owner >= 0, spellings, least, self.chunk)
+            lengths, ended = whole(slots.length_B).copy(), ~whole(slots.running_B)
+            if ended[running].any() or sampling.stop:
+                tokens, logps, begins = (whole(a) for a in (slots.tokens_BS, slots.logp_BS, slots.begin_B))
+            stopped = np.zeros(self.slots, bool)
+            for row, seen in zip(running, known, strict=True) if sampling.stop else ():
+                request = requests[owner[row]]
+                new = tokens[row, len(request.prompt) : lengths[row]]
+                seen -= len(request.prompt)
+                end = tokenizer.stop_length(new, sampling.stop, seen, len(request.begin))
+                if end is not None:
+                    stopped[row], lengths[row] = True, len(request.prompt) + end
+            done = running[(ended | stopped)[running]]
+            for row in done:
+                tail = tokens[row, : lengths[row]].astype(np.int32)
+                by_id = tail[-1] in sampling.stop_ids and not begins[row]
+                stop = "stop" if stopped[row] or by_id else "length"
+                responses[owner[row]] = Response(tail, logps[row, : lengths[row]].astype(np.float32), stop)
             if len(done):
-                tokens, logps = whole(slots.tokens_BS), whole(slots.logp_BS)
-                for row in done:
-                    tail = tokens[row, : lengths[row]].astype(np.int32)
-                    stop = "stop" if tail[-1] in sampling.stop_ids else "length"
-                    responses[owner[row]] = Response(
-                        tail, logps[row, : lengths[row]].astype(np.float32), stop
-                    )
                 owner[done] = -1
                 progress(len(done))
         self.drawn += sum(len(r.tokens) - len(q.prompt) for r, q in zip(responses, requests, strict=True))
@@ -233,7 +283,9 @@ class Engine:
             return _empty_slots(self.model, self.slots, size, stops, self.mesh)()
         return slots if slots.tokens_BS.shape[1] >= size else self._call(_grow, slots, size)
 
-    def _insert(self, slots, prefilled, rows, taken, prompts, requests, sampling, part: int, stops: int):
+    def _insert(
+        self, slots, prefilled, rows, taken, prompts, requests, sampling, part: int, stops: int, begins
+    ):
         count = len(taken)
 
         def column(values, dtype, fill=0):
@@ -264,6 +316,7 @@ class Engine:
             tokens_BP,
             column(lengths, np.int32, 1),
             column(np.minimum(lengths + sampling.max_new_tokens, self.model.config.max_len), np.int32, 1),
+            column(begins, np.int32),
             draw,
         )
         return self._call(_insert, slots, prefilled, *arguments)
@@ -431,7 +484,7 @@ def _empty_slots(model: Model, rows: int, size: int, stops: int, mesh):
 _prefill = jax.jit(sample.prefill, static_argnums=0)
 _insert = jax.jit(sample.insert, donate_argnums=0)
 _grow = jax.jit(sample.grow, static_argnums=1)
-_decode = jax.jit(sample.decode, static_argnums=(0, 4), donate_argnums=2)
+_decode = jax.jit(sample.decode, static_argnums=(0, 6), donate_argnums=2)
 _splice = jax.jit(splicing.splice)
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,7 @@ class LM:
         min_p: float = 0.0,
         stop_ids=None,
         seed: int = 0,
+        stop: str | Iterable[str] = (),
     ) -> list[list[Trace]]:
         """Draw `samples` responses to each prompt.
 
@@ -112,6 +113,7 @@ class LM:
             they stand; or a sequence of token ids, taken as it is.
           temperature: 0 is greedy. top_k: 0 keeps every token, as do top_p 1 and min_p 0.
           stop_ids: a response ends with any of these; by default `tokenizer.stop_ids`.
+          stop: texts; a response ends with the token that completes one of them, which is kept.
 
         Returns: for each prompt its `samples` Traces, in order; their task's problem is the prompt as text.
         """
@@ -123,12 +125,14 @@ class LM:
         if samples < 1:
             raise ValueError(f"samples = {samples}: at least 1 is needed")
         stop_ids = self.tokenizer.stop_ids if stop_ids is None else tuple(int(i) for i in stop_ids)
-        sampling = Sampling(max_new_tokens, temperature, top_k, top_p, min_p, stop_ids, seed)
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        sampling = Sampling(max_new_tokens, temperature, top_k, top_p, min_p, stop_ids, seed, stop)
         rendered = [self._render(prompt, f"prompts[{i}]") for i, prompt in enumerate(prompts)]
         requests = [
             Request(tuple(ids), task.id, sample) for task, ids in rendered for sample in range(samples)
         ]
-        responses = iter(self.engine.generate(self.engine.decode_params(self.params), requests, sampling))
+        params = self.engine.decode_params(self.params)
+        responses = iter(self.engine.generate(params, requests, sampling, tokenizer=self.tokenizer))
         return [
             [self._trace(task, len(ids), next(responses), sampling, sample) for sample in range(samples)]
             for task, ids in rendered

@@ -45,9 +45,11 @@ def continued(
     waiting = list(range(len(flat)))
     while waiting:
         requests = [
-            Request(tuple(flat[i].tokens.tolist()), flat[i].task.id + stream, flat[i].key[1]) for i in waiting
+            Request(tuple(flat[i].tokens.tolist()), flat[i].task.id + stream, flat[i].key[1], flat[i].begin)
+            for i in waiting
         ]
-        for i, response in zip(waiting, engine.generate(params, requests, sampling, progress), strict=True):
+        responses = engine.generate(params, requests, sampling, progress, domain.tokenizer)
+        for i, response in zip(waiting, responses, strict=True):
             flat[i] = extended(domain, flat[i], response, sampling.temperature, policy_update)
         replies = [domain.reply(flat[i]) for i in waiting]
         for i, reply in zip(waiting, replies, strict=True):
@@ -79,6 +81,7 @@ def extended(domain, trace: Trace, response, temperature: float, policy_update: 
         step_ends=domain.steps(response.tokens, trace.prompt_len),
         stop=response.stop,
         policy_update=policy_update,
+        begin="",
     )
 
 
@@ -110,33 +113,53 @@ def truncated(trace: Trace, end: int) -> Trace:
         step_ends=tuple(e for e in trace.step_ends if e <= end),
         stop="",
         verdict=None,
+        begin="",
     )
+
+
+def reopened(trace: Trace, end: int, tokenizer: Tokenizer, separator: str = "\n\n") -> Trace:
+    """The first `end` tokens of a trace, ready to be continued by any step: a separator at their end is left to the
+    policy (`Tokenizer.reopen`), since the one that stands was spelled for the step that came next."""
+    end, begin = tokenizer.reopen(trace.tokens[:end], trace.prompt_len, separator)
+    ends = tokenizer.step_ends(trace.tokens[:end], trace.prompt_len, separator)
+    return truncated(trace, end).replace(begin=begin, step_ends=ends)
 
 
 def spliced(
     traces: list[Trace], interventions: list[Intervention], tokenizer: Tokenizer, separator: str = "\n\n"
-):
+) -> list[Trace]:
     """The guided attempts: steps before the located one, then the intervention; open, ready to be continued.
 
-    The prefix keeps its ids; only the intervention is encoded, with its separator, unless its own ids are known, and is
-    marked as not drawn by the policy. Everything after the located step is dropped.
+    The prefix keeps its ids, but for a separator at its end that is spelled another way before the intervention. The
+    intervention is encoded, unless its own ids are known, and is marked as not drawn by the policy; the separator
+    behind it is left to the policy. Everything after the located step is dropped.
     """
-    cuts = [cut_at(trace, one.step) for trace, one in zip(traces, interventions, strict=True)]
-    ids = [
-        one.ids or (tokenizer.encode(one.text.rstrip("\n") + separator) if one.text.strip() else [])
-        for one in interventions
-    ]
+    cuts, ids, begins, ends = [], [], [], []
+    for trace, one in zip(traces, interventions, strict=True):
+        whole = trace.tokens[: cut_at(trace, one.step)]
+        cut, begin = tokenizer.reopen(whole, trace.prompt_len, separator)
+        text = one.text.rstrip("\n")
+        new = list(one.ids) or (tokenizer.encode(begin + text + separator) if text.strip() else [])
+        end, after = tokenizer.reopen(new, 0, separator)
+        before = (*trace.step_ends[: one.step - 1], cut + tokenizer.covering(new, len(begin)))
+        ends.append(before if one.step else ())
+        while cut < len(whole) and end and whole[cut] == new[0]:  # spelled as it was drawn: it stays so
+            cut, new, end = cut + 1, new[1:], end - 1
+        cuts.append(cut)
+        ids.append(new[:end])
+        begins.append(after)
     rows = Engine.splice([t.tokens for t in traces], [t.prompt_len for t in traces], cuts, ids)
     out = []
-    for trace, cut, new, (tokens, _) in zip(traces, cuts, ids, rows, strict=True):
-        prefix = truncated(trace, cut)
+    for i, (tokens, _) in enumerate(rows):
+        prefix = truncated(traces[i], cuts[i])
         out.append(
             prefix.replace(
                 tokens=tokens,
-                sampled=np.concatenate([prefix.sampled, np.zeros(len(new), bool)]),
-                logp=np.concatenate([prefix.logp, np.zeros(len(new), np.float32)]),
-                step_ends=(*prefix.step_ends, len(tokens)),
-                spliced=cut,
+                sampled=np.concatenate([prefix.sampled, np.zeros(len(ids[i]), bool)]),
+                logp=np.concatenate([prefix.logp, np.zeros(len(ids[i]), np.float32)]),
+                step_ends=(*ends[i], len(tokens)),
+                spliced=cuts[i],
+                begin=begins[i],
             )
         )
     return out

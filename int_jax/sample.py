@@ -35,12 +35,25 @@ class Draw(NamedTuple):
     sample_B: Any
 
 
+class Spellings(NamedTuple):
+    """Which tokens may come next where a response must begin with a given text, and where each leads.
+
+    Attributes:
+      ids_AO: int32, the ids allowed in state a, the vocabulary's size (no token) where there are fewer than O.
+      next_AO: int32, the state behind each, 0 once the text is complete. State 0 is free: it allows every token.
+    """
+
+    ids_AO: Any
+    next_AO: Any
+
+
 class Slots(NamedTuple):
     """The sampler's state.
 
     Attributes:
       tokens_BS: int32 prompt and response. logp_BS: float32 of each drawn token, zero elsewhere.
       length_B: known tokens. limit_B: the length at which a row ends. running_B: bool.
+      begin_B: int32, the state of Spellings from which the row's next token is drawn, 0 where it is free.
       cache: keys and values of the first length - 1 tokens. draw: Draw.
     """
 
@@ -49,6 +62,7 @@ class Slots(NamedTuple):
     length_B: Any
     limit_B: Any
     running_B: Any
+    begin_B: Any
     cache: Cache
     draw: Draw
 
@@ -67,7 +81,8 @@ def empty_slots(model: Model, rows: int, size: int, stops: int) -> Slots:
 
     draw = Draw(floats(), ints(), floats() + 1, floats(), ints(stops) - 1, words(), words(), words())
     cache = empty_cache(model.config, rows, size)
-    return Slots(ints(size), floats(size), ints() + 1, ints() + 1, jnp.zeros(rows, bool), cache, draw)
+    running_B = jnp.zeros(rows, bool)
+    return Slots(ints(size), floats(size), ints() + 1, ints() + 1, running_B, ints(), cache, draw)
 
 
 def grow(slots: Slots, size: int) -> Slots:
@@ -91,13 +106,13 @@ def prefill(model: Model, params, tokens_UP) -> Cache:
 
 
 def insert(
-    slots: Slots, prefilled: Cache, rows_B, prompts_B, tokens_BP, length_B, limit_B, draw: Draw
+    slots: Slots, prefilled: Cache, rows_B, prompts_B, tokens_BP, length_B, limit_B, begin_B, draw: Draw
 ) -> Slots:
     """Start samples in free slots.
 
     Args:
       prefilled: of U prompts. rows_B: the slot of each new sample; one past the last slot drops the entry (padding).
-      prompts_B: which of the U prompts it continues. tokens_BP: its prompt, whole. length_B, limit_B, draw: as Slots.
+      prompts_B: which of the U prompts it continues. tokens_BP: its prompt, whole. The rest: as Slots.
     """
     width = min(prefilled.values_BNSK[0].shape[2], slots.tokens_BS.shape[1])
     tokens_BP = tokens_BP[:, : slots.tokens_BS.shape[1]]
@@ -119,6 +134,7 @@ def insert(
         length_B=put(slots.length_B, length_B),
         limit_B=put(slots.limit_B, limit_B),
         running_B=put(slots.running_B, length_B < limit_B),
+        begin_B=put(slots.begin_B, begin_B),
         cache=Cache(tuple(keys), tuple(values)),
         draw=jax.tree.map(put, slots.draw, draw),
     )
@@ -199,14 +215,36 @@ def choose(logits_BV, keys, draw: Draw):
     return jnp.argmax(jnp.where(kept_BV, logits_BV + noise_BV, -jnp.inf), axis=-1).astype(jnp.int32)
 
 
-def decode(model: Model, params, slots: Slots, wanted, chunk: int) -> Slots:
+def restrict(logits_BV, begin_B, spellings: Spellings):
+    """Logits with -inf for the tokens that a row's state does not allow; those of free rows as they are."""
+
+    def restricted():
+        rows = jnp.arange(logits_BV.shape[0])[:, None]
+        allowed_BV = (
+            jnp.zeros(logits_BV.shape, bool).at[rows, spellings.ids_AO[begin_B]].set(True, mode="drop")
+        )
+        return jnp.where(allowed_BV | (begin_B == 0)[:, None], logits_BV, -jnp.inf)
+
+    return jax.lax.cond(jnp.any(begin_B > 0), restricted, lambda: logits_BV)
+
+
+def advance(token_B, begin_B, spellings: Spellings):
+    """The state behind each row's token."""
+    taken_BO = (spellings.ids_AO[begin_B] == token_B[:, None]) & (begin_B > 0)[:, None]
+    return jnp.max(jnp.where(taken_BO, spellings.next_AO[begin_B], 0), axis=-1)
+
+
+def decode(model: Model, params, slots: Slots, owned_B, spellings: Spellings, wanted, chunk: int) -> Slots:
     """Draw up to `chunk` tokens a row; stops early once fewer than `wanted` rows are running.
 
-    Running rows need `chunk` free cache positions.
+    Running rows need `chunk` free cache positions. A row that is not `owned_B` any more (the host has ended it) stands
+    still. A row in a state of `spellings` draws among what that allows, and no stop id ends it before the text that it
+    has to begin with is complete.
 
     The log-probability returned is that of the token at the row's temperature over the whole vocabulary, whatever
     top-k, top-p and min-p kept: the same that `losses.token_logp` computes.
     """
+    slots = slots._replace(running_B=slots.running_B & owned_B)
     keys = row_keys(slots.draw)
     rows = jnp.arange(slots.tokens_BS.shape[0])
     head_DV = model.head_DV(params)
@@ -220,7 +258,8 @@ def decode(model: Model, params, slots: Slots, wanted, chunk: int) -> Slots:
         logits_BV = scaled_logits(
             hidden_BTD[:, 0], head_DV, slots.draw.temperature_B, model.config.logit_softcap
         )
-        token_B = choose(logits_BV, jax.vmap(jax.random.fold_in)(keys, slots.length_B), slots.draw)
+        position_keys = jax.vmap(jax.random.fold_in)(keys, slots.length_B)
+        token_B = choose(restrict(logits_BV, slots.begin_B, spellings), position_keys, slots.draw)
         logp_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
         logp_B = logp_B - jax.nn.logsumexp(logits_BV, axis=-1)
         # Rows that do not run write their last token again: the value that is there already.
@@ -228,12 +267,14 @@ def decode(model: Model, params, slots: Slots, wanted, chunk: int) -> Slots:
         token_now_B = jnp.where(slots.running_B, token_B, slots.tokens_BS[rows, last_B])
         logp_now_B = jnp.where(slots.running_B, logp_B, slots.logp_BS[rows, last_B])
         length_B = slots.length_B + slots.running_B
-        stopped_B = jnp.any(token_B[:, None] == slots.draw.stop_BE, axis=-1) | (length_B >= slots.limit_B)
+        ended_B = jnp.any(token_B[:, None] == slots.draw.stop_BE, axis=-1) & (slots.begin_B == 0)
+        stopped_B = ended_B | (length_B >= slots.limit_B)
         slots = slots._replace(
             tokens_BS=slots.tokens_BS.at[rows, at_B].set(token_now_B),
             logp_BS=slots.logp_BS.at[rows, at_B].set(logp_now_B),
             length_B=length_B,
             running_B=slots.running_B & ~stopped_B,
+            begin_B=jnp.where(slots.running_B, advance(token_B, slots.begin_B, spellings), slots.begin_B),
         )
         return slots, recent
 

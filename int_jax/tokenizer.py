@@ -36,6 +36,7 @@ class Tokenizer:
         self._anchor_ids: list[int] = self._ids("\n") if spaced else []
         self._anchor_text = len(self.hf.decode(self._anchor_ids)) if spaced else 0
         self._piece = functools.cache(lambda i: self.decode([i]))  # 10 us an id, of 150k and at each step
+        self._next = functools.cache(self._next_of)
 
     def _ids(self, text: str) -> list[int]:
         return self.hf.encode(text, add_special_tokens=False)
@@ -150,10 +151,6 @@ class Tokenizer:
         ids = (self._closing, self.hf.eos_token_id, *(eos if isinstance(eos, list) else [eos]))
         return tuple(dict.fromkeys(i for i in ids if i is not None))
 
-    def ending_with(self, text: str) -> tuple[int, ...]:
-        """The ids whose own text ends with `text`: stop ids that end a response after a separator."""
-        return tuple(i for i in range(self.vocab) if self._piece(i).endswith(text))
-
     def step_ends(self, ids, start: int = 0, separator: str = "\n\n") -> tuple[int, ...]:
         """Token offsets (exclusive) where the steps of ids[start:] end: after the token that completes a separator.
 
@@ -184,3 +181,83 @@ class Tokenizer:
             else:
                 ends.append(len(ids))
         return tuple(ends)
+
+    # The tokens of a separator depend on what follows it: GPT-2 writes a blank line in one token before a digit and in
+    # two before a letter, so the one that stands says what may come next. Where text is cut behind a separator, its
+    # tokens are taken off and drawn again by the policy, among those that begin with its text ("token healing").
+
+    @functools.cached_property
+    def _by_first(self) -> dict[str, list[tuple[str, int]]]:
+        """The text and id of every token that text can become, by its first character."""
+        found: dict[str, list[tuple[str, int]]] = {}
+        for token in range(self.vocab):
+            piece = self._piece(token)
+            if piece and token not in self.hf.added_tokens_decoder:
+                found.setdefault(piece[0], []).append((piece, token))
+        return found
+
+    def spellings(self, text: str) -> dict[str, dict[int, str]]:
+        """Every way in which tokens can begin with `text`.
+
+        Returns: for each rest of the text that may be left to spell, the ids that can come next and the rest that each
+        leaves, "" where the text is complete; a last token may reach beyond it.
+        """
+        found: dict[str, dict[int, str]] = {}
+        waiting = [text]
+        while waiting:
+            if (rest := waiting.pop()) in found or not rest:
+                continue
+            found[rest] = self._next(rest)
+            waiting += found[rest].values()
+        return found
+
+    def _next_of(self, rest: str) -> dict[int, str]:
+        return {
+            token: rest[len(piece) :]
+            for piece, token in self._by_first.get(rest[0], ())
+            if rest.startswith(piece) or piece.startswith(rest)
+        }
+
+    def covering(self, ids, characters: int) -> int:
+        """How many of the first ids hold so many characters; all of them where they hold fewer."""
+        return next((n for n in range(len(ids)) if len(self.decode(ids[:n])) >= characters), len(ids))
+
+    def reopen(self, ids, start: int = 0, separator: str = "\n\n") -> tuple[int, str]:
+        """What of ids[start:] stands whatever comes next, and the text with which the next tokens then have to begin.
+
+        Returns: (end, text). Where the ids end in a separator that tokens can spell in more ways than one, ids[end:]
+        are its tokens, and the text is that of the separator with what stands before it in its first token. Otherwise
+        (len(ids), "").
+        """
+        ids = [int(i) for i in ids]
+        end = len(ids)
+        # Back over the run of newlines, then over the rest of a character that tokens share.
+        while end > start and (piece := self._piece(ids[end - 1])) and not piece.strip(separator):
+            end -= 1
+        if end > start and self._piece(ids[end - 1]).endswith(separator[0]):
+            end -= 1
+        text = self.decode(ids[end:])
+        while "\ufffd" in text and end > start:
+            end -= 1
+            text = self.decode(ids[end:])
+        lead = text.rstrip(separator)
+        if not text.startswith(lead + separator):
+            return len(ids), ""
+        begin = lead + separator
+        if all(len(allowed) == 1 for allowed in self.spellings(begin).values()):
+            return len(ids), ""
+        return end, begin
+
+    def stop_length(self, ids, strings: tuple[str, ...], seen: int = 0, skip: int = 0) -> int | None:
+        """How many ids there are up to the one that completes one of the strings; None if none is complete.
+
+        Args:
+          seen: the first ids that are known to complete none. skip: characters at the beginning that do not count.
+        """
+        ids = [int(i) for i in ids]
+        # A string of n characters reaches over n tokens at most.
+        first = max(seen - max(map(len, strings)), self.covering(ids, skip))
+        if not any(one in self.decode(ids[first:]) for one in strings):
+            return None
+        ends = range(first + 1, len(ids) + 1)
+        return next(n for n in ends if any(one in self.decode(ids[first:n]) for one in strings))

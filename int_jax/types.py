@@ -54,6 +54,8 @@ class Trace:
       policy_update: the number of updates behind the parameters that drew it.
       key: (seed, sample index); with the task's id it names the random stream.
       spliced: offset of the first token of the last spliced intervention, -1 if there is none.
+      begin: of an open trace, the text with which its continuation must begin, "" where it is free. How a separator is
+        spelled depends on what follows it, so a separator at the end of an open trace is left to the policy.
     """
 
     task: Task
@@ -68,6 +70,7 @@ class Trace:
     policy_update: int = 0
     key: tuple[int, int] = (0, 0)
     spliced: int = -1
+    begin: str = ""
 
     @property
     def response(self) -> np.ndarray:
@@ -87,8 +90,8 @@ class Intervention:
 
     Attributes:
       step: zero-based index of the step it replaces (the paper's location minus one).
-      text: the step, without separator. ids: its token ids, separator included, where they were drawn; () otherwise:
-        the text is then encoded.
+      text: the step, without separator. ids: its token ids where they were drawn, with the separators around it as far
+        as `Tokenizer.reopen` takes them off an attempt; () otherwise: the text is then encoded.
       source: the proposer's name. raw: the proposer's whole output, for audit.
     """
 

@@ -462,14 +462,6 @@ def test_steps_end_at_the_first_token_after_each_blank_line(directories):
     run()
 
 
-def test_the_ids_that_end_with_a_separator(directories):
-    tokenizer = Tokenizer(directories / "qwen2")
-    found = tokenizer.ending_with("\n\n")
-    assert {".\n\n", "\n\n", "\n\n\n"} <= set(tokenizer.pieces(found))
-    assert all(tokenizer.decode([i]).endswith("\n\n") for i in found)
-    assert sum(tokenizer.decode([i]).endswith("\n\n") for i in range(tokenizer.vocab)) == len(found)
-
-
 def test_each_id_is_decoded_once(directories, monkeypatch):
     """A trace has thousands of tokens and a vocabulary 150,000 ids, at 10 us each."""
     tokenizer = Tokenizer(directories / "qwen2")
@@ -483,5 +475,5 @@ def test_each_id_is_decoded_once(directories, monkeypatch):
         tokenizer.step_ends(ids)
     assert len(decoded) == len(set(ids))
     for _ in range(2):
-        tokenizer.ending_with("\n\n")
+        tokenizer.spellings("\n\n")
     assert len(decoded) == tokenizer.vocab

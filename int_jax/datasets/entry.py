@@ -119,9 +119,8 @@ def _propose(domain, row: Row, trace: Trace, stages: dict, counts: dict) -> None
     if drop:
         return
     patched = rollout.spliced([trace], [one], domain.tokenizer, domain.separator)[0]
-    counts["differ"] += (
-        bool(row.guided) and row.guided.split() != domain.tokenizer.text(patched.response).split()
-    )
+    text = domain.tokenizer.text(patched.response) + patched.begin
+    counts["differ"] += bool(row.guided) and row.guided.split() != text.split()
     stages["guided"].append(ids | {"trace": types.to_json(patched), "tries": 0, "successes": 1, "shown": []})
 
 

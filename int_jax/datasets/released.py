@@ -92,7 +92,7 @@ def compare(domain, task: Task, attempt: str, outputs: list[str]) -> Comparison:
     ours = None
     if first is not None:
         patched = rollout.spliced([trace], [usable[first]], domain.tokenizer, domain.separator)[0]
-        ours = domain.tokenizer.text(patched.response).rstrip("\n")
+        ours = (domain.tokenizer.text(patched.response) + patched.begin).rstrip("\n")
     found = {"aborted"} if aborted else set()
     until = len(outputs) if first is None else first + 1
     for output, one, fault in zip(outputs[:until], candidates, faults, strict=False):

@@ -9,7 +9,7 @@ import dataclasses
 from int_jax.engine import Engine, Request, Sampling
 from int_jax.proposers import room, screen
 from int_jax.proposers.self_verify import stream
-from int_jax.rollout import cut_at, opened
+from int_jax.rollout import cut_at, opened, reopened
 from int_jax.types import Intervention, Trace
 
 THRESHOLD = 2.0  # nats by which the reference must lower a step's log-likelihood
@@ -46,34 +46,37 @@ def propose(
             f"likelihood_ratio scores the attempt's own ids: the proposer's tokenizer, {tokenizer.path}, must be the "
             f"policy's, {domain.tokenizer.path}; choose a model that shares it, or the proposer self_verify"
         )
-    stops = tuple({*sampling.stop_ids, *domain.tokenizer.ending_with(domain.separator)})
-    sampling = dataclasses.replace(sampling, seed=key, stop_ids=stops)
+    sampling = dataclasses.replace(sampling, seed=key, stop=(domain.separator,))
     steps = locations(engine, params, domain, traces)
-    prompts = []
+    prompts, begins = [], []
     for trace, step in zip(traces, steps, strict=True):
         informed = opened(domain, trace.task, "teacher").tokens.tolist()
-        kept = [] if step is None else trace.tokens[trace.prompt_len : cut_at(trace, step)].tolist()
-        prompts.append((*informed, *kept))
+        end = trace.prompt_len if step is None else cut_at(trace, step)
+        prefix = reopened(trace, end, domain.tokenizer, domain.separator)
+        prompts.append((*informed, *prefix.response.tolist()))
+        begins.append(prefix.begin)
     told = [i for i, step in enumerate(steps) if step is not None]
     fits = [i for i in told if len(prompts[i]) <= room(engine, sampling, max_prompt)]
     drops.update({i: "unparsed" for i, step in enumerate(steps) if step is None})
     drops.update({i: "too_long" for i in told if i not in fits})
-    requests = [Request(prompts[i], stream(traces[i], "replace"), k) for i in fits for k in range(samples)]
-    responses = engine.generate(params, requests, sampling, progress)
+    requests = [
+        Request(prompts[i], stream(traces[i], "replace"), k, begins[i]) for i in fits for k in range(samples)
+    ]
+    responses = engine.generate(params, requests, sampling, progress, domain.tokenizer)
     out: list[Intervention | None] = [None] * len(traces)
     for j, i in enumerate(fits):
         candidates = [
-            None if r.stop == "length" else first_step(domain, steps[i], r.tokens, len(prompts[i]))
+            None
+            if r.stop == "length"
+            else drawn_step(domain, steps[i], r.tokens[len(prompts[i]) :], begins[i])
             for r in responses[j * samples : (j + 1) * samples]
         ]
         out[i] = screen(domain, i, traces[i], candidates, drops)
     return out
 
 
-def first_step(domain, step: int, tokens, start: int) -> Intervention:
-    """The first step of tokens[start:]: a blank line may come in two tokens, which no stop id ends. It keeps its ids if
-    it ends in the separator, not in a stop token."""
-    ids = tuple(map(int, tokens[start : next(iter(domain.steps(tokens, start)), start)]))
-    text = domain.tokenizer.text(ids).strip("\n")
-    as_drawn = bool(text) and domain.tokenizer.decode(ids) == text + domain.separator
-    return Intervention(step, text, ids if as_drawn else (), "likelihood_ratio")
+def drawn_step(domain, step: int, ids, begin: str) -> Intervention:
+    """What was drawn up to a separator. It keeps its ids if it ends in one, not in a stop token."""
+    text = domain.tokenizer.text(ids)[len(begin) :].strip("\n")
+    as_drawn = bool(text) and domain.tokenizer.decode(ids) == begin + text + domain.separator
+    return Intervention(step, text, tuple(map(int, ids)) if as_drawn else (), "likelihood_ratio")
