@@ -230,19 +230,22 @@ class Engine:
             slots = self._call(_decode, self.model, params, slots, owner >= 0, spellings, least, self.chunk)
             lengths, ended = whole(slots.length_B).copy(), ~whole(slots.running_B)
             if ended[running].any() or sampling.stop:
-                tokens, logps, begins = (whole(a) for a in (slots.tokens_BS, slots.logp_BS, slots.begin_B))
+                tokens, logps, unfinished = (
+                    whole(a) for a in (slots.tokens_BS, slots.logp_BS, slots.begin_B)
+                )
             stopped = np.zeros(self.slots, bool)
             for row, seen in zip(running, known, strict=True) if sampling.stop else ():
                 request = requests[owner[row]]
-                new = tokens[row, len(request.prompt) : lengths[row]]
-                seen -= len(request.prompt)
-                end = tokenizer.stop_length(new, sampling.stop, seen, len(request.begin))
+                start = len(request.prompt)
+                end = tokenizer.stop_length(
+                    tokens[row, start : lengths[row]], sampling.stop, seen - start, len(request.begin)
+                )
                 if end is not None:
-                    stopped[row], lengths[row] = True, len(request.prompt) + end
+                    stopped[row], lengths[row] = True, start + end
             done = running[(ended | stopped)[running]]
             for row in done:
                 tail = tokens[row, : lengths[row]].astype(np.int32)
-                by_id = tail[-1] in sampling.stop_ids and not begins[row]
+                by_id = tail[-1] in sampling.stop_ids and not unfinished[row]
                 stop = "stop" if stopped[row] or by_id else "length"
                 responses[owner[row]] = Response(tail, logps[row, : lengths[row]].astype(np.float32), stop)
             if len(done):

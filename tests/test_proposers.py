@@ -342,7 +342,7 @@ def test_a_conversation_in_free_text(two_models):
     text = "Pair $d$ with $9-d$:\n\n$$d \\mapsto 9 - d,$$\n\nwhich has no fixed point."
     assert one == Intervention(1, text, source="self_verify", raw=CHECK) and drops == {}
     guided = rollout.splice(trace, one, domain.tokenizer)
-    assert domain.tokenizer.text(guided.response) == f"Digits: $0..9$.\n\n{text}\n\n"
+    assert domain.tokenizer.text(guided.response) + guided.begin == f"Digits: $0..9$.\n\n{text}\n\n"
     for bad, reason in {
         CHECK.replace("Pair $d$", "So $10/2 = 5$: pair $d$"): "leaked",
         CHECK.replace("Step-2", "Step-4"): "out_of_range",
