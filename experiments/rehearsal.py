@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import int_jax
 from experiments import competition
-from experiments.small_models import SPECIAL, save_tokenizer
+from experiments.small_models import SPECIAL, same_in_transformers, save_tokenizer
 from int_jax import batch as batching
 from int_jax import checkpoint, domains
 from int_jax import models as families
@@ -162,21 +162,6 @@ def write_problems(path: Path, seed: int, count: int, names: list[str], evaluati
         one.statement: competition.row(one) for one in (draw(rng, names, evaluation) for _ in range(count))
     }
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows.values()))
-
-
-def same_in_transformers(folder: Path) -> float:
-    """The largest difference between transformers' logits and ours on the exported model, as log-probabilities."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    lm = int_jax.load(folder)
-    text = lm.tokenizer.render(
-        [{"role": "user", "content": "Find the remainder when $3^4 + 3^2$ is divided by $7$."}]
-    )
-    with torch.no_grad():
-        logits = AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([text])).logits[0]
-    theirs = torch.log_softmax(logits, -1)[range(len(text) - 1), text[1:]].numpy()
-    return float(np.abs(lm.score([text])[0][1:] - theirs).max())
 
 
 def main(_):

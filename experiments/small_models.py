@@ -1,9 +1,12 @@
-"""What the small models of this repository share: a ChatML tokenizer around any vocabulary."""
+"""What the small models of this repository share: a ChatML tokenizer around any vocabulary, a check by transformers."""
 
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
+
+import int_jax
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
@@ -24,3 +27,18 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path, max_len: int) -> None:
     )
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(path)
+
+
+def same_in_transformers(folder: Path) -> float:
+    """The largest difference between transformers' logits and ours on the exported model, as log-probabilities."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    lm = int_jax.load(folder)
+    text = lm.tokenizer.render(
+        [{"role": "user", "content": "Find the remainder when $3^4 + 3^2$ is divided by $7$."}]
+    )
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([text])).logits[0]
+    theirs = torch.log_softmax(logits, -1)[range(len(text) - 1), text[1:]].numpy()
+    return float(np.abs(lm.score([text])[0][1:] - theirs).max())

@@ -3,7 +3,8 @@
     python experiments/run.py --config experiments/configs/int.py:tiny --workdir runs/demo
 
 Variants: `tiny` (the embedded model, on two CPU cores), `tiny_seeds` (the same with five seeds), `smoke` (a minute, for
-tests), `rehearsal` (mathematics on a laptop, `make rehearsal`).
+tests), `rehearsal` (mathematics on a laptop, `make rehearsal`), `real` (a chat model of 135 M parameters on 40 word
+problems, `make real`).
 
 `qwen3_4b`, `qwen3_0_6b`, `llama3_8b` have the paper's settings at full size, on one host of 8 devices with 141 GB each,
 and `qwen3_4b@4` on four such hosts. They were NOT run: only their memory plan was made (experiments/plan.py prints it).
@@ -73,6 +74,39 @@ def rehearsal() -> ConfigDict:
     return c
 
 
+def real() -> ConfigDict:
+    """A real chat model on two CPU cores: `make real` fetches it and makes problems, worked examples and prompts."""
+    c = default.get_config()
+    c.domain = mathematics()
+    c.domain.knobs.update(
+        system="Solve the problem step by step, one step a line. The last line gives the answer in \\boxed{}.",
+        instruction="{problem}",
+        examples="",
+        separator="\n",
+    )
+    c.slots = 32
+    for stage in (c.attempts, c.guided, c.proposals, c.eval):
+        stage.sampling.max_new_tokens = 96
+    c.problems.shard = 8
+    c.attempts.update(tries=4, keep=2)
+    c.proposals.update(proposer="likelihood_ratio", max_prompt=1_024, samples=2, shard=16)
+    c.guided.update(tries=8, at_once=4, shard=8)
+    c.effect.update(problems=6, samples=4)
+    c.sft.update(epochs=2, batch=8, learning_rate=1e-5)
+    c.rl.update(
+        updates=3,
+        problems=4,
+        group=4,
+        learning_rate=1e-6,
+        max_new_tokens=96,
+        checkpoint_every=3,
+        matched=False,
+    )
+    c.eval.update(samples=4, ks=(1, 4), train_problems=8, shard=8)
+    c.train.update(row_length=1_024, rows=1, chunk=256)
+    return c
+
+
 def tiny_seeds() -> ConfigDict:
     c = tiny()
     c.seeds = (0, 1, 2, 3, 4)
@@ -115,7 +149,14 @@ def llama3_8b(hosts: int = 1) -> ConfigDict:
 
 
 FULL = {"qwen3_4b": qwen3_4b, "qwen3_0_6b": qwen3_0_6b, "llama3_8b": llama3_8b}
-VARIANTS = {"tiny": tiny, "tiny_seeds": tiny_seeds, "smoke": smoke, "rehearsal": rehearsal, **FULL}
+VARIANTS = {
+    "tiny": tiny,
+    "tiny_seeds": tiny_seeds,
+    "smoke": smoke,
+    "rehearsal": rehearsal,
+    "real": real,
+    **FULL,
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:
