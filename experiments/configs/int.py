@@ -77,13 +77,8 @@ def rehearsal() -> ConfigDict:
 def real() -> ConfigDict:
     """A real chat model on two CPU cores: `make real` fetches it and makes problems, worked examples and prompts."""
     c = default.get_config()
-    c.domain = mathematics()
-    c.domain.knobs.update(
-        system="Solve the problem step by step, one step a line. The last line gives the answer in \\boxed{}.",
-        instruction="{problem}",
-        examples="",
-        separator="\n",
-    )
+    told = "Solve the problem step by step, one step a line. The last line gives the answer in \\boxed{}."
+    c.domain = default.domain("math", system=told, separator="\n")
     c.slots = 32
     for stage in (c.attempts, c.guided, c.proposals, c.eval):
         stage.sampling.max_new_tokens = 96
