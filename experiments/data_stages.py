@@ -146,7 +146,7 @@ def given(run: Run, split: str, count: int, source: str, source_split: str, need
     for task in read.tasks[:count]:
         run.domain.view(
             task, [], "solver"
-        )  # refuses a worked example among the problems, before anything is drawn
+        )  # refuses a problem that is a worked example, before anything is drawn
     return read.tasks[:count]
 
 
