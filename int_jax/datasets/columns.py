@@ -3,6 +3,7 @@ intervention_guided_attempt; small plain values of other columns are kept as the
 
 import ast
 import dataclasses
+import decimal
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ import numpy as np
 from int_jax.datasets.sources import Fault, Number, Raw, Unusable, plain
 from int_jax.proposers.parse import parse_intervention
 from int_jax.types import Intervention, Task, normalised
+from int_jax.verify import MAX_CHARS
 
 TEXTS = ("problem", "reference_solution", "incorrect_attempt", "intervention_guided_attempt")
 COLUMNS = (*TEXTS, "answer", "intervention")
@@ -157,14 +159,19 @@ def _encodable(value: str, name: str) -> str:
 
 
 def _answer(value) -> str:
-    """An answer as text: a number by the digits it was written in, 36.0 as "36", since a column of integers with gaps
-    in it comes as floats."""
+    """An answer as text: a number by the digits it was written in.
+
+    36.0 is "36", since a column of integers with gaps in it comes as floats, and 5e-05 is "0.00005": an exponent is how
+    programs write it (Python 0.00005, too), and the paper's grader reads a product of 5 and Euler's number.
+    """
     if value is None:
         return ""
     if isinstance(value, float):
         text = value.text if isinstance(value, Number) else plain(np.float64(value)).text
         if not text[-1].isdigit():
             raise _Bad("no number", f"'answer' is {text}, which no response can give")
+        if "e" in text.lower() and abs((value := decimal.Decimal(text)).adjusted()) < MAX_CHARS:
+            text = f"{value:f}"
         return re.sub(r"^-(?=0$)", "", text.removesuffix(".0"))
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise _Bad(
