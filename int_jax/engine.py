@@ -70,6 +70,15 @@ def bucket(size: int, least: int = 64) -> int:
     return least
 
 
+def row_bucket(count: int, least: int, most: int) -> int:
+    """One of least, 4 least, 16 least ... most rows: the smallest that holds `count`, or the one before it where that
+    would leave more than half of the rows empty."""
+    rows = least
+    while rows < count and rows < most and min(4 * rows, most) <= 2 * count:
+        rows = min(4 * rows, most)
+    return rows
+
+
 def task_word(task: str) -> int:
     """32 bits of a task's id for its random stream."""
     return int.from_bytes(hashlib.blake2b(task.encode(), digest_size=4).digest(), "little")
@@ -335,8 +344,7 @@ class Engine:
         """
         logps: list = [None] * len(sequences)
         entropies: list = [None] * len(sequences)
-        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-        for width, rows, group in self._score_groups(order, [len(s) for s in sequences]):
+        for width, rows, group in self._score_groups([len(s) for s in sequences]):
             tokens_BT = np.zeros((rows, width), np.int32)
             for row, i in enumerate(group):
                 tokens_BT[row, : len(sequences[i])] = sequences[i]
@@ -349,16 +357,22 @@ class Engine:
                 entropies[i] = entropy_BT[row, : len(sequences[i])]
         return logps, entropies
 
-    def _score_groups(self, order, lengths):
-        """Groups of indices of one length bucket, with the bucket and a row count that one program serves."""
-        start = 0
-        while start < len(order):
-            width = bucket(lengths[order[start]])
-            data = self.mesh.shape["data"]
-            rows = max(data, self.score_tokens // width // data * data)
-            group = [i for i in order[start : start + rows] if bucket(lengths[i]) == width]
-            yield width, rows, group
-            start += len(group)
+    def _score_groups(self, lengths: list[int]):
+        """(width, rows, indices) of each call, the longest sequences first, about `score_tokens` at a time at most.
+
+        At least half of a call's rows are longer than half its width (or than half of 64), or they are as few as the
+        mesh allows: one sequence of 20 tokens costs 64, twelve of up to 90 cost 16 x 96. Rows that are left over go to
+        shorter sequences.
+        """
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        data = self.mesh.shape["data"]
+        while order:
+            width = bucket(lengths[order[0]])
+            most = max(data, self.score_tokens // width // data * data)
+            alike = sum(max(lengths[i], 33) > width // 2 for i in order[:most])
+            rows = row_bucket(alike, data, most)
+            yield width, rows, order[:rows]
+            order = order[rows:]
 
     def _put_rows(self, array):
         return jax.device_put(array, shardings({"rows_BT": array}, self.mesh, RULES_DECODE)["rows_BT"])
