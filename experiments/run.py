@@ -44,6 +44,7 @@ from int_jax import checkpoint, datasets, domains, processes, proposers, report,
 from int_jax import eval as estimates
 from int_jax import intervention_training as method
 from int_jax.engine import Engine
+from int_jax.proposers import likelihood_ratio
 from int_jax.sharding import make_mesh
 from int_jax.stages import StageError, Workdir
 
@@ -193,7 +194,8 @@ def intervene(run: Run, wrong: list, results: dict):
     kept_ids = {trace.task.id for trace in kept}
     results["tokens"]["guided"] = int(guided_counts.get("tokens", 0))
     lost = {name: drops.count(name) for name in proposers.DROPS}
-    results["funnel"] |= {"proposed": len(wrong) - lost["unparsed"] - lost["too_long"], **lost}
+    none = sum(lost[name] for name in ("unparsed", "not_located", "too_long"))
+    results["funnel"] |= {"proposed": len(wrong) - none, **lost}
     results["funnel"] |= {
         "spliced": len(patched),
         "guided": sum(row["tries"] for row in guided_rows),
@@ -239,6 +241,11 @@ def compare(run: Run, wrong: list, known: dict) -> dict:
             "traces": len(some),
             "ci95": list(estimates.bootstrap_ci(exact)),
         }
+    if "likelihood_ratio" in table:
+        model = run.checker or run
+        params = run.checker.params if run.checker else run.decoding
+        every = likelihood_ratio.all_falls(model.engine, params, run.domain, some)
+        table["likelihood_ratio"]["curve"] = likelihood_ratio.curve(every, truth)
     return table
 
 

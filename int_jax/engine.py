@@ -1,4 +1,4 @@
-"""The jitted functions over a mesh: generate, score, locate, splice, update. The only file that says `jax.jit`."""
+"""The jitted functions over a mesh: generate, score, splice, update. The only file that says `jax.jit`."""
 
 import contextlib
 import dataclasses
@@ -377,40 +377,6 @@ class Engine:
     def _put_rows(self, array):
         return jax.device_put(array, shardings({"rows_BT": array}, self.mesh, RULES_DECODE)["rows_BT"])
 
-    def locate(self, params, plain, informed, responses, step_ends, threshold: float = 2.0):
-        """Error localization in one scoring pass, without generation.
-
-        Per step s of a response y: llr_s = log p(y_s | informed prompt, y_<s) - log p(y_s | plain prompt, y_<s). Seeing
-        the reference makes a right step likelier and the first wrong one unlikelier: the location is the first step
-        whose llr falls below -threshold (nats).
-
-        Args:
-          plain, informed: prompt ids of each trace without and with the reference in view. responses: ids.
-          step_ends: offsets into each response where its steps end.
-
-        Returns: (llrs, locations): per trace a float32 array over its steps, and the step's index or None.
-        """
-        both = [
-            list(p) + list(r)
-            for prompts in (plain, informed)
-            for p, r in zip(prompts, responses, strict=True)
-        ]
-        logps, _ = self.score(params, both)
-        count = len(responses)
-        if not count:
-            return [], []
-        width, steps = bucket(max(map(len, responses))), bucket(max(map(len, step_ends)), 8)
-        gain_BT = np.zeros((bucket(count, 8), width), np.float32)
-        step_BT = np.full((bucket(count, 8), width), steps, np.int32)
-        for i, response in enumerate(responses):
-            gain_BT[i, : len(response)] = logps[count + i][len(informed[i]) :] - logps[i][len(plain[i]) :]
-            step_BT[i, : len(response)] = np.searchsorted(
-                step_ends[i], np.arange(len(response)), side="right"
-            )
-        llr_BJ, first_B = map(whole, self._call(_locate, gain_BT, step_BT, steps, np.float32(threshold)))
-        llrs = [llr_BJ[i, : len(ends)] for i, ends in enumerate(step_ends)]
-        return llrs, [int(f) if f < len(e) else None for f, e in zip(first_B, step_ends, strict=False)]
-
     # Splicing -----------------------------------------------------------------------------------------------------
 
     @staticmethod
@@ -518,14 +484,6 @@ def _score(model: Model, params, tokens_BT, temperature):
         temperature_BT,
         cap=model.config.logit_softcap,
     )
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _locate(gain_BT, step_BT, steps: int, threshold):
-    """Sum of `gain` over each step's tokens, and the first step where it is below -threshold (steps if none)."""
-    llr_BJ = jax.vmap(lambda gain, step: jnp.zeros(steps).at[step].add(gain, mode="drop"))(gain_BT, step_BT)
-    fell_BJ = llr_BJ < -threshold
-    return llr_BJ, jnp.where(fell_BJ.any(axis=1), jnp.argmax(fell_BJ, axis=1), steps)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4), donate_argnums=0)

@@ -1,132 +1,139 @@
+"""Where `likelihood_ratio` locates an error: by how each step falls when the reference comes into view."""
+
+import itertools
+
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from int_jax import rollout
+from int_jax.domains import arithmetic
 from int_jax.engine import Engine
-from int_jax.models import Config, build
+from int_jax.proposers.likelihood_ratio import MARGIN, SHARE, all_falls, curve, falls, gains, location
 from int_jax.sharding import make_mesh
+from int_jax.types import Trace
 
-VOCAB = 40
-MODEL = build(
-    Config("test", vocab=VOCAB, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffw=16, max_len=256)
-)
-IDS = st.integers(0, VOCAB - 1)
+# Gains of the tokens of three or four steps, nats, and the step that a careful person would name.
+CASES = {
+    "a right attempt with nothing to tell": ([[0, 0.1, 0], [0, 0, 0.2], [0.1, 0]], None),
+    "one wrong number": ([[0, 0.1, 0], [0, -9, 0], [0.1, 0]], 1),
+    "the wrong number is carried into later steps": ([[0, 0.1, 0], [0, -4, 0], [-9, 0, -3], [-12]], 1),
+    "the wrong number is carried on from the first step": ([[0, 0, -6], [0, -9, 0, 0, 0], [0, -3, 0, 0]], 0),
+    "the last step": ([[0, 0, 0], [0, 0, 0], [0, 0, 0, 0, -5]], 2),
+    "a right step is worded otherwise, a little unlikelier": ([[0, -0.8, 0], [0, -9, 0], [0.1, 0]], 1),
+    "nothing falls by more than the margin": ([[0, -0.3, 0], [0, -0.4, 0], [0.1, 0]], None),
+    "every step is raised, the wrong one by 7.9": ([[4, 4, 9, 4], [4, 4, 8, 4], [4, 4, -4.1, 4]], 2),
+    "every token is raised, the wrong number less": ([[3, 3, 3], [3, 0.5, 3], [3, 3, 3]], 1),
+    "every token is lowered, the wrong number more": ([[-3, -3, -3], [-3, -7, -3], [-3, -3, -3]], 1),
+    "a long wrong step that gains in all": ([[0, 0, 0], [2] * 20 + [-8], [0, 0, 0], [0] * 20], 1),
+    "a long right step that loses a little in every token": ([[-0.2] * 40, [0, 0, -5], [0, 0, 0] * 20], 1),
+    "raised unevenly, no token much below the median": ([[2, 2.2, 1.8], [2.4, 2, 1.9], [2, 2.1]], None),
+    "one step": ([[0, 0, -3, 0]], 0),
+    "no step": ([], None),
+}
 
 
-@st.composite
-def rows(draw):
-    """(plain prompt, informed prompt, response, step ends)."""
-    plain = draw(st.lists(IDS, min_size=1, max_size=10))
-    informed = draw(st.lists(IDS, min_size=1, max_size=40))
-    lengths = draw(st.lists(st.integers(1, 6), min_size=1, max_size=11))
-    response = draw(st.lists(IDS, min_size=sum(lengths), max_size=sum(lengths)))
-    return plain, informed, response, tuple(np.cumsum(lengths).tolist())
+def flat(steps):
+    return np.array([gain for step in steps for gain in step]), np.cumsum([len(step) for step in steps])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_located_step(case):
+    steps, expected = CASES[case]
+    assert location(falls(*flat(steps))) == expected
+
+
+EIGHTHS = st.integers(-80, 80).map(lambda n: n / 8)  # sums of them are exact
+ATTEMPTS = st.lists(st.lists(EIGHTHS, min_size=1, max_size=7), min_size=1, max_size=9)
+
+
+@given(ATTEMPTS, EIGHTHS)
+def test_the_same_gain_for_every_token_changes_nothing(steps, more):
+    gain, ends = flat(steps)
+    np.testing.assert_array_equal(falls(gain + more, ends), falls(gain, ends))
+
+
+@given(ATTEMPTS)
+def test_the_location_is_the_first_of_the_deep_steps(steps):
+    """The definition, step by step in plain Python."""
+    gain, ends = flat(steps)
+    fall = [float(np.median(gain)) - min(step) for step in steps]
+    np.testing.assert_array_equal(falls(gain, ends), fall)
+    for margin in (0.0, MARGIN, 4.0):
+        deep = [i for i, f in enumerate(fall) if f > margin and f >= SHARE * max(fall)]
+        assert location(np.array(fall), margin) == (deep[0] if deep else None)
+
+
+@given(st.lists(st.tuples(ATTEMPTS, st.one_of(st.none(), st.integers(0, 3))), max_size=6))
+def test_the_curve_counts_what_each_margin_locates(attempts):
+    every = [falls(*flat(steps)) for steps, _ in attempts]
+    truths = [truth for _, truth in attempts]
+    rows = curve(every, truths, (0.0, 0.5, 3.0))
+    assert [row["margin"] for row in rows] == [0.0, 0.5, 3.0]
+    for row in rows:
+        found = [location(fall, row["margin"]) for fall in every]
+        assert row["located"] == len(found) - found.count(None)
+        exact = [step is not None and step == truth for step, truth in zip(found, truths, strict=True)]
+        assert row["exact"] == sum(exact)
+    assert all(a["located"] >= b["located"] for a, b in itertools.pairwise(rows))
+
+
+def test_tokens_after_the_last_step_do_not_count():
+    assert location(falls(np.array([0.0, 0, -3, 0, -99]), (2, 4))) == 1
+
+
+# --- over a model ---
 
 
 @pytest.fixture(scope="module")
-def engine():
-    return Engine(MODEL, make_mesh(1, 1, jax.devices()[:1]), slots=4, score_tokens=512)
+def params(engine):
+    fresh = jax.device_get(jax.jit(engine.model.init)(jax.random.key(5)))
+    return {**fresh, "embed_VD": fresh["embed_VD"] * 6}  # so that the context matters
 
 
 @pytest.fixture(scope="module")
-def params():
-    fresh = jax.device_get(jax.jit(MODEL.init)(jax.random.key(5)))
-    return {**fresh, "embed_VD": fresh["embed_VD"] * 50}  # so that the context matters
-
-
-def oracle(engine, params, row):
-    """The ratio of each step from two calls of `score`, in float64."""
-    plain, informed, response, ends = row
-    [without] = engine.score(params, [plain + response])[0]
-    [with_it] = engine.score(params, [informed + response])[0]
-    gain = with_it[len(informed) :].astype(np.float64) - without[len(plain) :]
-    return np.array([gain[a:b].sum() for a, b in zip((0, *ends), ends, strict=False)])
-
-
-def first_below(ratios, threshold):
-    return next((i for i, ratio in enumerate(ratios) if ratio < -threshold), None)
-
-
-def test_locate_is_the_ratio_of_two_scores(engine, params):
-    @settings(max_examples=40, deadline=None)
-    @given(st.lists(rows(), min_size=1, max_size=5), st.sampled_from([0.0, 0.5, 1.0, 3.0]))
-    def run(batch, threshold):
-        ratios, locations = engine.locate(params, *zip(*batch, strict=True), threshold=threshold)
-        assert len(ratios) == len(locations) == len(batch)
-        for row, got, location in zip(batch, ratios, locations, strict=True):
-            np.testing.assert_allclose(got, oracle(engine, params, row), atol=5e-5)
-            assert location == first_below(got, threshold)
-
-    run()
-
-
-def fixed(seed, count):
-    rng = np.random.default_rng(seed)
+def traces(domain):
+    """Corrupted attempts at problems of every length, without a stop token after the last step."""
+    rng = np.random.default_rng(0)
     out = []
-    for _ in range(count):
-        ends = np.cumsum(rng.integers(2, 6, 4)).tolist()
-        ids = [rng.integers(0, VOCAB, n).tolist() for n in (5, 20, ends[-1])]
-        out.append((*ids, tuple(ends)))
+    for k in range(8):
+        one = arithmetic.chain(rng, 1 + k, 1.5)
+        task = arithmetic.task(one, f"task{k}")
+        opened = rollout.opened(domain, task)
+        text = "\n\n".join(arithmetic.corrupted(rng, one))
+        tokens = np.array([*opened.tokens, *domain.tokenizer.encode(text)], np.int32)
+        ends = domain.steps(tokens, opened.prompt_len)
+        drawn = np.arange(len(tokens)) >= opened.prompt_len
+        out.append(Trace(task, tokens, opened.prompt_len, drawn, np.zeros(len(tokens)), step_ends=ends))
     return out
 
 
-def test_both_outcomes_occur(engine, params):
-    _, locations = engine.locate(params, *zip(*fixed(0, 12), strict=True), threshold=2.0)
-    assert None in locations and len(set(locations)) > 2
+def test_a_gain_is_the_ratio_of_two_scores(engine, params, domain, traces):
+    for trace, gain in zip(traces, gains(engine, params, domain, traces), strict=True):
+        informed = rollout.opened(domain, trace.task, "teacher").tokens
+        [without], [with_it] = (
+            engine.score(params, [[*prompt, *trace.response]])[0]
+            for prompt in (trace.tokens[: trace.prompt_len], informed)
+        )
+        expected = with_it[len(informed) :].astype(np.float64) - without[trace.prompt_len :]
+        assert gain.shape == trace.response.shape
+        np.testing.assert_allclose(gain, expected, atol=5e-5)
 
 
-@pytest.mark.parametrize("company", [1, 7, 30])
-def test_locate_does_not_depend_on_padding_or_company(engine, params, company):
-    batch = fixed(0, 3)
-    alone = [engine.locate(params, *([part] for part in row)) for row in batch]
-    # The company is long: other widths of the tokens and of the steps.
-    long = [(list(range(9)), list(range(30)), [i % VOCAB for i in range(60)], tuple(range(5, 61, 5)))]
-    ratios, locations = engine.locate(params, *zip(*(long * company + batch), strict=True))
-    for i, ([expected], [location]) in enumerate(alone):
-        np.testing.assert_allclose(ratios[company + i], expected, atol=2e-5)
-        assert locations[company + i] == location
+def test_falls_do_not_depend_on_company_or_mesh(engine, params, domain, traces):
+    together = all_falls(engine, params, domain, traces)
+    assert [len(fall) for fall in together] == [len(trace.step_ends) for trace in traces]
+    for trace, fall in zip(traces[::3], together[::3], strict=True):
+        [alone] = all_falls(engine, params, domain, [trace])
+        np.testing.assert_allclose(fall, alone, atol=5e-5)
+    other = Engine(engine.model, make_mesh(4, 2), slots=4, score_tokens=512)
+    for fall, expected in zip(
+        all_falls(other, other.decode_params(params), domain, traces), together, strict=True
+    ):
+        np.testing.assert_allclose(fall, expected, atol=5e-5)
 
 
-def test_the_same_prompt_locates_nothing(engine, params):
-    batch = [(plain, plain, response, ends) for plain, _, response, ends in fixed(1, 4)]
-    ratios, locations = engine.locate(params, *zip(*batch, strict=True))
-    assert locations == [None] * 4 and all((r == 0).all() for r in ratios)
-
-
-def test_the_first_step_below_the_threshold_is_taken(engine, params):
-    """At a threshold just above each step's own value the location moves to a later step, or to None."""
-    batch = fixed(0, 8)
-    ratios, _ = engine.locate(params, *zip(*batch, strict=True))
-    assert min(np.diff(np.sort(np.concatenate(ratios)))) > 1e-4
-    for row, mine in zip(batch, ratios, strict=True):
-        for value in mine[mine < 0]:
-            for nudge in (-1e-5, 1e-5):
-                threshold = float(-value) + nudge
-                [again], [location] = engine.locate(params, *([part] for part in row), threshold=threshold)
-                assert location == first_below(again, threshold)
-
-
-def test_locate_does_not_depend_on_the_mesh(engine, params):
-    batch = fixed(0, 5)
-    other = Engine(MODEL, make_mesh(4, 2), slots=4, score_tokens=512)
-    ratios, locations = other.locate(other.decode_params(params), *zip(*batch, strict=True))
-    expected, wanted = engine.locate(params, *zip(*batch, strict=True))
-    assert locations == wanted
-    for got, want in zip(ratios, expected, strict=True):
-        np.testing.assert_allclose(got, want, atol=2e-5)
-
-
-def test_a_response_without_steps(engine, params):
-    ratios, locations = engine.locate(params, [[1, 2], [3]], [[4], [5, 6]], [[7, 8], []], [(1, 2), ()])
-    assert len(ratios[0]) == 2 and len(ratios[1]) == 0 and locations[1] is None
-
-
-def test_nothing_to_locate(engine, params):
-    assert engine.locate(params, [], [], [], []) == ([], [])
-
-
-def test_lists_of_different_lengths_are_refused(engine, params):
-    with pytest.raises(ValueError):
-        engine.locate(params, [[1]], [[2]], [[3], [4]], [(1,), (1,)])
+def test_nothing_to_locate(engine, params, domain):
+    assert all_falls(engine, params, domain, []) == []

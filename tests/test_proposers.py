@@ -151,12 +151,12 @@ def test_the_oracle_is_the_first_error_and_its_correction(domain):
     for i, (one, trace) in enumerate(zip(found, traces, strict=True)):
         step = domain.first_error(trace)
         if step is None:
-            assert one is None and drops[i] == "unparsed"
+            assert one is None and drops[i] == "not_located"
         elif domain.leaks(trace.task, domain.correction(trace, step)):
             assert one is None and drops[i] == "leaked"
         else:
             assert one == Intervention(step, domain.correction(trace, step), source="oracle")
-    assert {"leaked", "unparsed"} == set(drops.values()) and len(drops) < len(traces) / 2
+    assert {"leaked", "not_located"} == set(drops.values()) and len(drops) < len(traces) / 2
 
 
 # --- self_verify ---
@@ -391,29 +391,27 @@ def test_likelihood_ratio_needs_the_policys_tokenizer(two_models, tokenizer, eng
 # --- likelihood_ratio ---
 
 
-def test_the_location_is_the_engines(engine, params, domain, traces):
-    plain = [rollout.opened(domain, t.task).tokens for t in traces]
-    informed = [rollout.opened(domain, t.task, "teacher").tokens for t in traces]
-    ends = [[e - t.prompt_len for e in t.step_ends] for t in traces]
-    ratios, expected = engine.locate(
-        params, plain, informed, [t.response for t in traces], ends, likelihood_ratio.THRESHOLD
-    )
-    assert likelihood_ratio.locations(engine, params, domain, traces) == expected
-    for ratio, location in zip(ratios, expected, strict=True):
-        below = np.flatnonzero(ratio < -likelihood_ratio.THRESHOLD)
-        assert location == (below[0] if len(below) else None)
-    assert (
-        3 <= sum(location is not None for location in expected) < len(traces)
-    )  # else this file tests nothing
+def test_the_intervention_stands_where_the_step_falls(monkeypatch, engine, params, domain, traces):
+    steps = [None if i % 4 == 3 else i % len(trace.step_ends) for i, trace in enumerate(traces)]
+    every = [np.where(np.arange(len(t.step_ends)) == s, 9.0, 0.0) for t, s in zip(traces, steps, strict=True)]
+    monkeypatch.setattr(likelihood_ratio, "all_falls", lambda e, p, d, traces: every)
     found, drops = propose("likelihood_ratio", engine, params, domain, traces)
-    for i, (one, location) in enumerate(zip(found, expected, strict=True)):
-        assert one is None or one.step == location
-        assert location is not None or drops[i] == "unparsed"
+    assert len({one.step for one in found if one}) > 2
+    for i, (one, step) in enumerate(zip(found, steps, strict=True)):
+        assert one is None or one.step == step
+        assert (step is None) == (drops.get(i) == "not_located")
+
+
+def test_an_attempt_in_which_no_step_falls_is_not_located(monkeypatch, domain, traces):
+    engine = located(monkeypatch, domain.tokenizer, None, "k\n\n")
+    found, drops = propose("likelihood_ratio", engine, None, domain, traces[:3])
+    assert found == [None] * 3 and drops == dict.fromkeys(range(3), "not_located")
 
 
 def located(monkeypatch, tokenizer, step, said):
     """A likelihood_ratio that locates every error at `step`, over a model that says `said`."""
-    monkeypatch.setattr(likelihood_ratio, "locations", lambda e, p, d, traces: [step] * len(traces))
+    monkeypatch.setattr(likelihood_ratio, "all_falls", lambda e, p, d, traces: [None] * len(traces))
+    monkeypatch.setattr(likelihood_ratio, "location", lambda fall: step)
     return Scripted(tokenizer, lambda prompt, k: said)
 
 

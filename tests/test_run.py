@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from int_jax import proposers
+
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = "experiments/configs/int.py:smoke"
 
@@ -114,7 +116,7 @@ def test_a_run_ends_in_tables_and_a_report(whole):
         assert line in out
     found = results(workdir)
     funnel = found["funnel"]
-    lost = sum(funnel[name] for name in ("unparsed", "out_of_range", "empty", "leaked", "too_long"))
+    lost = sum(funnel[name] for name in proposers.DROPS)
     assert funnel["wrong"] == lost + funnel["spliced"]
     assert found["effect"]["prefix_intervention"]["accuracy"] > found["effect"]["prefix_error"]["accuracy"]
     assert (workdir / "report.html").stat().st_size > 50_000

@@ -19,7 +19,7 @@ import pkgutil
 
 from int_jax.types import Intervention, Trace
 
-DROPS = ("unparsed", "out_of_range", "empty", "leaked", "too_long")
+DROPS = ("unparsed", "not_located", "out_of_range", "empty", "leaked", "too_long")
 
 
 def names() -> list[str]:

@@ -1,10 +1,21 @@
 """Location without generation: the first step that the reference in view makes unlikelier; then one sampled step.
 
-The trace is scored twice, with and without the reference (`engine.locate`). The replacement is drawn from the model
-with the reference in view, after the steps before the location.
+The trace is scored twice, with and without the reference. The gain of token t of a response y is
+
+    g_t = log p(y_t | informed prompt, y_<t) - log p(y_t | plain prompt, y_<t)    [nats]
+
+A reference may raise a whole attempt, its wrong step too (a chat model that is shown the form of an answer), so a gain
+is measured from the median of the attempt's own tokens; and what is wrong with a step stands in one or two tokens of it
+(a number), whatever the others gain. So a step falls as its lowest token does: f_s = median of g - min of g_t, t in s.
+After a wrong step the steps that build on it fall too, often deeper: the location is the first step whose fall is at
+least SHARE of the attempt's deepest one and more than MARGIN.
+
+The replacement is drawn from the model with the reference in view, after the steps before the location.
 """
 
 import dataclasses
+
+import numpy as np
 
 from int_jax.engine import Engine, Request, Sampling
 from int_jax.proposers import room, screen
@@ -12,15 +23,59 @@ from int_jax.proposers.self_verify import stream
 from int_jax.rollout import cut_at, opened, reopened
 from int_jax.types import Intervention, Trace
 
-THRESHOLD = 2.0  # nats by which the reference must lower a step's log-likelihood
+# Chosen on 1,280 failed attempts at the arithmetic domain's hard_validation problems (experiments/LOG.md).
+SHARE = 0.25
+MARGIN = 0.5  # nats
+MARGINS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # nats, of the curve
 
 
-def locations(engine: Engine, params, domain, traces: list[Trace]) -> list[int | None]:
-    """The index of each trace's first step whose log-likelihood ratio falls below -THRESHOLD."""
-    plain = [trace.tokens[: trace.prompt_len] for trace in traces]
+def gains(engine: Engine, params, domain, traces: list[Trace]) -> list[np.ndarray]:
+    """What seeing the reference adds to the log-probability of each token of each response, nats."""
+    count, plain = len(traces), [trace.tokens[: trace.prompt_len] for trace in traces]
     informed = [opened(domain, trace.task, "teacher").tokens for trace in traces]
-    ends = [[end - trace.prompt_len for end in trace.step_ends] for trace in traces]
-    return engine.locate(params, plain, informed, [t.response for t in traces], ends, THRESHOLD)[1]
+    responses = [trace.response for trace in traces] * 2
+    sequences = [np.concatenate(pair) for pair in zip(plain + informed, responses, strict=True)]
+    logps, _ = engine.score(params, sequences)
+    return [logps[count + i][len(informed[i]) :] - logps[i][len(plain[i]) :] for i in range(count)]
+
+
+def falls(gain, ends) -> np.ndarray:
+    """How deep each step's lowest token lies below the attempt's median token, nats.
+
+    Args:
+      gain: [tokens] of a response. ends: offsets into it where its steps end; tokens after the last one do not count.
+    """
+    if not len(ends):
+        return np.zeros(0)
+    whole = np.asarray(gain[: ends[-1]], np.float64)
+    return np.median(whole) - np.minimum.reduceat(whole, [0, *ends[:-1]])
+
+
+def location(fall, margin: float = MARGIN) -> int | None:
+    """The index of the first step that falls as a wrong one does; None where none falls by more than `margin` nats."""
+    deep = np.flatnonzero((fall > margin) & (fall >= SHARE * np.max(fall, initial=0.0)))
+    return int(deep[0]) if len(deep) else None
+
+
+def all_falls(engine: Engine, params, domain, traces: list[Trace]) -> list[np.ndarray]:
+    """`falls` of each trace."""
+    return [
+        falls(gain, [end - trace.prompt_len for end in trace.step_ends])
+        for gain, trace in zip(gains(engine, params, domain, traces), traces, strict=True)
+    ]
+
+
+def curve(every: list[np.ndarray], truths: list[int | None], margins=MARGINS) -> list[dict]:
+    """What another margin would give: of attempts with these falls, how many get a location and how many the true one.
+
+    Returns: {"margin": nats, "located", "exact"} for each margin.
+    """
+    rows = []
+    for margin in margins:
+        found = [location(fall, margin) for fall in every]
+        exact = sum(step is not None and step == truth for step, truth in zip(found, truths, strict=True))
+        rows.append({"margin": margin, "located": sum(step is not None for step in found), "exact": exact})
+    return rows
 
 
 def propose(
@@ -37,7 +92,7 @@ def propose(
     progress=lambda done: None,
     tokenizer=None,
 ) -> list[Intervention | None]:
-    """See `proposers`. A trace in which no step falls away is noted as "unparsed": it cannot tell.
+    """See `proposers`. A trace in which no step falls away is noted as "not_located".
 
     Raises: ValueError for a proposer with another tokenizer: what is scored are the trace's own ids.
     """
@@ -47,7 +102,7 @@ def propose(
             f"policy's, {domain.tokenizer.path}; choose a model that shares it, or the proposer self_verify"
         )
     sampling = dataclasses.replace(sampling, seed=key, stop=(domain.separator,))
-    steps = locations(engine, params, domain, traces)
+    steps = [location(fall) for fall in all_falls(engine, params, domain, traces)]
     prompts, begins = [], []
     for trace, step in zip(traces, steps, strict=True):
         informed = opened(domain, trace.task, "teacher").tokens.tolist()
@@ -57,7 +112,7 @@ def propose(
         begins.append(prefix.begin)
     told = [i for i, step in enumerate(steps) if step is not None]
     fits = [i for i in told if len(prompts[i]) <= room(engine, sampling, max_prompt)]
-    drops.update({i: "unparsed" for i, step in enumerate(steps) if step is None})
+    drops.update({i: "not_located" for i, step in enumerate(steps) if step is None})
     drops.update({i: "too_long" for i in told if i not in fits})
     requests = [
         Request(prompts[i], stream(traces[i], "replace"), k, begins[i]) for i in fits for k in range(samples)

@@ -18,11 +18,15 @@ def propose(
     progress=lambda done: None,
     tokenizer=None,
 ) -> list[Intervention | None]:
-    """See `proposers`. An attempt in which the domain sees no wrong step is noted as "unparsed"."""
-    out = []
+    """See `proposers`. An attempt in which the domain sees no wrong step is noted as "not_located"."""
+    out: list[Intervention | None] = []
     for i, trace in enumerate(traces):
         step = domain.first_error(trace)
-        one = None if step is None else Intervention(step, domain.correction(trace, step), source="oracle")
-        out.append(screen(domain, i, trace, [one], drops))
+        if step is None:
+            drops[i] = "not_located"
+            out.append(None)
+        else:
+            one = Intervention(step, domain.correction(trace, step), source="oracle")
+            out.append(screen(domain, i, trace, [one], drops))
         progress(samples)
     return out

@@ -37,6 +37,7 @@ SHARE_OF = {
     "wrong": "attempts",
     "proposed": "wrong",
     "unparsed": "proposed",
+    "not_located": "proposed",
     "out_of_range": "proposed",
     "empty": "proposed",
     "leaked": "proposed",
@@ -47,7 +48,7 @@ SHARE_OF = {
     "kept_right": "kept",
     "problems_kept": "problems",
 }
-INDENTED = ("unparsed", "out_of_range", "empty", "leaked", "too_long", "kept_right")
+INDENTED = ("unparsed", "not_located", "out_of_range", "empty", "leaked", "too_long", "kept_right")
 
 
 def percent(fraction: float) -> str:
@@ -229,6 +230,9 @@ def _proposers(proposers: Mapping) -> Section:
     note = (
         "Exact: the oracle's first error. Measured on the model's own failed attempts; never used to filter."
     )
+    if found := proposers.get("likelihood_ratio", {}).get("curve"):
+        points = ", ".join(f"{row['margin']:g}: {row['exact']:,}/{row['located']:,}" for row in found)
+        note += f" likelihood_ratio, exact/located by its margin in nats, nothing dropped: {points}."
     return Section("proposers", "Who finds the first error", columns, rows, note)
 
 

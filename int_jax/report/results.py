@@ -24,6 +24,7 @@ ORDER = (
         "propose",
         "proposed",
         "unparsed",
+        "not_located",
         "out_of_range",
         "empty",
     ),
