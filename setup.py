@@ -52,7 +52,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["int_jax", "int_jax.*"]),
-    package_data={"int_jax": ["assets/**", "**/*.txt", "**/*.jinja", "**/*.html"]},
+    package_data={"int_jax": ["py.typed", "assets/**", "**/*.txt", "**/*.jinja", "**/*.html"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     zip_safe=False,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from int_jax import checkpoint
-from int_jax.engine import Engine, Request, Sampling
+from int_jax.engine import Engine, Request, Response, Sampling
 from int_jax.models import Model, build
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh
 from int_jax.tokenizer import Tokenizer
@@ -122,21 +122,54 @@ class LM:
         prompts = list(prompts)
         if prompts and all(isinstance(prompt, Mapping) for prompt in prompts):
             raise TypeError(f"prompts is one conversation of {len(prompts)} messages: pass a list of prompts")
+        opened = [self._open(prompt, f"prompts[{i}]") for i, prompt in enumerate(prompts)]
+        return self._draw(
+            opened, samples, max_new_tokens, temperature, top_k, top_p, min_p, stop_ids, seed, stop
+        )
+
+    def continue_traces(
+        self,
+        traces,
+        samples: int = 1,
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        stop_ids=None,
+        seed: int = 0,
+        stop: str | Iterable[str] = (),
+    ) -> list[list[Trace]]:
+        """Draw `samples` continuations of each open trace, such as a guided attempt (`int_jax.splice`).
+
+        A continuation is a function of (params, ids so far, task id, seed, sample index). The arguments are those of
+        `generate`, with traces in place of prompts.
+
+        Raises: ValueError for a trace that has ended with a stop token or text.
+        """
+        for i, trace in enumerate(traces):
+            if trace.stop == "stop":
+                raise ValueError(f"traces[{i}] has ended: splice a step into it, or give an open trace")
+        return self._draw(
+            traces, samples, max_new_tokens, temperature, top_k, top_p, min_p, stop_ids, seed, stop
+        )
+
+    def _draw(
+        self, traces, samples: int, max_new_tokens, temperature, top_k, top_p, min_p, stop_ids, seed, stop
+    ):
         if samples < 1:
             raise ValueError(f"samples = {samples}: at least 1 is needed")
         stop_ids = self.tokenizer.stop_ids if stop_ids is None else tuple(int(i) for i in stop_ids)
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         sampling = Sampling(max_new_tokens, temperature, top_k, top_p, min_p, stop_ids, seed, stop)
-        rendered = [self._render(prompt, f"prompts[{i}]") for i, prompt in enumerate(prompts)]
         requests = [
-            Request(tuple(ids), task.id, sample) for task, ids in rendered for sample in range(samples)
+            Request(tuple(trace.tokens.tolist()), trace.task.id, sample, trace.begin)
+            for trace in traces
+            for sample in range(samples)
         ]
         params = self.engine.decode_params(self.params)
-        responses = iter(self.engine.generate(params, requests, sampling, tokenizer=self.tokenizer))
-        return [
-            [self._trace(task, len(ids), next(responses), sampling, sample) for sample in range(samples)]
-            for task, ids in rendered
-        ]
+        drawn = iter(self.engine.generate(params, requests, sampling, tokenizer=self.tokenizer))
+        return [[self._extend(trace, next(drawn), sampling, k) for k in range(samples)] for trace in traces]
 
     def score(self, token_ids) -> list[np.ndarray]:
         """log p(token t | tokens before t) in nats, float32, for each sequence of ids; element 0 is 0."""
@@ -160,8 +193,8 @@ class LM:
             raise ValueError(f"token id {wrong[0]} is outside the vocabulary, 0..{vocab - 1}")
         return ids.astype(int).tolist()
 
-    def _render(self, prompt, name: str) -> tuple[Task, list[int]]:
-        """A prompt's ids, and the task that names its random stream by them."""
+    def _open(self, prompt, name: str) -> Trace:
+        """A trace that holds a prompt alone, and the task that names its random stream by the prompt's ids."""
         if isinstance(prompt, str):
             ids, problem = self.tokenizer.render([{"role": "user", "content": prompt}]), prompt
         elif isinstance(prompt, list | tuple) and any(isinstance(one, Mapping | str) for one in prompt):
@@ -170,18 +203,17 @@ class LM:
         else:
             ids = self._checked(prompt)
             problem = self.tokenizer.decode(ids)
-        digest = hashlib.blake2b(np.asarray(ids, "<i4").tobytes(), digest_size=8).hexdigest()
-        return Task(id=f"prompt-{digest}", domain="", problem=problem), ids
+        tokens, count = np.asarray(ids, np.int32), len(ids)
+        digest = hashlib.blake2b(tokens.astype("<i4").tobytes(), digest_size=8).hexdigest()
+        task = Task(id=f"prompt-{digest}", domain="", problem=problem)
+        return Trace(task, tokens, count, np.zeros(count, bool), np.zeros(count, np.float32))
 
-    def _trace(self, task: Task, prompt_len: int, response, sampling: Sampling, sample: int) -> Trace:
-        return Trace(
-            task=task,
-            tokens=response.tokens,
-            prompt_len=prompt_len,
-            sampled=np.arange(len(response.tokens)) >= prompt_len,
-            logp=response.logp,
+    def _extend(self, trace: Trace, response: Response, sampling: Sampling, sample: int) -> Trace:
+        return trace.extend(
+            response.tokens,
+            response.logp,
             temperature=sampling.temperature,
-            step_ends=self.tokenizer.step_ends(response.tokens, prompt_len),
+            step_ends=self.tokenizer.step_ends(response.tokens, trace.prompt_len),
             stop=response.stop,
             key=(sampling.seed, sample),
         )

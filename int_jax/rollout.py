@@ -72,16 +72,13 @@ def verdicts(domain, traces: list[Trace]) -> list[Verdict]:
 
 def extended(domain, trace: Trace, response, temperature: float, policy_update: int) -> Trace:
     """The trace with what the policy drew after it."""
-    new = len(response.tokens) - len(trace.tokens)
-    return trace.replace(
-        tokens=response.tokens,
-        sampled=np.concatenate([trace.sampled, np.ones(new, bool)]),
-        logp=np.concatenate([trace.logp, response.logp[len(trace.tokens) :]]),
+    return trace.extend(
+        response.tokens,
+        response.logp,
         temperature=temperature,
         step_ends=domain.steps(response.tokens, trace.prompt_len),
         stop=response.stop,
         policy_update=policy_update,
-        begin="",
     )
 
 

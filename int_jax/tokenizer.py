@@ -244,7 +244,8 @@ class Tokenizer:
         if not text.startswith(lead + separator):
             return len(ids), ""
         begin = lead + separator
-        if all(len(allowed) == 1 for allowed in self.spellings(begin).values()):
+        allowed = [len(tokens) for tokens in self.spellings(begin).values()]
+        if max(allowed) == 1 or not min(allowed):  # one way only, or a piece that no plain token begins with
             return len(ids), ""
         return end, begin
 

@@ -79,6 +79,18 @@ class Trace:
     def replace(self, **changes) -> "Trace":
         return dataclasses.replace(self, **changes)
 
+    def extend(self, tokens: np.ndarray, logp: np.ndarray, **changes) -> "Trace":
+        """The trace with what the policy drew after it; tokens and logp are those of the whole, as the sampler returns
+        them, and `changes` go with it."""
+        count = len(self.tokens)
+        return self.replace(
+            tokens=tokens,
+            sampled=np.concatenate([self.sampled, np.ones(len(tokens) - count, bool)]),
+            logp=np.concatenate([self.logp, logp[count:]]),
+            begin="",
+            **changes,
+        )
+
     def step_starts(self) -> tuple[int, ...]:
         """Token offsets where the steps begin: the response's start, then each earlier step's end."""
         return (self.prompt_len, *self.step_ends[:-1]) if self.step_ends else ()

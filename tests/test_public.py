@@ -1,5 +1,6 @@
 """The public face, and nothing but it: what notebooks, benchmarks and outside checks may call."""
 
+import importlib.metadata
 import inspect
 import json
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 
 import int_jax
+from int_jax import rollout
 from int_jax.batch import pack, supervised
 from int_jax.lm import HUB_FILES
 from int_jax.sharding import make_mesh
@@ -60,14 +62,23 @@ def tokens_of(traces):
 
 
 def test_the_face_is_the_one_in_the_design(lm):
-    assert int_jax.__all__ == ["LM", "load", "parse_intervention", "pass_at_k", "splice", "verify"]
+    functions = ["load", "parse_intervention", "pass_at_k", "splice", "verify"]
+    assert int_jax.__all__ == ["LM", "Intervention", "Task", "Trace", "Verdict", *functions]
+    assert int_jax.__version__ == importlib.metadata.version("int_jax")
+    assert all(
+        isinstance(getattr(int_jax, name), type) for name in ("Intervention", "Task", "Trace", "Verdict")
+    )
     assert set(int_jax.__all__) <= set(dir(int_jax))
     assert isinstance(lm, int_jax.LM)
     assert list(inspect.signature(int_jax.LM).parameters) == ["model", "params", "tokenizer", "engine"]
     defaults = {n: p.default for n, p in inspect.signature(lm.generate).parameters.items()}
     assert defaults == {
         **{"prompts": inspect.Parameter.empty, "samples": 1, "max_new_tokens": 256, "temperature": 1.0},
-        **{"top_k": 0, "top_p": 1.0, "min_p": 0.0, "stop_ids": None, "seed": 0},
+        **{"top_k": 0, "top_p": 1.0, "min_p": 0.0, "stop_ids": None, "seed": 0, "stop": ()},
+    }
+    assert defaults == {
+        {"traces": "prompts"}.get(n, n): p.default
+        for n, p in inspect.signature(lm.continue_traces).parameters.items()
     }
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         int_jax.nonsense  # noqa: B018
@@ -121,6 +132,24 @@ def test_a_response_depends_on_prompt_seed_and_sample_alone(lm):
     assert tokens_of(lm.generate([ids], **draw)) == [pair[0]]
     assert tokens_of(lm.generate(["1+2"], **draw, seed=1)) != [pair[0]]
     assert pair[0][0] != pair[0][1]
+
+
+def test_an_open_trace_is_continued_as_if_it_had_never_been_cut(lm):
+    draw = {"max_new_tokens": 20, "seed": 3, "stop_ids": []}
+    [[whole]] = lm.generate(["1+2"], **draw)
+    cut = rollout.truncated(whole, whole.prompt_len + 8)
+    [[again, other]] = lm.continue_traces([cut], samples=2, **draw | {"max_new_tokens": 12})
+    assert again.tokens.tolist() == whole.tokens.tolist() != other.tokens.tolist()
+    np.testing.assert_allclose(again.logp, whole.logp, atol=1e-5)
+    assert again.sampled.tolist() == whole.sampled.tolist() and again.key == (3, 0)
+    guided = int_jax.splice(whole, int_jax.Intervention(0, "7"), lm.tokenizer)
+    [[after]] = lm.continue_traces([guided], **draw)
+    count = len(guided.tokens)
+    assert after.tokens[:count].tolist() == guided.tokens.tolist() and len(after.tokens) == count + 20
+    assert not after.sampled[:count].any() and after.sampled[count:].all() and after.spliced == guided.spliced
+    assert lm.continue_traces([]) == []
+    with pytest.raises(ValueError, match=r"traces\[1\] has ended"):
+        lm.continue_traces([guided, whole.replace(stop="stop")])
 
 
 def test_token_ids_are_taken_as_they_are_and_no_prompts_are_no_traces(lm):
