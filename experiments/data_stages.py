@@ -143,10 +143,9 @@ def given(run: Run, split: str, count: int, source: str, source_split: str, need
         return run.domain.tasks(split, run.seed, count)
     read = datasets.read(source, run.domain.name, source_split, run.config.problems.skip_bad, needs)
     show(read.report)
+    # Before anything is drawn: the domain refuses a problem that is one of its worked examples.
     for task in read.tasks[:count]:
-        run.domain.view(
-            task, [], "solver"
-        )  # refuses a problem that is a worked example, before anything is drawn
+        run.domain.view(task, [], "solver")
     return read.tasks[:count]
 
 
