@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 import int_jax
 from experiments import gguf_model, word_problems
@@ -80,7 +80,9 @@ def compare(source: Path, model: Path, prompts: list[str]) -> str:
     from safetensors.numpy import load_file
     from transformers import AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     theirs = AutoModelForCausalLM.from_pretrained(model)
     read = load_gguf_checkpoint(str(source), return_tensors=True, model_to_load=theirs)
     config, ours = json.loads((model / "config.json").read_text()), load_file(model / "model.safetensors")
@@ -164,6 +166,7 @@ def stage_rows(folder: Path) -> list[dict]:
 
 
 def main(_):
+    logging.set_verbosity(logging.WARNING)
     start = time.perf_counter()
     folder = Path(WORKDIR.value)
     folder.mkdir(parents=True, exist_ok=True)
