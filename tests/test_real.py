@@ -214,7 +214,7 @@ def test_the_files_of_a_run_hold_no_problem_twice(tmp_path, model):
     solver, teacher, checker = (
         domain.view(task, ["a", "b"], role) for role in ("solver", "teacher", "checker")
     )
-    assert [len(solver), len(teacher), len(checker)] == [5, 5, 1]
+    assert [len(solver), len(teacher), len(checker)] == [5, 3, 1]
     assert task.reference in teacher[-1]["content"] and "with a line break between" in teacher[-1]["content"]
     assert "[1] a\n[2] b\n" in checker[-1]["content"]
     assert all(task.reference not in turn["content"] for turn in solver)

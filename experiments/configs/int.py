@@ -81,24 +81,16 @@ def real() -> ConfigDict:
     c.domain = default.domain("math", system=told, separator="\n")
     c.slots = 32
     for stage in (c.attempts, c.guided, c.proposals, c.eval):
-        stage.sampling.max_new_tokens = 96
+        stage.sampling.max_new_tokens = 80
     c.problems.shard = 8
-    c.attempts.update(tries=4, keep=2)
+    c.attempts.update(tries=4, keep=1)
     c.proposals.update(proposer="likelihood_ratio", max_prompt=1_024, samples=2, shard=16)
-    c.guided.update(tries=8, at_once=4, shard=8)
-    c.effect.update(problems=6, samples=4)
+    c.guided.update(tries=4, at_once=4, shard=8)
+    c.effect.update(problems=6, samples=2)
     c.sft.update(epochs=2, batch=8, learning_rate=1e-5)
-    c.rl.update(
-        updates=3,
-        problems=4,
-        group=4,
-        learning_rate=1e-6,
-        max_new_tokens=96,
-        checkpoint_every=3,
-        matched=False,
-    )
-    c.eval.update(samples=4, ks=(1, 4), train_problems=8, shard=8)
-    c.train.update(row_length=1_024, rows=1, chunk=256)
+    c.rl.update(updates=2, problems=4, group=4, max_new_tokens=80, checkpoint_every=2, matched=False)
+    c.eval.update(samples=4, ks=(1, 4), train_problems=4, shard=8)
+    c.train.update(row_length=512, rows=2, remat=False, chunk=256)
     return c
 
 
