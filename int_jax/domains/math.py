@@ -19,7 +19,15 @@ from int_jax.domains import PROMPTS, SilentPartner, said, template, worked_examp
 from int_jax.knobs import Knob
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Task, Trace, Verdict, normalised
-from int_jax.verify import GRADERS, Disagreement, disagreements, verify_batch
+from int_jax.verify import (
+    ANSWERS,
+    GRADERS,
+    Disagreement,
+    disagreements,
+    find_answer,
+    gives_answer,
+    verify_batch,
+)
 
 NAME = "math"
 PROPOSAL_ROLES = ("teacher", "checker")
@@ -108,6 +116,11 @@ class Math(SilentPartner):
     KNOBS: ClassVar = {
         "grader": Knob(
             "strict", "what decides that a problem is solved (verify.py)", "InT", choices=tuple(GRADERS)
+        ),
+        "answer": Knob(
+            "boxed",
+            'where a response gives its answer: its last box, after "####", or after "the answer is"',
+            choices=tuple(ANSWERS),
         ),
         "prompts": Knob("", "a folder with teacher.jinja and checker.jinja; empty: the package's own"),
         "system": Knob("", "text of the system turn, for solver and proposer; empty: none", "InT"),
@@ -203,12 +216,16 @@ class Math(SilentPartner):
             turns += [said("user", self._told("checker", *given, steps)), said("assistant", one["review"])]
         return turns
 
+    def answer(self, trace: Trace) -> str | None:
+        return find_answer(self.tokenizer.text(trace.response), self.knobs["answer"])
+
     def verify(self, trace: Trace) -> Verdict:
         return self.verify_many([trace])[0]
 
     def verify_many(self, traces: list[Trace]) -> list[Verdict]:
-        """By the last box; a response cut off is "truncated" unless it passes. All go to the worker pool together."""
-        verdicts = verify_batch(self._pairs(traces), self.knobs["grader"])
+        """By the knobs `grader` and `answer`; a response cut off is "truncated" unless it passes. All go to the workers
+        together."""
+        verdicts = verify_batch(self._pairs(traces), self.knobs["grader"], self.knobs["answer"])
         return [
             Verdict(False, 0.0, "truncated") if trace.stop == "length" and not verdict.passed else verdict
             for trace, verdict in zip(traces, verdicts, strict=True)
@@ -216,7 +233,7 @@ class Math(SilentPartner):
 
     def disagreements(self, traces: list[Trace]) -> tuple[float, list[Disagreement]]:
         """Where the strict and the tolerant grader differ: (share of the traces, the pairs by row); see verify.py."""
-        return disagreements(self._pairs(traces))
+        return disagreements(self._pairs(traces), self.knobs["answer"])
 
     def _pairs(self, traces: list[Trace]) -> list[tuple[str, str]]:
         for trace in traces:
@@ -229,14 +246,15 @@ class Math(SilentPartner):
     def leaks(self, task: Task, text: str) -> bool:
         r"""Whether a step gives the final answer away, by mathematical equality (tolerant grader).
 
-        Anything boxed leaks. So does a quantity equal to the answer that the step arrives at ("= 0.5" for \frac12).
+        Anything boxed leaks, and anything that stands where the knob `answer` looks for one. So does a quantity equal
+        to the answer that the step arrives at ("= 0.5" for \frac12).
         An answer that is no commonplace number leaks wherever it stands as a quantity of its own; for a commonplace
         one (an integer below 100, or one that the problem names) "n \le 2", "step 2", "x^2", "let n = 2" do not leak.
         An intermediate "= 2" does: it cannot be told from the answer, and another candidate costs less than a leak.
         An answer in words leaks where its words stand together, one of up to three letters ("No", "B") where it is
         given as the answer.
         """
-        if re.search(r"\\f?boxed", text):
+        if gives_answer(text, self.knobs["answer"]):
             return True
         words = re.sub(r"\\(?:text|mathrm|textbf)\s*\{([^{}]*)\}|[$().]", r"\1", task.answer).strip()
         if re.fullmatch(r"[A-Za-z][A-Za-z '-]*", words) and (len(words) != 1 or words in "ABCDEFGHIJ"):

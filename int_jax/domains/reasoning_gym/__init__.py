@@ -16,6 +16,7 @@ from int_jax.domains.reasoning_gym.process import DEADLINE_S, shared
 from int_jax.knobs import Knob
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Task, Trace, Verdict
+from int_jax.verify import gives_answer
 
 NAME = "reasoning_gym"
 PROPOSAL_ROLES = ("teacher", "checker")
@@ -179,7 +180,7 @@ class ReasoningGym(SilentPartner):
     def leaks(self, task: Task, text: str) -> bool:
         """A step gives the answer away if it boxes something, ends in the answer's number, or holds an answer that is
         no number as words of its own."""
-        if "\\boxed" in text:
+        if gives_answer(text):
             return True
         answer = " ".join(task.answer.split()).casefold()
         if not answer:
