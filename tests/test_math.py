@@ -109,7 +109,7 @@ def test_templates_of_ones_own(tokenizer, tmp_path):
 def test_knobs_and_problems_are_asked_for_by_name(tokenizer, domain):
     with pytest.raises(
         ValueError,
-        match="math has no knob 'colour': it has grader, prompts, system, instruction, examples, separator",
+        match="math has no knob 'colour': it has grader, answer, prompts, system, instruction, examples, separator",
     ):
         domains.load("math", tokenizer, colour=1)
     with pytest.raises(ValueError, match=r"math\.grader = 'lax': must be one of strict, tolerant"):
@@ -227,9 +227,9 @@ def test_a_batch_of_rollouts_goes_to_the_graders_at_once(domain, monkeypatch):
     """One call for all the traces: a call each would leave all workers but one idle."""
     sizes, verify_batch = [], math.verify_batch
 
-    def counted(pairs, grader):
+    def counted(pairs, *choices):
         sizes.append(len(pairs))
-        return verify_batch(pairs, grader)
+        return verify_batch(pairs, *choices)
 
     monkeypatch.setattr(math, "verify_batch", counted)
     rollout.verdicts(domain, [attempt(domain, "\\boxed{5}")] * 6)
