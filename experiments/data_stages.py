@@ -16,7 +16,7 @@ from int_jax import datasets, processes, proposers, rollout, types
 from int_jax import eval as estimates
 from int_jax import intervention_training as method
 from int_jax.datasets import entry
-from int_jax.engine import Engine, Sampling
+from int_jax.engine import Engine, Request, Sampling
 from int_jax.lm import LM
 from int_jax.stages import Matching, StageError, Workdir, stage_files
 from int_jax.types import Task
@@ -35,6 +35,7 @@ class Run:
     decoding: dict  # the same, laid out for decoding
     domain: object
     checker: LM | None = None  # the proposer's model; None: the policy itself
+    probe: tuple[int, ...] = (0,)  # a prompt from which a policy is seen to draw, or not
 
     def sampling(self, knobs) -> Sampling:
         return Sampling(**knobs, stop_ids=self.domain.tokenizer.stop_ids, seed=self.seed)
@@ -88,6 +89,16 @@ def sharded(
             return rows, {"tokens": sum(engine.take_drawn() for engine in engines)}
 
         return run.work.rows(stage, chunks(items, size), counted, done, matching)
+
+
+def unsound(run: Run, params) -> str:
+    """What of a policy is not finite: its parameters, in the dtype in which it samples, or the log-probability of what
+    it draws (parameters that are finite and huge overflow on the way there); "" for a policy that can be sampled."""
+    decoding = run.engine.decode_params(params)
+    if not run.engine.finite(decoding):
+        return "parameters"
+    [response] = run.engine.generate(decoding, [Request(run.probe, "probe", 0)], Sampling(max_new_tokens=1))
+    return "" if np.isfinite(response.logp).all() else "log-probabilities"
 
 
 def problems(run: Run) -> tuple[list[Task], list[Task]]:
@@ -229,7 +240,11 @@ def untried(tasks: list[Task]) -> list[dict]:
 
 
 def propose(run: Run, name: str, wrong: list, stage: str):
-    """An intervention for each wrong attempt, by one proposer. A row is {"task", "attempt", "intervention", "drop"}."""
+    """An intervention for each wrong attempt, by one proposer.
+
+    A row is {"task", "attempt", "intervention", "drop", "candidates"}: the candidates are all that were drawn, also where
+    none could be used (proposers.Drops.tried).
+    """
     c = run.config.proposals
 
     engine, params, tokenizer = run.engine, run.decoding, None
@@ -252,6 +267,7 @@ def propose(run: Run, name: str, wrong: list, stage: str):
         )
         rows = [
             ids(part[i]) | {"intervention": one and types.to_json(one), "drop": drops.get(i, "")}
+            | {"candidates": drops.tried.get(i, [])}
             for i, one in enumerate(found)
         ]
         return rows
@@ -401,34 +417,60 @@ def differing(domain, traces: list) -> list[dict[str, str]]:
     ]
 
 
-def drift(run: Run, policies: dict, guided_traces: list, wrong: list) -> dict:
+def drift(run: Run, policies: dict, guided_traces: list, wrong: list) -> tuple[dict, int]:
     """NLL under the base model of prefix, intervention and reference tokens; each policy's NLL of the interventions and
-    its next-token entropy along the same attempts of the base model. Nats per token."""
-    some = guided_traces[:256]
-    logps, _ = run.engine.score(run.decoding, [t.tokens for t in some])
-    prefix = [lp[t.prompt_len : t.spliced] for lp, t in zip(logps, some, strict=True)]
-    step = [lp[t.spliced :] for lp, t in zip(logps, some, strict=True)]
+    its next-token entropy along the same attempts of the base model. Nats per token.
+
+    Returns: ({"nll", "entropy", "intervention_nll"}, tokens scored).
+    """
+    some, fixed = guided_traces[:256], wrong[:128]
+    prompts = [rollout.opened(run.domain, t.task).tokens for t in some]
     references = [
-        (rollout.opened(run.domain, t.task).tokens, run.domain.tokenizer.encode(t.task.reference))
-        for t in some
+        np.concatenate([p, run.domain.tokenizer.encode(t.task.reference)])
+        for p, t in zip(prompts, some, strict=True)
     ]
-    told, _ = run.engine.score(run.decoding, [np.concatenate([p, r]) for p, r in references])
-    reference = [lp[len(p) :] for lp, (p, _) in zip(told, references, strict=True)]
-    nll = {
-        name: float(-np.concatenate(spans).mean())
-        for name, spans in {"prefix": prefix, "intervention": step, "reference": reference}.items()
-        if sum(map(len, spans))
+    spliced, attempts = [t.tokens for t in some], [t.tokens for t in fixed]
+
+    def under_base(logps, told) -> dict:
+        spans = {
+            "prefix": [lp[t.prompt_len : t.spliced] for lp, t in zip(logps, some, strict=True)],
+            "intervention": [lp[t.spliced :] for lp, t in zip(logps, some, strict=True)],
+            "reference": [lp[len(p) :] for lp, p in zip(told, prompts, strict=True)],
+        }
+        return {name: -mean for name, found in spans.items() if (mean := mean_of(found)) is not None}
+
+    def of_policy(logps, entropies) -> dict:
+        entropy = mean_of([e[t.prompt_len :] for e, t in zip(entropies, fixed, strict=True)])
+        logp = mean_of([lp[t.spliced :] for lp, t in zip(logps, some, strict=True)])
+        return {"entropy": entropy, "intervention_nll": None if logp is None else -logp}
+
+    parts = [("", run.decoding, (spliced, references))]
+    parts += [(name, params, (spliced, attempts)) for name, params in policies.items()]
+    with bar("drift", sum(len(texts) for *_, groups in parts for texts in groups), "text") as shown:
+        finished = 0
+
+        def done(part):
+            nonlocal finished
+            finished += sum(map(len, part[2]))
+            shown.update(finished - shown.n)
+
+        def work(part):
+            name, params, texts = part
+            decoding = run.engine.decode_params(params)
+            (logps, _), (others, entropies) = (
+                run.engine.score(decoding, group, progress=shown.update) for group in texts
+            )
+            row = of_policy(logps, entropies) if name else under_base(logps, others)
+            return [row], {"tokens": sum(len(text) for group in texts for text in group)}
+
+        (nll, *rows), counts = run.work.rows("drift", parts, work, done)
+    table = {
+        key: {name: row[key] for name, row in zip(policies, rows, strict=True) if row[key] is not None}
+        for key in ("entropy", "intervention_nll")
     }
-    entropy, intervention = {}, {}
-    fixed = wrong[:128]
-    for name, params in policies.items():
-        decoding = run.engine.decode_params(params)
-        if fixed:
-            _, found = run.engine.score(decoding, [t.tokens for t in fixed])
-            spans = [e[t.prompt_len :] for e, t in zip(found, fixed, strict=True)]
-            entropy[name] = float(np.concatenate(spans).mean())
-        if some:
-            after, _ = run.engine.score(decoding, [t.tokens for t in some])
-            spans = [lp[t.spliced :] for lp, t in zip(after, some, strict=True)]
-            intervention[name] = float(-np.concatenate(spans).mean())
-    return {"nll": nll, "entropy": entropy, "intervention_nll": intervention}
+    return {"nll": nll, **table}, int(counts["tokens"])
+
+
+def mean_of(spans: list[np.ndarray]) -> float | None:
+    """The mean over all tokens of all spans; None where there is none."""
+    return float(np.concatenate(spans).mean()) if sum(map(len, spans)) else None

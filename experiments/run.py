@@ -36,11 +36,12 @@ from experiments.data_stages import (
     problems,
     propose,
     show,
+    unsound,
     untried,
 )
 from experiments.preflight import BASELINES, check, check_lengths, planned
 from experiments.training import fine_tune, optimizer, reinforce
-from int_jax import checkpoint, datasets, domains, processes, proposers, report, types
+from int_jax import checkpoint, datasets, domains, processes, proposers, report, rollout, types
 from int_jax import eval as estimates
 from int_jax import intervention_training as method
 from int_jax.engine import Engine
@@ -76,9 +77,17 @@ def run_seed(config: ConfigDict, seed: int, workdir: Path, lm, checker) -> dict:
     domain = domains.load(config.domain.name, lm.tokenizer, **config.domain.knobs.to_dict())
     run = Run(config, seed, work, engine, lm.params, engine.decode_params(lm.params), domain, checker)
     results: dict = {"config": plain, "seed": seed, "versions": versions, "tokens": {}, "funnel": {}}
+    results |= {"notes": [], "stopped": {}}
 
     train, test = problems(run)
     check_lengths(run, train, test)
+    for task in (train + test)[:1]:
+        run.probe = tuple(rollout.opened(domain, task).tokens.tolist())
+    if part := unsound(run, run.decoding):
+        raise StageError(
+            f"{config.model}: the {part} of this model are not finite in config.dtype = {config.dtype}; "
+            "set config.dtype = float32, or take other weights"
+        )
     hardened = config.problems.hard
     rows, counts, held, held_counts = untried(train), {}, untried(test), {}
     if "train" in hardened or "int_rl" in config.arms:
@@ -97,67 +106,142 @@ def run_seed(config: ConfigDict, seed: int, workdir: Path, lm, checker) -> dict:
     }
     test = [types.task_from_json(row["task"]) for row in held if row["correct"] == 0]
     pool = [types.task_from_json(row["task"]) for row in chosen]
-    if not pool or not test:
+    if not test:
         raise StageError(
-            f"no hard problem is left: {len(pool)} of {len(rows)} for training and {len(test)} of {len(held)} held out "
-            f"have no right try in {config.attempts.tries}; take harder problems or fewer tries"
+            f"no hard problem is left to evaluate on: none of {len(held)} held out has no right try in "
+            f"{config.attempts.tries}; take harder problems or fewer tries"
         )
     datasets.disjoint(pool, test)  # whatever file the attempts came from
     policies = {"base": run.base}
     examples: list = []
-    fine, guided_traces = [], []
-    if "int_rl" in config.arms:
+    guided_traces: list = []
+    if not pool:
+        said = f"Nothing was trained: of {len(rows)} training problems each has a right try in {config.attempts.tries}"
+        note(results, f"{said}. Take harder problems or fewer tries")
+        results["stopped"] = {arm: {"why": "skipped"} for arm in config.arms}
+    elif "int_rl" in config.arms:
         fine, guided_traces, examples, kept_ids = intervene(run, wrong, results)
-        if not fine:
-            raise StageError(
-                f"no guided attempt is left to fine-tune on: {len(guided_traces)} of {len(wrong)} wrong attempts were "
-                "spliced, and no continuation was right; see proposals and guided in the workdir"
-            )
-        state, lines = fine_tune(run, fine)
-        policies["int"] = state.params
-        del state  # its moments: they take twice the memory of the policy
-        results["tokens"]["sft"] = int(sum(line["tokens"] for line in lines))
-        pool = [task for task in pool if task.id in kept_ids] if config.rl.pool == "kept" else pool
-    policies |= reinforce_all(run, policies, pool, results)
+        start_from_int(run, fine, policies, results)
+        if config.rl.pool == "kept":
+            pool = kept_pool(pool, kept_ids, results)
+    if pool:
+        policies |= reinforce_all(run, policies, pool, results)
     for name in set(config.export) & policies.keys():
         params = engine.decode_params(policies[name])  # in the dtype in which it is sampled and evaluated
         checkpoint.save_hf(workdir / "models" / name, lm.model.config, params, lm.tokenizer.path)
-
     sets = {"test": test, "train": pool[: config.eval.train_problems]}
+    evaluate_all(run, policies, {which: some for which, some in sets.items() if some}, results)
+    results["drift"], results["tokens"]["drift"] = drift(run, policies, guided_traces, wrong)
+    results["programs"] = len(engine.programs)
+    results["wall_s"] = stage_seconds(work)
+    results = report.plain(results)
+    if processes.first():
+        report.write_results(workdir / "results.json", results)
+        report.write_html(workdir / "report.html", results, examples)
+    return results
+
+
+def stop(results: dict, name: str, why: str, said: str, **more) -> None:
+    """Note that a policy was not made, "diverged" or "skipped", and say it."""
+    results["stopped"][name] = {"why": why, **more}
+    note(results, said)
+
+
+def note(results: dict, said: str) -> None:
+    """Note something that did not go as planned, and say it."""
+    results["notes"].append(said)
+    show(f"\n{said}\n")
+
+
+def start_from_int(run: Run, fine: list, policies: dict, results: dict) -> None:
+    """Fine-tune on the guided attempts where there are any, and add the policy "int"."""
+    if not fine:
+        stop(
+            results,
+            "int",
+            "skipped",
+            f"InT made no training data: {losses_of(results['funnel'])}; see {run.work.path}",
+        )
+        return
+    trained = fine_tune(run, fine)
+    results["tokens"]["sft"] = int(sum(line["tokens"] for line in trained.lines))
+    if trained.diverged:
+        stop(results, "int", "diverged", **trained.diverged)
+    else:
+        policies["int"] = trained.state.params  # its moments, twice the memory of the policy, go
+
+
+def losses_of(funnel: dict) -> str:
+    """Where the wrong attempts were lost: "12 of 18 proposals were unparsed, 4 too long, and ..."."""
+    if not funnel["wrong"]:
+        return "no wrong attempt was kept"
+    dropped = [(funnel[name], report.label(name)) for name in proposers.DROPS if funnel[name]]
+    said = [f"{count} of {funnel['wrong']} proposals were {name}" for count, name in dropped[:1]]
+    said += [f"{count} {name}" for count, name in dropped[1:]]
+    if funnel["spliced"]:
+        said.append(
+            f"no continuation of the {funnel['spliced']} spliced interventions was right in {funnel['guided']} tries"
+        )
+    return ", ".join(said)
+
+
+def kept_pool(pool: list, kept_ids: set, results: dict) -> list:
+    """The problems kept by the filter; all hard ones where it kept none, so that RL alone still has some."""
+    kept = [task for task in pool if task.id in kept_ids]
+    if not kept:
+        note(
+            results,
+            f"No problem was kept: RL has all {len(pool)} hard problems, though config.rl.pool = kept",
+        )
+    return kept or pool
+
+
+def evaluate_all(run: Run, policies: dict, sets: dict[str, list], results: dict) -> None:
+    """pass@k and majority votes of every policy on sets of problems ("test", "train"), and what InT + RL gains.
+
+    A policy that diverged is not evaluated: its numbers are None.
+    """
+    c = run.config.eval
     results |= {"eval": {}, "eval_train": {}, "counts": {}}
     results["tokens"]["eval"] = 0
     differ, judged = [], 0
+    keys = {key: which for key, which in {"eval": "test", "eval_train": "train"}.items() if which in sets}
     for name, params in policies.items():
         found, voted, unlike, tokens = evaluate(run, name, params, sets)
         results["tokens"]["eval"] += tokens
         differ += unlike
         results["counts"][name] = found
-        for key, which in {"eval": "test", "eval_train": "train"}.items():
+        for key, which in keys.items():
             samples = sum(n for n, _ in found[which])
             judged += samples
-            results[key][name] = estimates.summarize(found[which], config.eval.ks) | {
-                f"maj@{config.eval.samples}": estimates.maj_at_n(voted[which], samples)
+            results[key][name] = estimates.summarize(found[which], c.ks) | {
+                f"maj@{c.samples}": estimates.maj_at_n(voted[which], samples)
             }
+    diverged = [name for name, how in results["stopped"].items() if how["why"] == "diverged"]
+    for key, which in keys.items():
+        unknown = {"mean": None, "ci95": [None, None], "problems": len(sets[which]), "samples": 0}
+        results[key] |= {name: dict.fromkeys(results[key]["base"], unknown) for name in diverged}
     held_out = {name: found["test"] for name, found in results["counts"].items()}
     results["gain"] = {
-        f"int_rl - {name}": estimates.gain(held_out["int_rl"], held_out[name], config.eval.ks)
+        f"int_rl - {name}": gain(held_out.get("int_rl"), held_out.get(name), c.ks)
         for name in BASELINES
-        if {"int_rl", name} <= held_out.keys()
+        if {"int_rl", name} <= results["eval"].keys()
     }
-    if hasattr(domain, "disagreements"):
+    if hasattr(run.domain, "disagreements"):
         results["graders"] = {
-            "decides": domain.knobs["grader"],
+            "decides": run.domain.knobs["grader"],
             "responses": judged,
             "differ": len(differ),
             "examples": differ[:50],
         }
-    results["drift"] = drift(run, policies, guided_traces, wrong)
-    results["programs"] = len(engine.programs)
-    results["wall_s"] = stage_seconds(work)
-    if processes.first():
-        report.write_results(workdir / "results.json", results)
-        report.write_html(workdir / "report.html", results, examples)
-    return results
+
+
+def gain(ours: list | None, theirs: list | None, ks: tuple) -> dict:
+    """estimates.gain; its numbers are None where one of the two policies diverged."""
+    if ours and theirs:
+        return estimates.gain(ours, theirs, ks)
+    problems = len(ours or theirs or ())
+    return {f"pass@{k}": {"mean": None, "ci95": [None, None], "problems": problems} for k in ks}
 
 
 def stage_seconds(work: Workdir) -> dict[str, float]:
@@ -216,7 +300,7 @@ def intervene(run: Run, wrong: list, results: dict):
     }
     shown = {i: row["shown"] for i, row in zip(usable, guided_rows, strict=True)}
     examples = [
-        example(run, wrong[i], found[i], outcomes.get(i) or drops[i].replace("_", " "), shown.get(i, []))
+        example(run, wrong[i], rows[i], outcomes.get(i) or drops[i].replace("_", " "), shown.get(i, []))
         for i in range(min(60, len(wrong)))
     ]
     return (kept if c.sft.filtered else patched), patched, examples, kept_ids
@@ -225,9 +309,9 @@ def intervene(run: Run, wrong: list, results: dict):
 def compare(run: Run, wrong: list, known: dict) -> dict:
     """Exact-location accuracy of each proposer on the model's own failed attempts; reported, never used to filter."""
     c = run.config.proposals
-    if not hasattr(run.domain, "first_error"):
-        return {}
     some = wrong[: c.compare_attempts]
+    if not some or not hasattr(run.domain, "first_error"):
+        return {}
     truth = [run.domain.first_error(trace) for trace in some]
     for name in c.compare:
         rows, _ = propose(run, name, some, f"compare_{name}")
@@ -249,64 +333,96 @@ def compare(run: Run, wrong: list, known: dict) -> dict:
     return table
 
 
-def example(run: Run, trace, one, outcome: str, shown: list) -> report.Example:
+def example(run: Run, trace, row: dict, outcome: str, shown: list) -> report.Example:
+    """A wrong attempt for the report. row: its proposal; one from a file of the user's own need not name candidates."""
+    one = row["intervention"] and types.intervention_from_json(row["intervention"])
     pieces = run.domain.tokenizer.pieces(trace.response)
     ends = [end - trace.prompt_len for end in trace.step_ends]
     attempt_shown = report.Attempt(pieces, trace.logp[trace.prompt_len :].tolist(), ends)
     truth = run.domain.first_error(trace) if hasattr(run.domain, "first_error") else None
     located = one.step if one else None
-    return report.Example(trace.task, attempt_shown, located, truth, one, outcome, [tuple(s) for s in shown])
+    continuations, tried = [tuple(s) for s in shown], row.get("candidates", [])
+    return report.Example(trace.task, attempt_shown, located, truth, one, outcome, continuations, tried)
 
 
 def reinforce_all(run: Run, policies: dict, pool: list, results: dict) -> dict:
-    """RL from InT's checkpoint and from the base model: with the same RL tokens, then with InT's data tokens added."""
+    """RL from InT's checkpoint and from the base model: with the same RL tokens, then with InT's data tokens added. An
+    arm without its start is skipped; without InT + RL to be compared with, RL alone has `rl.updates`."""
     c = run.config.rl
     tx = optimizer(c, c.learning_rate)
-    trained, curves, budget = {}, {}, None
-    if "int_rl" in run.config.arms:
-        state, lines = reinforce(
-            run, "int_rl", policies["int"], pool, lambda step, tokens: step >= c.updates, c.updates, tx
-        )
-        trained["int_rl"], curves["int_rl"] = state.params, lines
-        budget = sum(line["tokens"] for line in lines)
+    made, curves, budget = {}, {}, None
+
+    def arm(name: str, params, enough, planned: int, start=None):
+        trained = reinforce(run, name, params, pool, enough, planned, tx, start)
+        curves[name] = [*curves.get("rl", ()), *trained.lines] if name == "rl_matched" else trained.lines
+        if trained.diverged:
+            stop(results, name, "diverged", **trained.diverged)
+        return trained.state
+
+    def whole(step, tokens):
+        return step >= c.updates
+
+    if "int_rl" in run.config.arms and "int" not in policies:
+        stop(results, "int_rl", "skipped", "InT + RL was skipped: it starts from InT, which was not made")
+    elif "int_rl" in run.config.arms:
+        if state := arm("int_rl", policies["int"], whole, c.updates):
+            made["int_rl"] = state.params
+            budget = sum(line["tokens"] for line in curves["int_rl"])
+        del state
     if "rl" in run.config.arms:
-
-        def same(step, tokens):
-            return step >= c.updates if budget is None else tokens >= budget
-
-        state, lines = reinforce(run, "rl", run.base, pool, same, c.updates, tx)
-        trained["rl"], curves["rl"] = jax.tree.map(lambda x: x.copy(), state.params), lines
-        if c.matched and budget is not None:
+        state = arm(
+            "rl", run.base, whole if budget is None else lambda step, tokens: tokens >= budget, c.updates
+        )
+        if state:
+            made["rl"] = jax.tree.map(lambda x: x.copy(), state.params)
+        if c.matched and state and budget is not None:
             spent = results["tokens"]
             more = sum(spent[name] for name in ("attempts", "propose", "guided", "sft"))
             planned = round(more / max(1.0, budget / c.updates))
-            state, extra = reinforce(
-                run, "rl_matched", run.base, pool, lambda step, tokens: tokens >= more, planned, tx, state
-            )
-            trained["rl_matched"], curves["rl_matched"] = state.params, lines + extra
+            state = arm("rl_matched", run.base, lambda step, tokens: tokens >= more, planned, state)
+            if state:
+                made["rl_matched"] = state.params
+        elif c.matched and "int_rl" in run.config.arms:
+            why = "it goes on from RL" if budget is not None else "there is no InT + RL whose tokens to match"
+            stop(results, "rl_matched", "skipped", f"RL matched was skipped: {why}")
     names = ("reward", "zero_advantage", "never", "sometimes", "always", "length", "logp_gap")
     results["rl"] = {
         arm: {name: [line[name] for line in lines] for name in names} for arm, lines in curves.items()
     }
     results["tokens"]["rl"] = int(sum(line["tokens"] for lines in curves.values() for line in lines))
-    return trained
+    return made
 
 
 def across_seeds(every: list[dict], k: int) -> dict:
-    """pass@1 and pass@k on the held-out problems over all seeds: each policy, and InT + RL's gain over RL alone."""
+    """pass@1 and pass@k on the held-out problems over all seeds: each policy, and InT + RL's gain over RL alone. Where
+    a seed has no such policy the mean is None: that of the others would hide it."""
     out: dict = {}
+    arms = list(dict.fromkeys(arm for r in every for arm in r["counts"]))
+    stopped = {arm: how["why"] for r in every for arm, how in r.get("stopped", {}).items()}
     for kk in (1, k):
-        rates = {
-            arm: [[estimates.pass_at_k(n, c, kk) for n, c in r["counts"][arm]["test"]] for r in every]
-            for arm in every[0]["counts"]
-        }
-        rows = {arm: estimates.seeds_ci(values) for arm, values in rates.items()}
+        rates = {arm: [_rates(r["counts"].get(arm), kk) for r in every] for arm in arms}
         for baseline in BASELINES:
             if {"int_rl", baseline} <= rates.keys():
-                gains = [np.subtract(a, b) for a, b in zip(rates["int_rl"], rates[baseline], strict=True)]
-                rows[f"int_rl - {baseline}"] = estimates.seeds_ci(gains)
-        out[f"pass@{kk}"] = rows
+                pairs = zip(rates["int_rl"], rates[baseline], strict=True)
+                rates[f"int_rl - {baseline}"] = [
+                    None if a is None or b is None else np.subtract(a, b) for a, b in pairs
+                ]
+        out[f"pass@{kk}"] = {name: _over_seeds(values) for name, values in rates.items()}
+        for name, row in out[f"pass@{kk}"].items():
+            if row["mean"] is None:
+                row["stopped"] = next(stopped[arm] for arm in name.split(" - ") if arm in stopped)
     return out
+
+
+def _rates(counts: dict | None, k: int) -> list[float] | None:
+    return counts and [estimates.pass_at_k(n, c, k) for n, c in counts["test"]]
+
+
+def _over_seeds(values: list) -> dict:
+    if all(rates is not None for rates in values):
+        return estimates.seeds_ci(values)
+    seeds = [None if rates is None else float(np.mean(rates)) for rates in values]
+    return {"mean": None, "ci95": [None, None], "seeds": seeds}
 
 
 def models(config: ConfigDict):

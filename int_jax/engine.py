@@ -335,12 +335,19 @@ class Engine:
 
     # Scoring ------------------------------------------------------------------------------------------------------
 
-    def score(self, params, sequences, temperature: float = 1.0) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def score(
+        self,
+        params,
+        sequences,
+        temperature: float = 1.0,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """log p(token t | tokens before t) at `temperature`, and the entropy of each prediction, nats.
 
         Args:
-          sequences: lists of token ids. Returns: (logps, entropies), float32 arrays as long as the sequences; element 0
-          of each is 0.
+          sequences: lists of token ids. progress: called with the number of sequences scored since the last call.
+
+        Returns: (logps, entropies), float32 arrays as long as the sequences; element 0 of each is 0.
         """
         logps: list = [None] * len(sequences)
         entropies: list = [None] * len(sequences)
@@ -355,6 +362,7 @@ class Engine:
             for row, i in enumerate(group):
                 logps[i] = logp_BT[row, : len(sequences[i])]
                 entropies[i] = entropy_BT[row, : len(sequences[i])]
+            progress(len(group))
         return logps, entropies
 
     def _score_groups(self, lengths: list[int]):
@@ -445,6 +453,10 @@ class Engine:
         """
         return self._call(_update, state, self._put(batch, RULES), self.model, tx, config)
 
+    def finite(self, tree) -> bool:
+        """Whether every number of a tree of arrays (parameters, or a State with its moments) is finite."""
+        return bool(whole(self._call(_finite, tree)))
+
 
 @functools.lru_cache
 def _cast(dtype: str, structure, places: tuple):
@@ -484,6 +496,11 @@ def _score(model: Model, params, tokens_BT, temperature):
         temperature_BT,
         cap=model.config.logit_softcap,
     )
+
+
+@jax.jit
+def _finite(tree):
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4), donate_argnums=0)

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from int_jax import batch as batching
-from int_jax import losses, rollout
+from int_jax import losses, proposers, rollout
 from int_jax.engine import Engine, Sampling
 from int_jax.types import Intervention, State, Task, Trace
 
@@ -48,9 +48,9 @@ def failures(groups: list[list[Trace]], keep: int, unsolved: bool = True) -> lis
 
 def proposals(
     engine: Engine, params, domain, propose: Callable, wrong: list[Trace], seed: int, **knobs
-) -> tuple[list[Intervention | None], dict[int, str]]:
+) -> tuple[list[Intervention | None], proposers.Drops]:
     """One intervention for each wrong attempt, or None; and why there is none, by the attempt's index."""
-    drops: dict[int, str] = {}
+    drops = proposers.Drops()
     found = propose(engine, params, domain, wrong, seed, drops=drops, **knobs)
     return found, drops
 
@@ -237,7 +237,7 @@ def reinforce(
         )
         batch = policy_gradient_batch(engine, groups, knobs, row_length, rows, reference_params)
         state, metrics = engine.update(state, batch, tx, knobs.loss)
-        yield state, {**metrics, **group_metrics(groups)}
+        yield state, {**metrics, **group_metrics(groups, knobs.divide_by_std)}
 
 
 def policy_gradient_batch(
@@ -250,8 +250,7 @@ def policy_gradient_batch(
 ):
     """The packed batch of one update: advantages within each group, weights and totals by `knobs.normalise`."""
     traces = [trace for group in groups for trace in group]
-    names = [index for index, group in enumerate(groups) for _ in group]
-    advantages = losses.group_advantages([t.verdict.score for t in traces], names, knobs.divide_by_std)
+    advantages = advantages_of(groups, knobs.divide_by_std)
     reference: list = [None] * len(traces)
     if knobs.kl:
         reference, _ = engine.score(reference_params, [t.tokens for t in traces], traces[0].temperature)
@@ -266,19 +265,34 @@ def policy_gradient_batch(
     return batching.pack(sequences, row_length, rows, totals)
 
 
-def group_metrics(groups: list[list[Trace]]) -> dict[str, float]:
-    """reward; shares of groups without success ("never"), with some, with nothing but; mean length; tokens drawn."""
+def advantages_of(groups: list[list[Trace]], divide_by_std: bool) -> np.ndarray:
+    """The advantage of each trace, from the scores of its group; in the groups' order."""
+    scores = [trace.verdict.score for group in groups for trace in group]
+    names = [index for index, group in enumerate(groups) for _ in group]
+    return losses.group_advantages(scores, names, divide_by_std)
+
+
+def group_metrics(groups: list[list[Trace]], divide_by_std: bool = False) -> dict[str, float]:
+    """reward, the mean score; shares of groups without success ("never"), with some, with nothing but ("passed" alone
+    decides), and of groups all of whose advantages are zero; mean log-probability of the tokens drawn, nats; mean
+    length; tokens drawn."""
     rates = np.array([[trace.verdict.passed for trace in group] for group in groups], float)
-    never, always = float((rates.max(1) == 0).mean()), float((rates.min(1) == 1).mean())
-    lengths = np.array([trace.sampled.sum() for group in groups for trace in group])
-    stops = [trace.stop for group in groups for trace in group]
+    scores = np.array([[trace.verdict.score for trace in group] for group in groups], float)
+    flat = ~advantages_of(groups, divide_by_std).reshape(rates.shape).any(1)
+    lost, won = rates.max(1) == 0, rates.min(1) == 1
+    never, always = float(lost.mean()), float(won.mean())
+    traces = [trace for group in groups for trace in group]
+    lengths = np.array([trace.sampled.sum() for trace in traces])
+    logp = sum(float(trace.logp[trace.sampled].sum(dtype=np.float64)) for trace in traces)
     return {
-        "reward": float(rates.mean()),
+        "reward": float(scores.mean()),
         "never": never,
         "sometimes": 1.0 - never - always,
         "always": always,
-        "zero_advantage": never + always,
+        # Of scores 0 and 1 this is never + always, to the last digit.
+        "zero_advantage": sum(float((kind & flat).mean()) for kind in (lost, won, ~lost & ~won)),
+        "drawn_logp": logp / max(1, int(lengths.sum())),
         "length": float(lengths.mean()),
-        "truncated": stops.count("length") / len(stops),
+        "truncated": sum(trace.stop == "length" for trace in traces) / len(traces),
         "tokens": float(lengths.sum()),
     }

@@ -175,7 +175,8 @@ def group_advantages(rewards, groups, divide_by_std: bool = False, std_floor: fl
     Args:
       rewards: [n] host floats. groups: [n] hashable names; equal names form one group.
 
-    Returns: [n] float32; exactly zero in a group whose rewards are all equal.
+    Returns: [n] float32; exactly zero in a group whose rewards are all equal, NaN in one with a reward that is not
+      finite.
     """
     rewards = np.asarray(rewards, np.float64)
     out = np.zeros(len(rewards), np.float32)
@@ -183,6 +184,9 @@ def group_advantages(rewards, groups, divide_by_std: bool = False, std_floor: fl
     index = np.array([numbers.setdefault(name, len(numbers)) for name in groups], int)
     for group in range(len(numbers)):
         mine = rewards[index == group]
+        if not np.isfinite(mine).all():
+            out[index == group] = np.nan
+            continue
         if np.ptp(mine) == 0:
             continue
         centred = mine - mine.mean()

@@ -385,8 +385,65 @@ def test_group_metrics_against_a_plain_loop(outcomes):
         "sometimes": (sizes - never - always) / sizes,
         "always": always / sizes,
         "zero_advantage": (never + always) / sizes,
+        "drawn_logp": -1.5,
         "length": tokens / count,
         "truncated": truncated / count,
         "tokens": tokens,
     }
     assert got == pytest.approx(expected, abs=1e-12)
+
+
+def test_of_scores_0_and_1_every_share_keeps_its_last_digit():
+    """3 + 2 of 13 groups: 3/13 + 2/13 is not 5/13 in floats, and a run's results.json holds the former."""
+    rewards = [[0, 0]] * 3 + [[1, 1]] * 2 + [[0, 1]] * 8
+    got = method.group_metrics([[scored(r) for r in group] for group in rewards])
+    assert got["zero_advantage"] == 3 / 13 + 2 / 13 and got["sometimes"] == 1.0 - 3 / 13 - 2 / 13
+    assert got["reward"] == 12 / 26
+
+
+def scored(score: float, passed: bool | None = None) -> Trace:
+    passed = score == 1 if passed is None else passed
+    return made(2, [3], verdict=Verdict(passed, score, "correct" if passed else "wrong"))
+
+
+PARTIAL = {  # groups of scores ("!": passed) -> reward, zero_advantage, never, always
+    "different scores, none passed": ([[0.3, 0.1, 0, 0.5]], 0.225, 0, 1, 0),
+    "equal partial scores": ([[0.3, 0.3, 0.3]], 0.3, 1, 1, 0),
+    "equal scores that no float holds": ([[0.1] * 7], 0.1, 1, 1, 0),
+    "one tie": ([[0.3, 0.3, 0.1]], 0.7 / 3, 0, 1, 0),
+    "a score at the mean, its advantage zero": ([[0.25, 0.5, 0.75]], 0.5, 0, 1, 0),
+    "negative": ([[-1.0, -0.5]], -0.75, 0, 1, 0),
+    "negative and equal": ([[-1.0, -1.0]], -1.0, 1, 1, 0),
+    "score 1, not passed": ([[1.0, 1.0]], 1.0, 1, 1, 0),
+    "passed below 1, equal": ([["0.8!", "0.8!"]], 0.8, 1, 0, 1),
+    "all passed, scores differ": ([["0.8!", "1.0!"]], 0.9, 0, 0, 1),
+    "some passed, scores equal": ([["0.5!", 0.5]], 0.5, 1, 0, 0),
+    "two groups": ([[0.3, 0.1], [0.2, 0.2]], 0.2, 0.5, 1, 0),
+    "0 and 1": ([["1!", 0], [0, 0], ["1!", "1!"]], 0.5, 2 / 3, 1 / 3, 1 / 3),
+    "a score beyond 1": ([[2.5, 0.5]], 1.5, 0, 1, 0),
+    "one sample": ([[0.4]], 0.4, 1, 1, 0),
+}
+
+
+@pytest.mark.parametrize("divide_by_std", [False, True])
+@pytest.mark.parametrize("name", PARTIAL)
+def test_partial_scores(engine, name, divide_by_std):
+    """reward is the mean score, zero_advantage what the update sees; never and always ask who passed."""
+    told, reward, zero, never, always = PARTIAL[name]
+    groups = [[scored(float(str(s).strip("!")), str(s).endswith("!")) for s in group] for group in told]
+    got = method.group_metrics(groups, divide_by_std)
+    shares = (got["reward"], got["zero_advantage"], got["never"], got["always"])
+    assert shares == pytest.approx((reward, zero, never, always), abs=1e-12)
+    knobs = method.PolicyGradient(divide_by_std=divide_by_std)
+    batch = method.policy_gradient_batch(engine, groups, knobs, **ROW)
+    assert (got["zero_advantage"] == 1) == (not batch.advantage_MBT.any())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_not_finite_reaches_reward_and_loss_instead_of_being_left_out(engine, bad):
+    groups = [[scored(bad), scored(0.0)], [scored(1.0), scored(0.0)]]
+    assert not np.isfinite(method.group_metrics(groups)["reward"])
+    batch = method.policy_gradient_batch(engine, groups, method.PolicyGradient(), **ROW)
+    assert (
+        np.isnan(batch.advantage_MBT).any() and (batch.advantage_MBT == 0.5).any()
+    )  # the other group is whole

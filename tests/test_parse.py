@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from int_jax.proposers import DROPS, fault, screen
+from int_jax.proposers import DROPS, Drops, fault, screen
 from int_jax.proposers.parse import parse_intervention
 from int_jax.types import Intervention
 
@@ -425,17 +425,18 @@ def test_screen_takes_the_first_usable_and_else_notes_the_first_fault(reasons, i
     candidates = [
         CANDIDATES[r] and dataclasses.replace(CANDIDATES[r], raw=str(k)) for k, r in enumerate(reasons)
     ]
-    drops = {}
+    drops = Drops()
     taken = screen(DOMAIN, index, TRACE, candidates, drops)
     if None in reasons:
         assert taken is candidates[reasons.index(None)] and drops == {}
     else:
         assert taken is None and drops == {index: reasons[0]}
+    assert [told["fault"] for told in drops.tried[index]] == [reason or "" for reason in reasons]
 
 
 def test_an_unreadable_location_costs_one_candidate_not_the_others():
     """Trap 5: in the released code it ends the attempt, with its later candidates."""
     texts = [block('{"location": "unclear", "content": "x"}'), good(2, "y")]
-    assert screen(DOMAIN, 0, TRACE, [parse_intervention(t) for t in texts], {}) == parse_intervention(
+    assert screen(DOMAIN, 0, TRACE, [parse_intervention(t) for t in texts], Drops()) == parse_intervention(
         texts[1]
     )

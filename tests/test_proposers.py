@@ -83,7 +83,7 @@ class Scripted:
 def propose(
     name, engine, params, domain, traces, samples=2, max_prompt=400, key=0, sampling=SAMPLING, tokenizer=None
 ):
-    drops = {}
+    drops = proposers.Drops()
     function = proposers.load(name)
     knobs = {"samples": samples, "sampling": sampling, "max_prompt": max_prompt, "drops": drops}
     knobs |= {"tokenizer": tokenizer} if tokenizer else {}
@@ -108,6 +108,10 @@ def test_one_entry_a_trace_and_a_reason_for_exactly_the_missing_ones(name, engin
         assert len(found) == len(traces)
         assert set(drops) == {i for i, one in enumerate(found) if one is None}
         assert set(drops.values()) <= set(proposers.DROPS)
+        for i, told in drops.tried.items():  # whatever was drawn is kept, with what it lacks
+            assert {c["fault"] for c in told} <= {"", *proposers.DROPS}
+            assert (found[i] is None) == all(c["fault"] for c in told)
+            assert found[i] is None or any(c["text"] == found[i].text and not c["fault"] for c in told)
         for one, trace in zip(found, traces, strict=True):
             if one is not None:
                 assert isinstance(one, Intervention) and one.source == name
@@ -203,6 +207,10 @@ def test_later_candidates_are_retries(domain, traces):
     engine = Scripted(domain.tokenizer, lambda prompt, k: said[k])
     found, drops = propose("self_verify", engine, None, domain, traces[:3], samples=7)
     assert [one.text for one in found] == ["k5"] * 3 and drops == {}
+    faults = ["unparsed", "unparsed", "out_of_range", "empty", "leaked", "", ""]
+    for told in drops.tried.values():
+        assert [(c["raw"], c["fault"]) for c in told] == [*zip(said, faults, strict=True)]
+        assert [c["step"] for c in told] == [None, None, 98, 0, 0, 0, 0]
     for samples, reason in ((2, "unparsed"), (5, "unparsed")):
         found, drops = propose("self_verify", engine, None, domain, traces[:3], samples=samples)
         assert found == [None] * 3 and drops == dict.fromkeys(range(3), reason)

@@ -119,10 +119,6 @@ def leaves(value, path=()):
     )
 
 
-def dotted(path) -> str:
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).lstrip(".")
-
-
 # ---- results.json
 
 
@@ -150,19 +146,93 @@ def test_pass_keys_are_written_by_k(tmp_path):
     ]
 
 
-@settings(max_examples=30, deadline=None)
-@given(data=st.data(), bad=st.sampled_from([math.nan, math.inf, -math.inf, np.float32("nan")]))
-def test_not_a_number_is_refused_by_its_key_path_and_nothing_is_written(tmp_path_factory, data, bad):
-    path, _ = data.draw(st.sampled_from(leaves(RESULTS)))
-    broken = copy.deepcopy(RESULTS)
-    inner = broken
+@settings(max_examples=60, deadline=None)
+@given(
+    at=st.sampled_from([path for path, value in leaves(RESULTS) if isinstance(value, float | int)]),
+    bad=st.sampled_from([math.nan, math.inf, -math.inf, np.float32("nan")]),
+)
+def test_a_number_that_is_not_finite_is_null_and_shown_as_diverged(tmp_path_factory, at, bad):
+    """Whichever number it is: the file is written, and the screen and the page hold all the others."""
+    broken = changed(RESULTS, at, bad)
+    target = tmp_path_factory.mktemp("r") / "results.json"
+    report.write_results(target, broken)
+    assert json.loads(target.read_text()) == changed(RESULTS, at, None)
+    screen, text = report.tables(broken), report.html(broken)
+    assert screen == report.tables(changed(RESULTS, at, None))
+    assert max(map(len, screen.splitlines())) <= cells.WIDTH
+    words = f"{screen} {Page(text).text}".lower()
+    assert not re.search(r"\b(nan|inf|none)\b", words.replace("none 0", "")), at
+    unseen = ("config", "seed", "rl")  # a curve with a gap, and what is no result
+    assert at[0] in unseen or "ci95" in at or "samples" in at or "diverged" in words
+
+
+def changed(results, path, value):
+    """A copy of `results` with another value at a path."""
+    copied = copy.deepcopy(results)
+    inner = copied
     for key in path[:-1]:
         inner = inner[key]
-    inner[path[-1]] = bad
-    target = tmp_path_factory.mktemp("r") / "results.json"
-    with pytest.raises(ValueError, match=re.escape(f"results: {dotted(path)} is ")):
-        report.write_results(target, broken)
-    assert not target.exists()
+    inner[path[-1]] = value
+    return copied
+
+
+DIVERGED_CURVES = {  # name -> (what of its 20 updates is finite, what its panel says at its end)
+    "at its first update": (slice(0), None),
+    "after one": (slice(1), "InT + RL: diverged"),
+    "at its last update": (slice(19), "InT + RL: diverged"),
+    "not at all": (slice(20), "InT + RL"),
+}
+
+
+@pytest.mark.parametrize("name", DIVERGED_CURVES)
+def test_a_curve_is_drawn_up_to_where_it_diverged(name):
+    known, said = DIVERGED_CURVES[name]
+    curve_of = {
+        key: [value if i in range(20)[known] else math.nan for i, value in enumerate(values)]
+        for key, values in curve(20).items()
+    }
+    page = Page(report.html({"rl": {"rl": curve(20), "int_rl": curve_of}}))
+    labels = [said] if said else []
+    panels = plots.curve_plots({"rl": curve(20), "int_rl": curve_of})[0]
+    assert {s["label"] for p in panels for s in p["series"]} == {"RL", *labels}
+    assert all(len(s["raw"].split()) in (20, known.stop) for p in panels for s in p["series"])
+    assert len(plots.curve_plots({"int_rl": curve_of})[1]) == bool(known.stop)
+    drawn = " ".join(a[key] for _, a in page.tags for key in a.keys() & {"points", "d", "x", "y", "cx", "cy"})
+    assert "nan" not in drawn and "None" not in drawn
+
+
+STOPPED = {
+    "int": {"why": "diverged", "update": 3},
+    "int_rl": {"why": "skipped"},
+}
+
+
+def test_stopped_policies_stand_in_the_tables_and_the_notes_on_top():
+    unknown = {"mean": None, "ci95": [None, None], "problems": 640, "samples": 0}
+    evals = RESULTS["eval"] | {"int": {"pass@1": unknown, "pass@8": unknown}}
+    evals = {name: row for name, row in evals.items() if name != "int_rl"}
+    notes = [f"InT diverged at update 3: loss is nan. {HOSTILE}", "InT + RL was skipped " + "x" * 200]
+    results = {**RESULTS, "eval": evals, "stopped": STOPPED, "notes": notes}
+    screen = report.tables(results)
+    assert re.search(r"^ InT +diverged +diverged +diverged", screen, re.MULTILINE)
+    assert re.search(r"^ InT \+ RL +skipped +skipped +skipped", screen, re.MULTILINE)
+    assert "loss is nan" in screen.partition("FROM ATTEMPTS")[0]
+    assert max(map(len, screen.splitlines())) <= cells.WIDTH
+    page = Page(report.html(results))
+    assert all(said in page.text for said in notes) and page.count("img") == 0
+
+
+def test_what_was_said_of_a_dropped_attempt_is_shown():
+    told = [
+        {"raw": "no block " + HOSTILE, "fault": "unparsed", "step": None, "text": ""},
+        {"raw": "x" * 5_000 + "the end", "fault": "out_of_range", "step": 9, "text": "y"},
+    ]
+    dropped = example("unparsed", located=None, intervention=None, continuations=[], candidates=told)
+    page = Page(report.html({}, [dropped]))
+    assert "candidate 1: unparsed" in page.text and "candidate 2: out of range" in page.text
+    assert "no block " + HOSTILE in page.text and page.text.count("x") < 4_100 and "the end" in page.text
+    assert "1,007 characters before" in page.text
+    assert "candidate" not in Page(report.html({}, [example(candidates=told)])).text  # it was spliced
 
 
 def test_numpy_is_written_as_numbers_and_other_types_are_refused_by_path(tmp_path):

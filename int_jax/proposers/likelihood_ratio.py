@@ -18,7 +18,7 @@ import dataclasses
 import numpy as np
 
 from int_jax.engine import Engine, Request, Sampling
-from int_jax.proposers import room, screen
+from int_jax.proposers import Drops, room, screen
 from int_jax.proposers.self_verify import stream
 from int_jax.rollout import cut_at, opened, reopened
 from int_jax.types import Intervention, Trace
@@ -88,7 +88,7 @@ def propose(
     samples: int,
     sampling: Sampling,
     max_prompt: int,
-    drops: dict[int, str],
+    drops: Drops,
     progress=lambda done: None,
     tokenizer=None,
 ) -> list[Intervention | None]:

@@ -1,6 +1,6 @@
 """The exact proposer, where the domain knows the first error and its correction: an upper bound, never the method."""
 
-from int_jax.proposers import screen
+from int_jax.proposers import Drops, screen
 from int_jax.types import Intervention, Trace
 
 
@@ -14,7 +14,7 @@ def propose(
     samples: int,
     sampling,
     max_prompt: int,
-    drops: dict[int, str],
+    drops: Drops,
     progress=lambda done: None,
     tokenizer=None,
 ) -> list[Intervention | None]:

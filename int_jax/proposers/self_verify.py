@@ -7,7 +7,7 @@ of the same conversation (InT's propose_interventions: one answer, then K candid
 import dataclasses
 
 from int_jax.engine import Engine, Request, Sampling
-from int_jax.proposers import room, screen
+from int_jax.proposers import Drops, room, screen
 from int_jax.proposers.parse import parse_intervention
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Intervention, Trace
@@ -23,7 +23,7 @@ def propose(
     samples: int,
     sampling: Sampling,
     max_prompt: int,
-    drops: dict[int, str],
+    drops: Drops,
     progress=lambda done: None,
     tokenizer: Tokenizer | None = None,
 ) -> list[Intervention | None]:
@@ -65,10 +65,15 @@ def propose(
             chats[i].append({"role": "assistant", "content": answer})
     out: list[Intervention | None] = [None] * len(traces)
     for i, answers in asked(domain.proposal_roles[-1], samples).items():
-        candidates = [parse_intervention(answer) for answer in answers]
-        named = [c and dataclasses.replace(c, source="self_verify") for c in candidates]
-        out[i] = screen(domain, i, traces[i], named, drops)
+        candidates = [named(answer) for answer in answers]
+        out[i] = screen(domain, i, traces[i], candidates, drops)
     return out
+
+
+def named(answer: str) -> Intervention | str:
+    """The intervention of an answer, or the answer itself where it holds none."""
+    one = parse_intervention(answer)
+    return answer if one is None else dataclasses.replace(one, source="self_verify")
 
 
 def stream(trace: Trace, role: str) -> str:

@@ -4,9 +4,9 @@ Pure host code. Numbers come from `results` (keys: results.ORDER; fractions in [
 shown as they are.
 """
 
-from int_jax.report.cells import LABELS, seeds_table, tables
+from int_jax.report.cells import LABELS, label, seeds_table, tables
 from int_jax.report.page import Attempt, Example, html, write_html
-from int_jax.report.results import Scalars, write_results
+from int_jax.report.results import Scalars, plain, write_results
 
 __all__ = [
     "LABELS",
@@ -14,6 +14,8 @@ __all__ = [
     "Example",
     "Scalars",
     "html",
+    "label",
+    "plain",
     "seeds_table",
     "tables",
     "write_html",

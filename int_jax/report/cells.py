@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from int_jax.report.results import rank
+from int_jax.report.results import plain, rank
 
 LABELS = {
     "base": "base",
@@ -51,29 +51,57 @@ SHARE_OF = {
 INDENTED = ("unparsed", "not_located", "out_of_range", "empty", "leaked", "too_long", "kept_right")
 
 
-def percent(fraction: float) -> str:
+DASH = "–"  # there is no such number
+DIVERGED = "diverged"  # a number that was not finite: None in results
+
+
+def number(value: float | None, spec: str) -> str:
+    """format(value, spec)."""
+    return DIVERGED if value is None else format(value, spec)
+
+
+def share(part: float | None, whole: float | None) -> float | None:
+    """part / whole; None where either is None."""
+    return None if part is None or whole is None else part / whole
+
+
+def percent(fraction: float | None) -> str:
     """0.123 -> "12.3%"; two decimals below 1%; what is positive never reads as zero: 1e-6 -> "<0.01%"."""
+    if fraction is None:
+        return DIVERGED
     if 0 < fraction < 0.00005:
         return "<0.01%"
     return f"{100 * fraction:.{2 if 0 < fraction < 0.01 else 1}f}%"
 
 
-def estimate(fraction: float, ci95: Sequence[float]) -> str:
+Interval = Sequence[float | None]
+
+
+def estimate(fraction: float | None, ci95: Interval) -> str:
     """A percentage with its interval: "12.3% [9.8, 14.9]"; both with two decimals where they are small."""
-    decimals = 2 if 0 < fraction < 0.01 and ci95[1] < 0.09 else 1
-    ends = [f"{100 * end:.{decimals}f}".replace("100.0", "100") for end in ci95]
+    low, high = ci95
+    if fraction is None or low is None or high is None:
+        return DIVERGED
+    decimals = 2 if 0 < fraction < 0.01 and high < 0.09 else 1
+    ends = [f"{100 * end:.{decimals}f}".replace("100.0", "100") for end in (low, high)]
     return f"{percent(fraction)} [{', '.join(ends)}]"
 
 
-def _aligned(estimates: Sequence[tuple[float, Sequence[float]] | None]) -> list[str]:
-    """A column of estimates, padded so that values and both ends of the intervals stand under one another."""
-    cells = [re.split(r" \[|, |\]", estimate(*item)) if item else ["", "", "", ""] for item in estimates]
+def _aligned(estimates: Sequence[tuple[float | None, Interval] | str]) -> list[str]:
+    """A column of estimates, padded so that values and both ends of the intervals stand under one another, or words."""
+    told = [item if isinstance(item, str) else estimate(*item) for item in estimates]
+    cells = [re.split(r" \[|, |\]", text) for text in told if "[" in text]
+    if not cells:
+        return told
     value, low, high, _ = (max(map(len, part)) for part in zip(*cells, strict=True))
-    return [f"{v:>{value}} [{a:>{low}}, {b:>{high}}]" if v else "–" for v, a, b, _ in cells]
+    found = iter(f"{v:>{value}} [{a:>{low}}, {b:>{high}}]" for v, a, b, _ in cells)
+    return [next(found) if "[" in text else text for text in told]
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | None) -> str:
     """492 -> "8 min 12 s"."""
+    if seconds is None:
+        return DIVERGED
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -104,15 +132,18 @@ def _funnel(funnel: Mapping[str, int]) -> Section:
     rows = []
     for key in ordered(funnel):
         base = SHARE_OF.get(key, "")
-        rate = ""
-        if funnel.get(base):
-            share = funnel[key] / funnel[base]
-            many = f"{share:.1f}".rjust(5) + f"  per {base.removesuffix('s')}"
-            rate = f"{percent(share):>6} of {label(base)}" if share <= 1 else many
-        rows.append([("  " if key in INDENTED else "") + label(key), f"{funnel[key]:,}", rate])
+        rate, part = "", share(funnel[key], funnel.get(base) or None)
+        if part is not None:
+            many = f"{part:.1f}".rjust(5) + f"  per {base.removesuffix('s')}"
+            rate = f"{percent(part):>6} of {label(base)}" if part <= 1 else many
+        rows.append([("  " if key in INDENTED else "") + label(key), number(funnel[key], ","), rate])
     return Section(
         "funnel", "From attempts to kept interventions", ["stage", "count", "rate"], rows, left=(0, 2)
     )
+
+
+def _of(part: int | None, whole: int | None) -> str:
+    return f"{number(part, ',')}/{number(whole, ',')}"
 
 
 def effect_ratio(effect: Mapping) -> str:
@@ -122,6 +153,8 @@ def effect_ratio(effect: Mapping) -> str:
     or by one success, whichever is larger.
     """
     wrong, mended = effect["prefix_error"], effect["prefix_intervention"]
+    if None in (wrong["accuracy"], mended["accuracy"], wrong["problems"], wrong["ci95"][1]):
+        return DIVERGED
     if wrong["accuracy"] > 0:
         return f"{mended['accuracy'] / wrong['accuracy']:.1f}x"
     if mended["accuracy"] == 0:
@@ -134,7 +167,7 @@ def _effect(effect: Mapping) -> Section:
     keys = ordered(effect, CONDITIONS)
     accuracy = _aligned([(effect[key]["accuracy"], effect[key]["ci95"]) for key in keys])
     rows = [
-        [label(key), f"{effect[key]['solved']:,}/{effect[key]['problems']:,}", cell]
+        [label(key), _of(effect[key]["solved"], effect[key]["problems"]), cell]
         for key, cell in zip(keys, accuracy, strict=True)
     ]
     note = ""
@@ -165,29 +198,27 @@ def _eval(results: Mapping) -> Section:
     splits = {
         name: results[key]
         for name, key in (("held-out", "eval"), ("training", "eval_train"))
-        if key in results
+        if results.get(key)
     }
+    stopped = {name: how["why"] for name, how in results.get("stopped", {}).items()}
     keys = pass_keys(*splits.values())
     shown = list(dict.fromkeys([keys[0], "pass@8" if "pass@8" in keys else keys[-1]]))
-    methods = ordered({name: None for table in splits.values() for name in table}, METHODS)
+    methods = ordered({name: None for table in splits.values() for name in table} | stopped, METHODS)
     columns, cells, sizes = [], [], []
     for split, table in splits.items():
         for key in shown:
-            found = [table.get(name, {}).get(key) for name in methods]
             columns.append(f"{split} {key}")
-            cells.append(_aligned([(item["mean"], item["ci95"]) if item else None for item in found]))
-        counts = sorted(
-            {
-                (row[key]["problems"], row[key]["samples"])
-                for row in table.values()
-                for key in row
-                if key in shown
-            }
+            cells.append(
+                _aligned([_mean(table.get(name, {}).get(key), stopped.get(name)) for name in methods])
+            )
+        evaluated = [row for name, row in table.items() if name not in stopped]
+        counts = dict.fromkeys(
+            f"{number(row[key]['problems'], ',')} problems, {number(row[key]['samples'], ',')} samples"
+            for row in evaluated
+            for key in shown
+            if key in row
         )
-        sizes.append(
-            f"{split}: "
-            + " or ".join(f"{problems:,} problems, {samples:,} samples" for problems, samples in counts)
-        )
+        sizes.append(f"{split}: {' or '.join(counts)}")
     rows = [
         [shorten(label(name), 12), *row] for name, row in zip(methods, zip(*cells, strict=True), strict=True)
     ]
@@ -197,6 +228,11 @@ def _eval(results: Mapping) -> Section:
     return Section("eval", "Held-out and training problems", ["method", *columns], rows, note)
 
 
+def _mean(row: Mapping | None, stopped: str | None = None) -> tuple[float | None, Interval] | str:
+    """What a cell of an estimate shows: the word for a policy that was stopped, and a dash where there is none."""
+    return stopped or (DASH if row is None else (row["mean"], row["ci95"]))
+
+
 def difference(name: str) -> str:
     """ "int_rl - rl" -> "InT + RL - RL"."""
     return " - ".join(map(label, name.split(" - ")))
@@ -204,9 +240,7 @@ def difference(name: str) -> str:
 
 def _gain(gain: Mapping) -> Section:
     keys, names = pass_keys(gain), ordered(gain)
-    columns = [
-        _aligned([(gain[name][key]["mean"], gain[name][key]["ci95"]) for name in names]) for key in keys
-    ]
+    columns = [_aligned([_mean(gain[name].get(key)) for name in names]) for key in keys]
     rows = [[difference(name), *cells] for name, *cells in zip(names, *columns, strict=True)]
     note = "Held-out problems of this seed; the interval resamples problems, paired."
     titles = ["difference", *(f"{key} [95% interval]" for key in keys)]
@@ -216,12 +250,12 @@ def _gain(gain: Mapping) -> Section:
 def _proposers(proposers: Mapping) -> Section:
     keys = ordered(proposers)
     accuracy = _aligned(
-        [(proposers[key]["exact"] / proposers[key]["traces"], proposers[key]["ci95"]) for key in keys]
+        [(share(proposers[key]["exact"], proposers[key]["traces"]), proposers[key]["ci95"]) for key in keys]
     )
     rows = [
         [
             key,
-            *(f"{proposers[key][part]:,}/{proposers[key]['traces']:,}" for part in ("located", "exact")),
+            *(_of(proposers[key][part], proposers[key]["traces"]) for part in ("located", "exact")),
             cell,
         ]
         for key, cell in zip(keys, accuracy, strict=True)
@@ -246,8 +280,9 @@ def _graders(graders: Mapping) -> Section:
         for (answer, gold, *told), n in counted.most_common(5)
     ]
     rows = rows or [["none", "", "", "", "0"]]
-    share = percent(differ / count) if count else "none"
-    note = f"{differ:,} of {count:,} responses of the evaluation ({share}); {graders['decides']} decides."
+    part = percent(share(differ, count)) if count != 0 else "none"
+    note = f"{number(differ, ',')} of {number(count, ',')} responses of the evaluation ({part})"
+    note += f"; {graders['decides']} decides."
     return Section(
         "graders",
         "Where the graders differ",
@@ -265,19 +300,23 @@ def rl_runs(results: Mapping) -> dict[str, Mapping]:
 
 
 def _rl(runs: Mapping[str, Mapping]) -> Section:
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return None if len(known) < len(values) else float(np.mean(known))
+
     def change(curve: Mapping, name: str, show) -> str:
         values = curve.get(name, [])
         tenth = max(1, len(values) // 10)
-        return f"{show(np.mean(values[:tenth]))} → {show(np.mean(values[-tenth:]))}" if len(values) else "–"
+        return f"{show(mean(values[:tenth]))} → {show(mean(values[-tenth:]))}" if len(values) else DASH
 
     columns = ["run", "updates", "reward", "zero-advantage share", "response tokens"]
     rows = [
         [
             label(name),
             f"{len(runs[name]['reward']):,}",
-            change(runs[name], "reward", "{:.3f}".format),
+            change(runs[name], "reward", lambda value: number(value, ".3f")),
             change(runs[name], "zero_advantage", percent),
-            change(runs[name], "length", "{:.1f}".format),
+            change(runs[name], "length", lambda value: number(value, ".1f")),
         ]
         for name in ordered(runs, METHODS)
     ]
@@ -287,11 +326,12 @@ def _rl(runs: Mapping[str, Mapping]) -> Section:
 def _drift(drift: Mapping) -> Section:
     nll, entropy = drift.get("nll", {}), drift.get("entropy", {})
     rows = [
-        [f"NLL of {label(key) if key != 'prefix' else 'prefix'} under base", f"{nll[key]:.3f}"]
+        [f"NLL of {label(key) if key != 'prefix' else 'prefix'} under base", number(nll[key], ".3f")]
         for key in ordered(nll)
     ]
     rows += [
-        [f"next-token entropy of {label(key)}", f"{entropy[key]:.3f}"] for key in ordered(entropy, METHODS)
+        [f"next-token entropy of {label(key)}", number(entropy[key], ".3f")]
+        for key in ordered(entropy, METHODS)
     ]
     return Section("drift", "Distance from the base model", ["", "nats per token"], rows)
 
@@ -302,24 +342,34 @@ def wall_seconds(results: Mapping) -> dict[str, float]:
     return dict(wall) if isinstance(wall, Mapping) else {"total": float(wall)}
 
 
+def total(values) -> float | None:
+    """The sum; None where a value is None."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
 def _cost(results: Mapping) -> Section:
     tokens, wall = results.get("tokens", {}), wall_seconds(results)
-    total, total_s = sum(tokens.values()), wall.pop("total", sum(wall.values()))
-    rows = []
-    for stage in ordered({**tokens, **wall}):
-        count, seconds = tokens.get(stage), wall.get(stage)
-        rows.append(
-            [
-                label(stage) if stage != "rl" else "rl",
-                f"{count:,}" if count is not None else "–",
-                percent(count / total) if count is not None and total else "–",
-                f"{seconds:,.1f}" if seconds is not None else "–",
-                f"{count / seconds:,.0f}" if count is not None and seconds else "–",
-            ]
-        )
-    rows.append(
-        ["total", f"{total:,}" if tokens else "–", "", f"{total_s:,.1f}" if "wall_s" in results else "–", ""]
-    )
+    whole, whole_s = total(tokens.values()), wall.pop("total", total(wall.values()))
+
+    def cell(table: Mapping, stage: str, spec: str) -> str:
+        return number(table[stage], spec) if stage in table else DASH
+
+    def rate(part: float | None, base: float | None, show) -> str:
+        return show(share(part, base)) if base and part is not None else DASH
+
+    rows = [
+        [
+            label(stage) if stage != "rl" else "rl",
+            cell(tokens, stage, ","),
+            rate(tokens.get(stage), whole, percent),
+            cell(wall, stage, ",.1f"),
+            rate(tokens.get(stage), wall.get(stage), "{:,.0f}".format),
+        ]
+        for stage in ordered({**tokens, **wall})
+    ]
+    seconds = number(whole_s, ",.1f") if "wall_s" in results else DASH
+    rows.append(["total", number(whole, ",") if tokens else DASH, "", seconds, ""])
     return Section("cost", "Cost", ["stage", "tokens", "share", "seconds", "tokens/s"], rows)
 
 
@@ -354,7 +404,7 @@ def facts(results: Mapping) -> dict[str, str]:
     if "seed" in results:
         shown["seed"] = str(results["seed"])
     if wall := wall_seconds(results):
-        shown["wall time"] = duration(wall.get("total", sum(wall.values())))
+        shown["wall time"] = duration(wall.get("total", total(wall.values())))
     return {**shown, **{name: str(version) for name, version in results.get("versions", {}).items()}}
 
 
@@ -385,11 +435,13 @@ def _draw(section: Section) -> list[str]:
 def seeds_table(summary: Mapping[str, Mapping]) -> str:
     """The comparison over seeds: {"pass@1": {policy or "a - b": {"mean", "ci95", "seeds"}}, ...} as text."""
     rows = []
-    for metric, policies in summary.items():
+    for metric, policies in plain(summary).items():
         names = ordered(policies, METHODS)
-        cells = _aligned([(policies[name]["mean"], policies[name]["ci95"]) for name in names])
+        cells = _aligned([_mean(policies[name], policies[name].get("stopped")) for name in names])
         for name, cell in zip(names, cells, strict=True):
-            each = "  ".join(f"{100 * mean:.1f}" for mean in policies[name]["seeds"])
+            each = "  ".join(
+                DASH if mean is None else f"{100 * mean:.1f}" for mean in policies[name]["seeds"]
+            )
             rows.append([metric, difference(name), cell, each])
     note = "Held-out problems; the interval resamples seeds, then problems."
     columns = ["", "policy", "mean [95% interval]", "each seed, %"]
@@ -398,8 +450,10 @@ def seeds_table(summary: Mapping[str, Mapping]) -> str:
 
 def tables(results: Mapping) -> str:
     """The end-of-run screen: plain text, at most 100 columns, a table for each section that has numbers."""
+    results = plain(results)
     items = [
         f"{name} {value}".replace(" ", "\u00a0") for name, value in facts(results).items()
     ]  # lines break between items
     header = [line.replace("\u00a0", " ") for line in _wrap("\u00a0· ".join(["int_jax", *items]))]
-    return "\n\n".join("\n".join(block) for block in [header, *map(_draw, sections(results))]) + "\n"
+    notes = [_wrap(said) for said in results.get("notes", ())]
+    return "\n\n".join("\n".join(block) for block in [header, *notes, *map(_draw, sections(results))]) + "\n"

@@ -13,7 +13,17 @@ from collections.abc import Mapping, Sequence
 import jinja2
 from markupsafe import Markup
 
-from int_jax.report.cells import CONDITIONS, METHODS, effect_ratio, facts, label, percent, rl_runs, sections
+from int_jax.report.cells import (
+    CONDITIONS,
+    METHODS,
+    effect_ratio,
+    facts,
+    label,
+    percent,
+    rl_runs,
+    sections,
+    share,
+)
 from int_jax.report.plots import BOTTOM, LEFT, PLOT_H, PLOT_W, RIGHT, TOP, bar_plot, curve_plots, pass_plots
 from int_jax.report.results import plain
 from int_jax.stages import write_atomically
@@ -48,6 +58,7 @@ class Example:
       located, true_error: zero-based step of the proposer's, and of the oracle's, first error; None: cannot tell.
       outcome: "kept", or the reason why it was dropped.
       continuations: (text, passed) of each continuation of the guided attempt.
+      candidates: what the proposer said, {"raw", "fault", ...} each (proposers.Drops.tried).
     """
 
     task: Task
@@ -57,8 +68,10 @@ class Example:
     intervention: Intervention | None
     outcome: str
     continuations: list[tuple[str, bool]] = dataclasses.field(default_factory=list)
+    candidates: list[dict] = dataclasses.field(default_factory=list)
 
 
+RAW_SHOWN = 4_000  # characters of a proposer's output that the page holds; the whole is in the workdir
 PROBABILITY_BANDS = (
     (0.9, "0.9 or more"),
     (0.5, "0.5 to 0.9"),
@@ -70,7 +83,8 @@ PROBABILITY_BANDS = (
 
 def _band(logp: float) -> int:
     """The index in PROBABILITY_BANDS of a token's probability."""
-    return next(i for i, (least, _) in enumerate(PROBABILITY_BANDS) if math.exp(logp) >= least)
+    bands = (i for i, (least, _) in enumerate(PROBABILITY_BANDS) if math.exp(logp) >= least)
+    return next(bands, len(PROBABILITY_BANDS) - 1)
 
 
 def _tokens(pieces: Sequence[str], logp: Sequence[float]) -> list[dict]:
@@ -106,7 +120,15 @@ def _view(example: Example) -> dict:
         "label": "kept" if example.outcome == "kept" else f"dropped: {label(example.outcome)}",
         "continuations": [(text.strip("\n"), passed) for text, passed in example.continuations],
         "solved": sum(passed for _, passed in example.continuations),
+        "said": [] if spliced else [_said(candidate) for candidate in example.candidates],
     }
+
+
+def _said(candidate: Mapping) -> dict[str, str]:
+    """A candidate that was not used: its fault, and the end of what the proposer said, where the step should stand."""
+    raw, fault = candidate["raw"], label(candidate["fault"])
+    cut = f"… {len(raw) - RAW_SHOWN:,} characters before …\n" if len(raw) > RAW_SHOWN else ""
+    return {"fault": fault, "raw": cut + raw[-RAW_SHOWN:]}
 
 
 def _filters(views: Sequence[Mapping]) -> list[tuple[str, str, int]]:
@@ -128,7 +150,9 @@ def headlines(results: Mapping) -> list[tuple[str, str]]:
         if name in ("base", "rl", "int_rl") and "pass@1" in test.get(name, {}):
             found.append((percent(test[name]["pass@1"]["mean"]), f"held-out pass@1, {label(name)}"))
     if funnel.get("spliced") and "kept" in funnel:
-        found.append((percent(funnel["kept"] / funnel["spliced"]), "of the spliced interventions were kept"))
+        found.append(
+            (percent(share(funnel["kept"], funnel["spliced"])), "of the spliced interventions were kept")
+        )
     return found
 
 
@@ -144,7 +168,8 @@ def html(
 
     Everything is escaped by the template; a content-security policy lets only this page's own script run.
     """
-    curves = rl_runs(results) if curves is None else curves
+    results = plain(results)
+    curves = rl_runs(results) if curves is None else plain(curves)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS),
         autoescape=True,
@@ -167,8 +192,9 @@ def html(
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         facts=facts(results),
-        config=json.dumps(plain(config, "config"), indent=1) if isinstance(config, Mapping) else "",
+        config=json.dumps(config, indent=1) if isinstance(config, Mapping) else "",
         headlines=headlines(results),
+        notes=results.get("notes", []),
         sections=sections({**results, "rl": curves}),
         effect_plot=bar_plot("Accuracy of continuations", effect) if effect else None,
         pass_plots=pass_plots(results),

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from int_jax.report.cells import METHODS, estimate, label, ordered, pass_keys
+from int_jax.report.cells import DIVERGED, METHODS, Interval, estimate, label, ordered, pass_keys
 
 BARS_W = 520
 PLOT_W, PLOT_H, LEFT, RIGHT, TOP, BOTTOM = 520, 240, 46, 96, 10, 34
@@ -38,8 +38,8 @@ class Axes(NamedTuple):
             PLOT_H - BOTTOM - (PLOT_H - TOP - BOTTOM) * (value - self.low) / (self.high - self.low), 1
         )
 
-    def points(self, values: Sequence[float], backwards: bool = False) -> str:
-        points = [f"{self.x(i)},{self.y(v)}" for i, v in enumerate(values)]
+    def points(self, values: Sequence[float] | np.ndarray, backwards: bool = False) -> str:
+        points = [f"{self.x(i)},{self.y(v)}" for i, v in enumerate(values) if math.isfinite(v)]
         return " ".join(reversed(points) if backwards else points)
 
     def frame(self, y_ticks: Sequence[float], show=lambda v: f"{v:g}") -> dict:
@@ -50,10 +50,21 @@ class Axes(NamedTuple):
         }
 
 
-def smooth(values: Sequence[float], window: int) -> np.ndarray:
-    """Centred moving mean over `window` (odd) values, over those that exist at the ends."""
-    kernel = np.ones(window)
-    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+def numbers(curve: Sequence[float | None]) -> np.ndarray:
+    """A curve as floats: NaN where it diverged."""
+    return np.array([math.nan if value is None else value for value in curve], float)
+
+
+def last(values: Sequence[float] | np.ndarray) -> int:
+    """The index of the last number of a curve that is finite."""
+    return int(np.flatnonzero(np.isfinite(values))[-1])
+
+
+def smooth(values: Sequence[float] | np.ndarray, window: int) -> np.ndarray:
+    """Centred moving mean over `window` (odd) values, over those that exist and are finite; NaN where a value is."""
+    kernel, known = np.ones(window), np.isfinite(values)
+    sums = np.convolve(np.where(known, values, 0.0), kernel, "same")
+    return np.where(known, sums / np.maximum(np.convolve(known, kernel, "same"), 1.0), math.nan)
 
 
 def _window(length: int) -> int:
@@ -74,19 +85,22 @@ def _spread(heights: Sequence[float], gap: float = 15) -> list[float]:
     return placed
 
 
-def line_plot(title: str, runs: Mapping[str, Sequence[float]], share: bool = False) -> dict:
-    """One panel: every run's curve, thin, and its moving mean, bold, labelled at its end."""
-    values = [v for curve in runs.values() for v in curve]
+def line_plot(title: str, runs: Mapping[str, Sequence[float] | np.ndarray], share: bool = False) -> dict:
+    """One panel: every run's curve, thin, and its moving mean, bold, labelled at its end.
+
+    A curve has a finite number. Where it ends in others it is drawn to the last finite one, and its label says so.
+    """
+    values = [v for curve in runs.values() for v in curve if math.isfinite(v)]
     y_ticks = SHARE_TICKS if share else ticks(min(0.0, *values), max(*values, 0.0))
     axes = Axes(max(map(len, runs.values())) - 1, y_ticks[0], y_ticks[-1])
     means = {name: smooth(curve, _window(len(curve))).tolist() for name, curve in runs.items()}
-    ends = [axes.y(mean[-1]) for mean in means.values()]
+    ends = [axes.y(mean[last(mean)]) for mean in means.values()]
     series = [
         {
             **{
                 "style": name,
-                "label": label(name),
-                "x": axes.x(len(curve) - 1),
+                "label": label(name) if math.isfinite(curve[-1]) else f"{label(name)}: {DIVERGED}",
+                "x": axes.x(last(curve)),
                 "y": end,
                 "label_y": height,
             },
@@ -101,7 +115,7 @@ def percent_tick(value: float) -> str:
     return f"{100 * value:.0f}%"
 
 
-def area_plot(title: str, curve: Mapping[str, Sequence[float]]) -> dict:
+def area_plot(title: str, curve: Mapping[str, np.ndarray]) -> dict:
     """One run's never / sometimes / always shares, stacked from the bottom, as moving means."""
     names = ("always", "sometimes", "never")  # from the bottom
     shares = np.array([smooth(curve[name], _window(len(curve[name]))) for name in names])
@@ -120,9 +134,14 @@ def area_plot(title: str, curve: Mapping[str, Sequence[float]]) -> dict:
     return {"title": title, "areas": areas, "x": axes.x(axes.x_top), **axes.frame(SHARE_TICKS, percent_tick)}
 
 
-def bar_plot(title: str, rows: Mapping[str, tuple[float, Sequence[float]]]) -> dict:
-    """Horizontal bars with interval whiskers and the numbers at the end; `rows`: name -> (value, ci95)."""
-    top = max([ci95[1] for _, ci95 in rows.values()] + [value for value, _ in rows.values()] + [1e-9])
+def bar_plot(title: str, rows: Mapping[str, tuple[float | None, Interval]]) -> dict:
+    """Horizontal bars with interval whiskers and the numbers at the end, no bar where a number is None.
+
+    rows: name -> (value, ci95).
+    """
+    told = {name: estimate(*row) for name, row in rows.items()}
+    drawn = {name: (0.0, (0.0, 0.0)) if told[name] == DIVERGED else row for name, row in rows.items()}
+    top = max([ci95[1] for _, ci95 in drawn.values()] + [value for value, _ in drawn.values()] + [1e-9])
     left = 16 + 7 * max(len(label(name)) for name in rows)
     room = BARS_W - 150 - left
 
@@ -136,9 +155,9 @@ def bar_plot(title: str, rows: Mapping[str, tuple[float, Sequence[float]]]) -> d
             "x": x(value),
             "low": x(ci95[0]),
             "high": x(ci95[1]),
-            "text": estimate(value, ci95),
+            "text": told[name],
         }
-        for name, (value, ci95) in rows.items()
+        for name, (value, ci95) in drawn.items()
     ]
     return {
         "title": title,
@@ -160,16 +179,18 @@ CURVES = {  # the key of a curve -> its panel's title, whether it is a share
 
 def curve_plots(curves: Mapping[str, Mapping]) -> tuple[list[dict], list[dict]]:
     """Line panels (all runs in one) and area panels (a panel a run) of the RL runs."""
-    names = ordered(curves, METHODS)
-    lines = []
+    lines, areas = [], []
     for key, (title, share) in CURVES.items():
-        if runs := {name: curves[name][key] for name in names if len(curves[name].get(key, []))}:
+        found = {name: numbers(curves[name].get(key, [])) for name in ordered(curves, METHODS)}
+        if runs := {name: curve for name, curve in found.items() if np.isfinite(curve).any()}:
             lines.append(line_plot(title, runs, share))
-    areas = [
-        area_plot(f"{label(name)}: groups solved never, sometimes, always", curves[name])
-        for name in names
-        if len(curves[name].get("never", []))
-    ]
+    for name in ordered(curves, METHODS):
+        shares = {key: numbers(curves[name].get(key, [])) for key in ("never", "sometimes", "always")}
+        known = np.isfinite(np.stack([*shares.values()])).all(axis=0)
+        whole = len(known) if known.all() else int(known.argmin())  # updates before the first gap
+        if whole:
+            title = f"{label(name)}: groups solved never, sometimes, always"
+            areas.append(area_plot(title, {key: curve[:whole] for key, curve in shares.items()}))
     return lines, areas
 
 

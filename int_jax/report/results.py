@@ -14,7 +14,7 @@ from int_jax.stages import write_atomically
 
 # Every known key, in the order in which it is written and shown; unknown keys follow, by name.
 ORDER = (
-    *("config", "seed", "versions", "wall_s", "tokens", "funnel", "effect"),
+    *("config", "seed", "versions", "wall_s", "notes", "stopped", "tokens", "funnel", "effect"),
     *(
         "problems",
         "hard",
@@ -57,8 +57,9 @@ def rank(key: str) -> tuple:
     return (ORDER.index(key) if key in ORDER else len(ORDER), natural)
 
 
-def plain(value: Any, path: str) -> Any:
-    """`value` as JSON types with keys in order; NaN, infinity and foreign types raise, naming the key path."""
+def plain(value: Any, path: str = "") -> Any:
+    """`value` as JSON types with keys in order. NaN and infinity are None (shown as "diverged"); foreign types raise,
+    naming the key path."""
     if isinstance(value, (np.generic, np.ndarray)):
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -70,9 +71,7 @@ def plain(value: Any, path: str) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item, f"{path}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(
-            f"results: {path} is {value}; JSON cannot hold it, so mend the number or leave the key out"
-        )
+        return None
     if value is not None and not isinstance(value, (str, int, float)):
         raise TypeError(f"results: {path} is a {type(value).__name__}; use numbers, strings, lists and dicts")
     return value
@@ -82,7 +81,7 @@ def write_results(path, results: Mapping) -> None:
     """Write results.json atomically, keys in a fixed order, so that equal results are equal bytes."""
     write_atomically(
         pathlib.Path(path),
-        json.dumps(plain(results, ""), indent=1, allow_nan=False, ensure_ascii=False) + "\n",
+        json.dumps(plain(results), indent=1, allow_nan=False, ensure_ascii=False) + "\n",
     )
 
 
