@@ -269,7 +269,7 @@ def intervene(run: Run, wrong: list, results: dict):
     patched = method.patched(run.domain, [wrong[i] for i in usable], [found[i] for i in usable])
     results["tokens"]["propose"] = int(counts.get("tokens", 0))
     for i, trace in zip(usable, patched, strict=True):
-        if len(trace.tokens) + c.sft.end_of_turn > c.train.row_length:
+        if too_long(run, trace):
             drops[i] = "too_long"
     fits = [not drops[i] for i in usable]
     guided_rows, guided_counts = guide(run, patched, fits)
@@ -304,6 +304,11 @@ def intervene(run: Run, wrong: list, results: dict):
         for i in range(min(60, len(wrong)))
     ]
     return (kept if c.sft.filtered else patched), patched, examples, kept_ids
+
+
+def too_long(run: Run, trace) -> bool:
+    """Whether a guided attempt does not fit into a row of training."""
+    return len(trace.tokens) + run.config.sft.end_of_turn > run.config.train.row_length
 
 
 def compare(run: Run, wrong: list, known: dict) -> dict:
