@@ -242,8 +242,8 @@ def untried(tasks: list[Task]) -> list[dict]:
 def propose(run: Run, name: str, wrong: list, stage: str):
     """An intervention for each wrong attempt, by one proposer.
 
-    A row is {"task", "attempt", "intervention", "drop", "candidates"}: the candidates are all that were drawn, also where
-    none could be used (proposers.Drops.tried).
+    A row is {"task", "attempt", "intervention", "drop", "candidates"}: the candidates are all that were drawn, also
+    where none could be used (proposers.Drops.tried).
     """
     c = run.config.proposals
 
@@ -266,7 +266,8 @@ def propose(run: Run, name: str, wrong: list, stage: str):
             progress=progress,
         )
         rows = [
-            ids(part[i]) | {"intervention": one and types.to_json(one), "drop": drops.get(i, "")}
+            ids(part[i])
+            | {"intervention": one and types.to_json(one), "drop": drops.get(i, "")}
             | {"candidates": drops.tried.get(i, [])}
             for i, one in enumerate(found)
         ]

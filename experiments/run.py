@@ -156,12 +156,9 @@ def note(results: dict, said: str) -> None:
 def start_from_int(run: Run, fine: list, policies: dict, results: dict) -> None:
     """Fine-tune on the guided attempts where there are any, and add the policy "int"."""
     if not fine:
-        stop(
-            results,
-            "int",
-            "skipped",
-            f"InT made no training data: {losses_of(results['funnel'])}; see {run.work.path}",
-        )
+        lost = losses_of(results["funnel"])
+        said = f"InT made no training data: {lost}; see proposals and guided in {run.work.path}"
+        stop(results, "int", "skipped", said)
         return
     trained = fine_tune(run, fine)
     results["tokens"]["sft"] = int(sum(line["tokens"] for line in trained.lines))

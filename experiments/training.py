@@ -123,7 +123,7 @@ def section(name: str) -> str:
 def divergence(run: Run, name: str, update: int, what: str, value: float) -> dict:
     """The note of a divergence: the update (from 0), what was not finite, the last checkpoint and the knob to turn."""
     steps = checkpoint.saved(run.work.path / name / "state")
-    kept = f"{name}/state/{steps[-1]}" if steps else None
+    kept = f"{name}/state/{steps[-1]}" if steps and what != "checkpoint" else None
     knobs, dtype = run.config[section(name)], run.config.dtype
     wider = "" if dtype == "float32" else f"set config.dtype = float32 (now {dtype})"
     lower = " or ".join(

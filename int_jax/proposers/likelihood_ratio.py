@@ -121,7 +121,7 @@ def propose(
     out: list[Intervention | None] = [None] * len(traces)
     for j, i in enumerate(fits):
         candidates = [
-            None
+            domain.tokenizer.text(r.tokens[len(prompts[i]) :])
             if r.stop == "length"
             else drawn_step(domain, steps[i], r.tokens[len(prompts[i]) :], begins[i])
             for r in responses[j * samples : (j + 1) * samples]
