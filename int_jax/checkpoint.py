@@ -5,7 +5,9 @@ import dataclasses
 import errno
 import functools
 import json
+import math
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,13 +23,14 @@ from safetensors.numpy import save_file
 from int_jax import dims, processes
 from int_jax.models import Config, build, family, hf
 from int_jax.sharding import RULES, make_mesh, shardings
-from int_jax.tokenizer import Tokenizer
+from int_jax.tokenizer import Tokenizer, json_object
 from int_jax.types import State
 
+PREFIX = "model."  # before the names of all tensors but the head's
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"),
-    *("added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model"),
+TOKENIZER_FILES = (  # patterns: a tokenizer of each kind, its templates (the folder has the named ones), its old files
+    *("tokenizer*", "tekken.json", "spiece.model", "sentencepiece*.model", "vocab.*", "merges.txt"),
+    *("chat_template*", "additional_chat_templates", "special_tokens_map.json", "added_tokens.json"),
 )
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # here: in a file's header
 SHARD_BYTES = 4 << 30
@@ -135,9 +138,10 @@ class Weight(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a safetensors file says of one tensor."""
+    """What a safetensors file says of one tensor, which has this name there."""
 
     file: Path
+    name: str
     shape: tuple[int, ...]
     dtype: str
 
@@ -173,16 +177,21 @@ def read_config(path: str | Path, dtype: str = "float32") -> Config:
         )
     if dtype not in DTYPES:
         raise ValueError(f"dtype = {dtype!r} is not one of {sorted(DTYPES)}")
+    data = json_object(file)
     try:
-        data = json.loads(file.read_text())
         config = family(hf.need(data, "model_type")).config_from_hf(data)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     return dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
 
 
-def _headers(directory: Path) -> dict[str, Header]:
-    """Every tensor of a model directory, single file or shards, from the files' headers alone."""
+def _headers(directory: Path, weights: dict[str, Weight]) -> dict[str, Header]:
+    """Every tensor of a model directory, single file or shards, from the files' headers alone.
+
+    By the name that the model expects: a file written from the decoder alone has no "model." before its names, one
+    from a wrapped model has two, and transformers reads them alike. A single file counts before an index, as there.
+    """
+    expected = {name.removeprefix(PREFIX): name for name in weights}
     if (directory / SINGLE).is_file():
         files = [directory / SINGLE]
     elif (directory / INDEX).is_file():
@@ -199,11 +208,14 @@ def _headers(directory: Path) -> dict[str, Header]:
             raise FileNotFoundError(f"{file}: missing, but named by {directory / INDEX}")
         try:
             with safe_open(file, "np") as reader:
-                for name in reader.keys():  # noqa: SIM118 (it is not a dict)
-                    tensor = reader.get_slice(name)
+                for stored in reader.keys():  # noqa: SIM118 (it is not a dict)
+                    tensor = reader.get_slice(stored)
+                    bare = re.sub(rf"^({re.escape(PREFIX)})+", "", stored)
+                    name = expected.get(bare, stored)
                     if name in headers:
-                        raise ValueError(f"{file}: tensor {name} is in {headers[name].file} too")
-                    headers[name] = Header(file, tuple(tensor.get_shape()), tensor.get_dtype())
+                        other = headers[name]
+                        raise ValueError(f"{file}: tensor {stored} is in {other.file} too, as {other.name}")
+                    headers[name] = Header(file, stored, tuple(tensor.get_shape()), tensor.get_dtype())
         except SafetensorError as error:
             raise ValueError(f"{file}: not a complete safetensors file ({error})") from None
     return headers
@@ -220,17 +232,18 @@ def _compare(directory: Path, weights: dict[str, Weight], headers: dict[str, Hea
             continue
         found = headers[name]
         faults.append(
-            f"{found.file}: tensor {name} of shape {found.shape} is not part of the model in config.json"
+            f"{found.file}: tensor {found.name} of shape {found.shape} is not part of the model in config.json"
         )
     for name in weights.keys() & headers.keys():
         weight, found = weights[name], headers[name]
         if found.shape != weight.hf_shape:
             faults.append(
-                f"{found.file}: tensor {name} (our {weight.path}) has shape {found.shape}, expected {weight.hf_shape}"
+                f"{found.file}: tensor {found.name} (our {weight.path}) has shape {found.shape}, "
+                f"expected {weight.hf_shape}"
             )
         if found.dtype not in DTYPES.values():
             faults.append(
-                f"{found.file}: tensor {name} has dtype {found.dtype}, expected one of {[*DTYPES.values()]}"
+                f"{found.file}: tensor {found.name} has dtype {found.dtype}, expected one of {[*DTYPES.values()]}"
             )
     if faults:
         more = f"\n... and {len(faults) - 5} more" if len(faults) > 5 else ""
@@ -243,44 +256,90 @@ def load_hf(
     """A model in Hugging Face format, on the mesh.
 
     Every header is checked before the first tensor is read; then each goes from its file to its devices, one by one. A
-    process reads the parts that its own devices hold, each once: its memory stays near one tensor's parts.
+    process reads the parts that its own devices hold, each once: its memory stays near one tensor's parts. A tied
+    model's embedding may stand under the head's name, alone or as a copy.
 
     Args:
       path: the directory. mesh: all devices along "data" by default. dtype: that of the parameters and of the compute.
       rules: the sharding table, `sharding.RULES` by default.
 
     Returns: (Config, params).
+
+    Raises: ValueError for a config, a tensor or a file that is not as it must be, and for parameters that are not
+      finite, in the file or in `dtype`.
     """
     directory = Path(path)
     config = read_config(directory, dtype)
     like = jax.eval_shape(build(config).init, jax.random.key(0))
-    weights, headers = _weights(config, like), _headers(directory)
+    weights = _weights(config, like)
     embed, head = (family(config.family).NAMES[path] for path in ("embed_VD", "head_DV"))
+    headers = _headers(directory, {head: weights[embed]} | weights)
+    if config.tied and head in headers and embed not in headers:
+        headers[embed] = headers.pop(head)
     copied = {head: weights[embed]} if config.tied and head in headers else {}
     _compare(directory, weights | copied, headers)
     mesh = make_mesh() if mesh is None else mesh
-    placed = _flat(shardings(like, mesh, RULES if rules is None else rules))
+    where = _flat(shardings(like, mesh, RULES if rules is None else rules))
     with contextlib.ExitStack() as stack:
         files = {h.file for h in headers.values()}
         readers = {file: stack.enter_context(safe_open(file, "np")) for file in files}
 
         def read(name: str, weight: Weight, index) -> np.ndarray:
-            stored = readers[headers[name].file].get_slice(name)
+            stored = readers[headers[name].file].get_slice(headers[name].name)
             return hf.part_from_hf(weight.letters, stored, weight.shape, index)
 
         def part(name: str, weight: Weight, index) -> np.ndarray:
             array = read(name, weight, index)
             if copied and name == embed and not np.array_equal(array, read(head, weight, index)):
                 raise ValueError(
-                    f"{headers[head].file}: {head} differs from {name}, yet config.json ties the two"
+                    f"{headers[head].file}: {head} differs from {name}, yet config.json ties the two: set "
+                    f"tie_word_embeddings to false there, or take {head} out"
                 )
-            return array.astype(dtype, copy=False)
+            with np.errstate(over="ignore"):
+                placed = array.astype(dtype, copy=False)
+            if not _finite(placed):
+                raise ValueError(_not_finite(headers[name], array, dtype))
+            return placed
 
         params = {
-            weight.path: _assembled(weight.shape, placed[weight.path], functools.partial(part, name, weight))
+            weight.path: _assembled(weight.shape, where[weight.path], functools.partial(part, name, weight))
             for name, weight in weights.items()
         }
     return config, jax.tree.unflatten(jax.tree.structure(like), [params[path] for path in _flat(like)])
+
+
+# The bits of a half-precision number's exponent, all set in what is not finite: numpy asks bfloat16 3x as slowly.
+EXPONENTS = {"bfloat16": 0x7F80, "float16": 0x7C00}
+
+
+def _finite(array: np.ndarray) -> bool:
+    """Whether all of it is, in blocks of rows: what is written down on the way stays small."""
+    bits = EXPONENTS.get(str(array.dtype))
+    rows = max(1, (1 << 24) // max(1, math.prod(array.shape[1:])))
+    for start in range(0, len(array), rows):
+        block = array[start : start + rows]
+        bad = ~np.isfinite(block) if bits is None else (block.view(np.uint16) & bits) == bits
+        if bad.any():
+            return False
+    return True
+
+
+def _not_finite(header: Header, array: np.ndarray, dtype: str) -> str:
+    """What is wrong with a part of a tensor that is not finite as `dtype`."""
+    wide = array.astype(np.float32)
+    bad = int((~np.isfinite(wide)).sum())
+    where = f"{header.file}: tensor {header.name}"
+    if bad:
+        return (
+            f"{where} holds {bad} values that are NaN or infinite, of {wide.size} that were read here: the model "
+            "diverged, or the file is damaged; take another checkpoint"
+        )
+    with np.errstate(over="ignore"):
+        count = int((~np.isfinite(wide.astype(dtype).astype(np.float32))).sum())
+    return (
+        f"{where} holds {count} values beyond {dtype}, of {wide.size} that were read here (the largest is "
+        f"{np.abs(wide).max():.3g}): set dtype to 'bfloat16' or 'float32'"
+    )
 
 
 def _assembled(shape, sharding, read) -> jax.Array:
@@ -399,23 +458,32 @@ def _write_weights(directory: Path, weights: dict[str, Weight], flat: dict, shar
 
 
 def _write_configs(directory: Path, config: Config, tokenizer_path: str | Path | None) -> None:
-    token_ids: dict[str, int | None] = {}
-    generation: Path | None = None
+    token_ids: dict[str, Any] = {}
+    generation: dict[str, Any] = {}
     if tokenizer_path is not None:
-        source = Path(tokenizer_path)
-        tokenizer = Tokenizer(source)
-        token_ids = {
-            key: getattr(tokenizer.hf, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")
-        }
-        for name in TOKENIZER_FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, directory / name)
-        generation = source / "generation_config.json"
-    if generation is not None and generation.is_file():
-        shutil.copyfile(generation, directory / generation.name)
-    else:
-        _write_json(directory / "generation_config.json", token_ids)
+        tokenizer = Tokenizer(tokenizer_path)
+        token_ids, generation = _token_ids(tokenizer, config.vocab), tokenizer.generation
+        for source in _tokenizer_files(Path(tokenizer_path)):
+            if source.is_dir():
+                shutil.copytree(source, directory / source.name, copy_function=shutil.copyfile)
+            else:
+                shutil.copyfile(source, directory / source.name)
+    _write_json(directory / "generation_config.json", generation | token_ids)
     _write_json(directory / "config.json", family(config.family).config_to_hf(config, token_ids))
+
+
+def _tokenizer_files(directory: Path) -> list[Path]:
+    return [path for pattern in TOKENIZER_FILES for path in directory.glob(pattern)]
+
+
+def _token_ids(tokenizer: Tokenizer, vocab: int) -> dict[str, Any]:
+    """bos_, eos_ (every stop id) and pad_token_id, as far as the model has a row for them: for an id beyond its
+    embedding, which a tokenizer's class may add, PyTorch refuses to make one."""
+    hf = tokenizer.hf
+    stops = [i for i in tokenizer.stop_ids if i < vocab]
+    bos, pad = (i if i is not None and i < vocab else None for i in (hf.bos_token_id, hf.pad_token_id))
+    eos = stops if len(stops) > 1 else next(iter(stops), None)
+    return {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
 
 
 def _write_json(file: Path, data: dict) -> None:
@@ -430,7 +498,7 @@ def _publish(draft: Path, target: Path, with_tokenizer: bool) -> None:
     (target / "config.json").unlink(missing_ok=True)
     for old in (*target.glob("model*.safetensors"), target / INDEX):
         old.unlink(missing_ok=True)
-    for name in TOKENIZER_FILES if with_tokenizer else ():
-        (target / name).unlink(missing_ok=True)
+    for old in _tokenizer_files(target) if with_tokenizer else ():
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
     for file in sorted(draft.iterdir(), key=lambda file: file.name == "config.json"):
         file.replace(target / file.name)

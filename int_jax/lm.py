@@ -201,8 +201,8 @@ class LM:
             ids = self.tokenizer.render([_message(one, f"{name}[{i}]") for i, one in enumerate(prompt)])
             problem = self.tokenizer.decode(ids)
         else:
-            ids = self._checked(prompt)
-            problem = self.tokenizer.decode(ids)
+            ids, problem = prompt, self.tokenizer.decode(self._checked(prompt))
+        ids = self._checked(ids)  # a template may write a token that was added beyond the embedding
         tokens, count = np.asarray(ids, np.int32), len(ids)
         digest = hashlib.blake2b(tokens.astype("<i4").tobytes(), digest_size=8).hexdigest()
         task = Task(id=f"prompt-{digest}", domain="", problem=problem)

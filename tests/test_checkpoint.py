@@ -438,6 +438,63 @@ def test_a_save_that_dies_leaves_nothing_loadable_or_the_old_model(model_dir, mo
         checkpoint.load_hf(model_dir)
 
 
+# Parameters that are not finite ---------------------------------------------------------------------------------
+
+NORM, EMBED = "model.layers.0.input_layernorm.weight", "model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", [Q_PROJ, NORM, EMBED])
+def test_a_parameter_that_is_not_finite_is_named(tmp_path, stored, value, name):
+    checkpoint.save_hf(tmp_path, CONFIG, random_params(CONFIG, stored))
+
+    def spoil(tensors):
+        tensors[name].reshape(-1)[[3, -1]] = value
+
+    rewrite(tmp_path, spoil)
+    with pytest.raises(ValueError) as error:
+        checkpoint.load_hf(tmp_path, make_mesh(1, 1, jax.devices()[:1]))
+    for word in [str(tmp_path / checkpoint.SINGLE), name, "holds 2 values that are NaN or infinite"]:
+        assert word in str(error.value)
+    with pytest.raises(ValueError, match=r"values? that are NaN or infinite"):  # in the parts of a mesh
+        checkpoint.load_hf(tmp_path, make_mesh(4, 2))
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "words"),
+    [
+        (65504.0, "float16", None),  # the largest
+        (
+            1e6,
+            "float16",
+            "holds 2 values beyond float16, .* is 1e\\+06.: set dtype to 'bfloat16' or 'float32'",
+        ),
+        (-1e6, "float16", "holds 2 values beyond float16"),
+        (1e6, "bfloat16", None),
+        (3.3e38, "bfloat16", None),
+        (3.4e38, "bfloat16", "holds 2 values beyond bfloat16"),
+        (3.4e38, "float32", None),
+        (1e-30, "float16", None),
+    ],
+)
+def test_a_parameter_that_the_dtype_cannot_hold_is_named(model_dir, value, dtype, words):
+    rewrite(model_dir, lambda t: t[Q_PROJ].reshape(-1).__setitem__([3, -1], value))
+    if words is None:
+        checkpoint.load_hf(model_dir, dtype=dtype)
+        return
+    with pytest.raises(ValueError, match=rf"{checkpoint.SINGLE}: tensor {Q_PROJ} {words}"):
+        checkpoint.load_hf(model_dir, make_mesh(1, 1, jax.devices()[:1]), dtype)
+
+
+def test_a_large_tensor_is_looked_at_in_blocks():
+    for dtype in ("float32", jnp.bfloat16, "float16"):
+        wide = np.zeros((3, (1 << 23) + 1), dtype).T  # two rows a block of the transposed
+        assert checkpoint._finite(wide)
+        wide[-1, -1] = np.nan
+        assert not checkpoint._finite(wide)
+
+
 # A full disk ----------------------------------------------------------------------------------------------------
 
 

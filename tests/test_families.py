@@ -37,6 +37,7 @@ ODD = {
     },
     "mistral": {"sliding_window": 6, "num_key_value_heads": 2, "tie_word_embeddings": False},
     "qwen2": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    "qwen3": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
     "gemma3_text": {
         **{"sliding_window": 5, "sliding_window_pattern": 2, "query_pre_attn_scalar": 7},
         **{
@@ -240,6 +241,184 @@ def test_a_scaled_embedding_is_rounded_as_transformers_rounds_it(tmp_path):
     expected = theirs.model(torch.tensor(ids, dtype=torch.long)).last_hidden_state.float()
     assert expected.abs().max() > 0.1
     np.testing.assert_array_equal(hidden_BTD.astype(jnp.float32), expected.detach().numpy())
+
+
+def renamed(change):
+    return lambda tensors: {change(name): tensor for name, tensor in tensors.items()}
+
+
+def rope_of(key, **table):
+    """A config.json whose rope_scaling or rope_parameters are these and no others."""
+
+    def change(data):
+        data.pop("rope_parameters", None)
+        return data | {"rope_theta": 10_000.0, key: table}
+
+    return change
+
+
+def without(*keys, **changes):
+    return lambda data: {key: value for key, value in data.items() if key not in keys} | changes
+
+
+HEAD, EMBED = "lm_head.weight", "model.embed_tokens.weight"
+head_alone = renamed(lambda name: HEAD if name == EMBED else name)
+FORMS = {
+    **{f"{name}: the head alone": (name, {}, None, head_alone, None) for name in sorted(families())},
+    "the head twice": ("llama", {}, None, lambda t: t | {HEAD: t[EMBED].clone()}, None),
+    "another head": (
+        "llama",
+        {},
+        None,
+        lambda t: t | {HEAD: t[EMBED] + 1},
+        "differs from .*tie_word_embeddings",
+    ),
+    "no prefix": ("llama", {}, None, renamed(lambda n: n.removeprefix("model.")), None),
+    "no prefix, untied": (
+        *("llama", {"tie_word_embeddings": False}, None),
+        *(renamed(lambda n: n.removeprefix("model.")), None),
+    ),
+    "two prefixes": ("qwen2", {}, None, renamed(lambda n: "model." + n), None),
+    "two prefixes, untied": (
+        "qwen3",
+        {"tie_word_embeddings": False},
+        None,
+        renamed(lambda n: "model." + n),
+        None,
+    ),
+    "another prefix": (
+        "llama",
+        {},
+        None,
+        renamed(lambda n: "module." + n),
+        "model.embed_tokens.weight is missing",
+    ),
+    "a name twice": (
+        *("llama", {}, None, lambda t: t | {"norm.weight": t["model.norm.weight"].clone()}),
+        "norm.weight is in .* too",
+    ),
+    "factor null": ("llama", {}, rope_of("rope_scaling", rope_type="default", factor=None), None, None),
+    "factor null, new": (
+        "mistral",
+        {},
+        rope_of("rope_parameters", rope_type="default", factor=None),
+        None,
+        None,
+    ),
+    "factor 1": ("llama", {}, rope_of("rope_scaling", type="default", factor=1.0), None, None),
+    "factor 8": (
+        "llama",
+        {},
+        rope_of("rope_scaling", type="default", factor=8.0),
+        None,
+        "'default' has .*factor",
+    ),
+    "factor alone": ("llama", {}, rope_of("rope_scaling", factor=8.0), None, "'default' has .*factor"),
+    "trained": (
+        *("qwen3", {}, rope_of("rope_scaling", rope_type="default", original_max_position_embeddings=64)),
+        *(None, None),
+    ),
+    "trained, new": (
+        *("qwen2", {}, rope_of("rope_parameters", rope_type="default", original_max_position_embeddings=64)),
+        *(None, None),
+    ),
+    "trained, linear": (
+        *("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_theta": 10_000.0}),
+        *(
+            rope_of("rope_scaling", type="linear", factor=2.0, original_max_position_embeddings=64),
+            None,
+            None,
+        ),
+    ),
+    "no scaling": ("llama", {}, rope_of("rope_scaling"), None, None),
+    "both names of the type": (
+        "llama",
+        {},
+        rope_of("rope_scaling", type="default", rope_type="default"),
+        None,
+        None,
+    ),
+    "scaling null": ("llama", {}, lambda data: data | {"rope_scaling": None}, None, None),
+    "no base": ("mistral", {}, without("rope_theta", "rope_parameters"), None, None),
+    "no base, qwen": ("qwen3", {}, without("rope_theta", "rope_parameters"), None, None),
+    "old dtype": ("llama", {}, without("dtype", torch_dtype="bfloat16"), None, None),
+    "a list of eos": ("llama", {}, without(eos_token_id=[2, 0]), None, None),
+    "no window": (
+        "qwen2",
+        {},
+        without("layer_types", use_sliding_window=True, sliding_window=None),
+        None,
+        None,
+    ),
+    "no window, 3": (
+        "qwen3",
+        {},
+        without("layer_types", use_sliding_window=True, sliding_window=None),
+        None,
+        None,
+    ),
+    "window absent": (
+        "qwen2",
+        {},
+        without("layer_types", "sliding_window", use_sliding_window=True),
+        None,
+        None,
+    ),
+    "windows above": (
+        *("qwen3", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+        *(without("layer_types"), None, None),
+    ),
+    "no head size": ("llama", {"head_dim": 6}, without(head_dim=None), None, None),
+    "biased": ("llama", {"attention_bias": True}, without("layer_types"), None, None),
+}
+
+
+@pytest.mark.parametrize("case", FORMS)
+def test_one_model_in_every_form_that_transformers_reads(case, tmp_path):
+    """Its logits there are those of the plain form, its parameters and switches here too; or the form is refused."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    name, made, config, tensors, words = FORMS[case]
+    theirs = torch_model(name, made)
+    plain, form = tmp_path / "plain", tmp_path / "form"
+    for directory in (plain, form):
+        theirs.save_pretrained(directory)
+    file = form / "config.json"
+    file.write_text(json.dumps((config or dict)(json.loads(file.read_text()))))
+    if tensors is not None:
+        file = form / checkpoint.SINGLE
+        save_file(tensors(load_file(file)), file, {"format": "pt"})
+    mesh = make_mesh(1, 1, jax.devices()[:1])
+    if words is not None:
+        with pytest.raises(ValueError, match=words):
+            checkpoint.load_hf(form, mesh)
+        return
+    ids = torch.tensor(tokens_of(13), dtype=torch.long)[None]
+    read = AutoModelForCausalLM.from_pretrained(form, dtype=torch.float32, attn_implementation="eager")
+    torch.testing.assert_close(read(ids).logits, theirs(ids).logits, atol=1e-6, rtol=1e-6)
+    (expected, whole), (got, params) = checkpoint.load_hf(plain, mesh), checkpoint.load_hf(form, mesh)
+    assert got == expected
+    for left, right in zip(jax.tree.leaves(whole), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_a_single_file_counts_before_an_index_as_for_transformers(tmp_path):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    for seed, size in ((0, "1GB"), (1, "2KB")):  # the shards of another model beside the file
+        torch_model("llama", {}, seed).save_pretrained(tmp_path / size, max_shard_size=size)
+    for file in (tmp_path / "2KB").glob("model*"):
+        file.rename(tmp_path / "1GB" / file.name)
+    assert (tmp_path / "1GB" / checkpoint.SINGLE).is_file() and (
+        tmp_path / "1GB" / checkpoint.INDEX
+    ).is_file()
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "1GB", dtype=torch.float32)
+    _, params = checkpoint.load_hf(tmp_path / "1GB")
+    assert np.array_equal(params["embed_VD"], theirs.get_parameter(EMBED).detach().numpy())
+    assert torch.equal(theirs.get_parameter(EMBED), torch_model("llama", {}, 0).get_parameter(EMBED))
 
 
 # The fields of released files that bear on the model, as transformers 4 wrote them; layers fewer than released.

@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 
+import jax
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Tokens
 from transformers import PreTrainedTokenizerFast
 
+from int_jax import checkpoint
+from int_jax.models import Config, build
 from int_jax.tokenizer import Tokenizer
 
 WORDS = [
@@ -316,8 +319,14 @@ def test_an_open_turn_is_the_beginning_of_the_closed_one(tokenizer):
     opened = prompt + said[: ends[-2] - len(prompt)]
     assert tokenizer.decode(opened).endswith("6\n\n")  # the blank line that ends the step is still there
     rest = tokenizer.decode(whole[len(opened) :])
-    assert opened + tokenizer.encode(rest) == whole
-    assert prompt + tokenizer.encode(tokenizer.decode(whole[len(prompt) :])) == whole
+    assert opened + closed_by(tokenizer, rest) == whole
+    assert prompt + closed_by(tokenizer, tokenizer.decode(whole[len(prompt) :])) == whole
+
+
+def closed_by(tokenizer, text):
+    """Ids of a text in which the end of the turn, which no text becomes, stands for itself."""
+    said, _, after = text.partition(tokenizer.decode([tokenizer.end_of_turn]))
+    return [*tokenizer.encode(said), tokenizer.end_of_turn, *tokenizer.encode(after)]
 
 
 def test_continue_final_message_would_lose_the_blank_line(directories):
@@ -331,7 +340,7 @@ def test_continue_final_message_would_lose_the_blank_line(directories):
 def test_a_turn_with_no_thinking_goes_on_where_the_template_s_own_begins(directories):
     tokenizer = Tokenizer(directories / "qwen3", {"enable_thinking": False})
     prompt, whole = whole_turn(tokenizer, TURN)
-    assert whole == prompt + tokenizer.encode(TURN + "<|im_end|>\n")
+    assert whole == prompt + closed_by(tokenizer, TURN + "<|im_end|>\n")
 
 
 # --- stop ids ---
@@ -372,6 +381,124 @@ def test_an_id_that_only_the_model_has_is_no_text(tokenizer):
     assert tokenizer.step_ends(ids)[-1] == len(ids)
 
 
+# What a file says of the ends of texts, in a directory whose own are <|im_end|> and <|endoftext|>: the stop ids that it
+# adds, or words of the refusal.
+EOS = {
+    "generation_config.json": {
+        "one": ('{"eos_token_id": 7}', [7]),
+        "a list": ('{"eos_token_id": [7, 0]}', [7, 0]),
+        "null": ('{"eos_token_id": null}', []),
+        "none": ('{"eos_token_id": -1}', []),
+        "nothing": ("{}", []),
+        "a word": ('{"eos_token_id": "</s>"}', "eos_token_id = '</s>' is neither"),
+        "a truth": ('{"eos_token_id": [true]}', r"eos_token_id = \[True\] is neither"),
+        "a fraction": ('{"eos_token_id": 2.5}', "eos_token_id = 2.5 is neither"),
+        "empty": ("", r"generation_config\.json: not JSON .*take it away"),
+        "a null": ("null", r"generation_config\.json: holds 'None', and not a JSON object"),
+        "a list of none": ("[]", r"generation_config\.json: holds '\[\]', and not a JSON object"),
+        "cut": ('{"eos_tok', r"generation_config\.json: not JSON"),
+    },
+}
+EOS["config.json"] = {
+    case: row for case, row in EOS["generation_config.json"].items() if type(row[1]) is list
+}
+
+
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name in EOS for case in EOS[name]])
+def test_every_eos_of_every_file_is_a_stop_id(directories, tmp_path, name, case):
+    where = copied(directories / "qwen2", tmp_path / "copy")
+    (where / "generation_config.json").unlink()
+    text, out = EOS[name][case]
+    (where / name).write_text(text)
+    if isinstance(out, list):
+        assert list(Tokenizer(where).stop_ids) == [Tokenizer(where).end_of_turn, *out]
+    else:
+        with pytest.raises(ValueError, match=out):
+            Tokenizer(where).stop_ids  # noqa: B018
+
+
+# --- export ---
+
+
+def exported(where, vocab, target, name="qwen2"):
+    """A model of `vocab` ids saved with the tokenizer of a directory."""
+    sizes = {"dim": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "ffw": 16, "max_len": 64}
+    switches = {"qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": True}}
+    switches["gemma3_text"] = {
+        "qk_norm": True,
+        "post_norm": True,
+        "zero_centred": True,
+        "scaled_embedding": True,
+    }
+    switches["gemma3_text"] |= {
+        "activation": "gelu_tanh",
+        "query_scalar": 8,
+        "windows": (4,),
+        "local_rope_theta": 1e4,
+    }
+    config = Config(name, vocab, **sizes, **switches.get(name, {}), tied=True)
+    params = build(config).init(jax.random.key(0))
+    checkpoint.save_hf(target, config, params, where)
+    assert checkpoint.load_hf(target)[0] == config
+    return target
+
+
+def test_an_exported_directory_is_the_same_to_transformers_and_to_us(directories, tmp_path, family):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    source = Tokenizer(directories / family)
+    kind = {"llama3": "llama", "gemma3": "gemma3_text", "mistral_always": "mistral"}.get(family, family)
+    out = exported(directories / family, source.vocab, tmp_path / "out", kind)
+    theirs, ours = AutoTokenizer.from_pretrained(out), Tokenizer(out)
+    ids = list(theirs.apply_chat_template([SCALE, *QUESTION], add_generation_prompt=True, return_dict=False))
+    assert ids == ours.render([SCALE, *QUESTION]) == source.render([SCALE, *QUESTION])
+    assert ours.stop_ids == source.stop_ids
+    model, report = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, output_loading_info=True)
+    assert not any(report.values()), report
+    for eos in (AutoConfig.from_pretrained(out).eos_token_id, model.generation_config.eos_token_id):
+        assert tuple(eos if isinstance(eos, list) else [eos]) == source.stop_ids
+    assert torch.isfinite(model(torch.tensor([ids])).logits).all()
+
+
+def test_ids_of_config_json_alone_are_exported_and_those_beyond_the_model_are_not(directories, tmp_path):
+    pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    vocab = Tokenizer(directories / "qwen2").vocab
+    where = copied(
+        directories / "qwen2", tmp_path / "copy", pad_token="<pad>"
+    )  # which is not in tokenizer.json
+    (where / "config.json").write_text(json.dumps({"model_type": "qwen2", "eos_token_id": [7, 0, vocab + 3]}))
+    (where / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "pad_token_id": vocab}))
+    assert Tokenizer(where).hf.pad_token_id == vocab
+    out = exported(where, vocab, tmp_path / "out")
+    stops = [*Tokenizer(directories / "qwen2").stop_ids[:1], 7, 0]
+    for name in ("config.json", "generation_config.json"):
+        data = json.loads((out / name).read_text())
+        assert (data["eos_token_id"], data["pad_token_id"]) == (stops, None), name
+    assert data["temperature"] == 0.6
+    assert list(Tokenizer(out).stop_ids) == stops
+    assert AutoModelForCausalLM.from_pretrained(out).generation_config.eos_token_id == stops
+
+
+def test_every_file_of_tokenizer_and_templates_is_exported_and_an_old_one_goes(directories, tmp_path):
+    where = copied(directories / "qwen2", tmp_path / "copy")
+    (where / "additional_chat_templates").mkdir()
+    (where / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools[0] }}" + TURNS + OPEN)
+    for name in ("vocab.txt", "spiece.model", "tokenizer.model.v3", "chat_template.json", "tekken.json"):
+        (where / name).write_text("{}")
+    names = {path.name for path in where.iterdir()} | {"additional_chat_templates/tool_use.jinja"}
+    vocab = Tokenizer(directories / "qwen2").vocab
+    for source, kept in ((where, True), (where, True), (directories / "qwen2", False)):
+        out = exported(source, vocab, tmp_path / "out")
+        assert all((out / name).exists() for name in names) is kept
+    assert {path.name for path in out.iterdir()} == {
+        *(path.name for path in (directories / "qwen2").iterdir()),
+        *("config.json", "model.safetensors"),
+    }
+
+
 # --- mistakes ---
 
 
@@ -393,11 +520,281 @@ def test_no_template_names_the_file_and_the_mend(directories, tmp_path):
         ("gemma3", {}, [*QUESTION, *QUESTION], r"refuses \['user', 'user'\]: roles must alternate"),
         ("llama3", {"dated": True}, QUESTION, "writes the date of today.*'date_string'"),
         ("qwen3", {}, [*QUESTION, {"role": "assistant", "content": "5"}], "append its ids"),
+        (
+            "qwen3",
+            {},
+            [{"role": "user", "content": [{"type": "text", "text": "5"}]}],
+            "user's message .* not text",
+        ),
     ],
 )
 def test_a_conversation_that_cannot_be_rendered_says_why(directories, name, chat, messages, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, TypeError), match=words):
         Tokenizer(directories / name, chat).render(messages)
+
+
+# What a template does, its text, and what is said of it: None where it is taken. OPEN opens the assistant's turn.
+OPEN = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+EACH = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+TURNS = EACH + "{{ m.content }}<|im_end|>\n{% endfor %}"
+PARTS = EACH + "{% for part in m.content %}{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
+SYSTEM = [{"role": "system", "content": "Be brief"}, *QUESTION]
+TALK = [*QUESTION, {"role": "assistant", "content": "5"}, {"role": "user", "content": "halve"}]
+TEMPLATES = {
+    "plain": (TURNS + OPEN, QUESTION, None),
+    "parts only": (PARTS + OPEN, QUESTION, None),
+    "parts only, a talk": (PARTS + OPEN, TALK, None),
+    "parts only, by index": (
+        EACH + "{{ m.content[0]['text'] }}<|im_end|>\n{% endfor %}" + OPEN,
+        QUESTION,
+        None,
+    ),
+    "parts only, raises on text": (
+        EACH
+        + "{% if m.content is string %}{{ raise_exception('parts') }}{% endif %}"
+        + "{% for part in m.content %}{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
+        + OPEN,
+        QUESTION,
+        None,
+    ),
+    "parts or text": (
+        EACH
+        + "{% if m.content is string %}{{ m.content }}{% else %}"
+        + "{% for part in m.content %}{{ part.text | trim }}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+        + OPEN,
+        QUESTION,
+        None,
+    ),
+    "reads another key": (
+        EACH + "{{ m.text }}<|im_end|>\n{% endfor %}" + OPEN,
+        QUESTION,
+        "what the user says",
+    ),
+    "no system": (TURNS.replace("%}", " if m.role != 'system' %}", 1) + OPEN, SYSTEM, "what the system says"),
+    "no system, none given": (TURNS.replace("%}", " if m.role != 'system' %}", 1) + OPEN, QUESTION, None),
+    "raises on a system": (
+        TURNS.replace("%}", "%}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}", 1)
+        + OPEN,
+        SYSTEM,
+        r"refuses \['system', 'user'\]: no system",
+    ),
+    "the last message alone": (TURNS.replace("messages", "messages[-1:]") + OPEN, TALK, "message 1 of"),
+    "past answers left out": (
+        TURNS.replace("%}", " if m.role == 'user' %}", 1) + OPEN,
+        TALK,
+        "what the assistant says in message 2",
+    ),
+    "a default system turn": (
+        "<|im_start|>system\nYou are helpful<|im_end|>\n" + TURNS + OPEN,
+        QUESTION,
+        None,
+    ),
+    "trims": (TURNS.replace("m.content", "m.content | trim") + OPEN, QUESTION, None),
+    "escapes HTML": (TURNS.replace("m.content", "m.content | e") + OPEN, QUESTION, "leaves out or changes"),
+    "writes JSON": (
+        TURNS.replace("m.content", "m.content | tojson") + OPEN,
+        QUESTION,
+        "leaves out or changes",
+    ),
+    "cuts long texts": (
+        TURNS.replace("m.content", "m.content[:9]") + OPEN,
+        QUESTION,
+        "leaves out or changes",
+    ),
+    "opens no turn": (TURNS, QUESTION, "opens no assistant's turn: a prompt ends in '<|im_end|>'"),
+    "opens with a newline": (
+        TURNS + "{% if add_generation_prompt %}\n{% endif %}",
+        QUESTION,
+        "opens no assistant's",
+    ),
+    "opens another's turn": (
+        TURNS + OPEN.replace("assistant", "user"),
+        QUESTION,
+        "opens no assistant's turn",
+    ),
+    "always opens": (TURNS + "{{ '<|im_start|>assistant\n' }}", QUESTION, None),
+    "opens with a thought": (TURNS + OPEN.replace("{% endif", "<think>\n{% endif"), QUESTION, None),
+    "an error of its own": (
+        TURNS + "{% for t in tools %}{% endfor %}" + OPEN,
+        QUESTION,
+        r"refuses \['user'\]: ",
+    ),
+    "needs a key": (TURNS + "{{ tools | length }}" + OPEN, QUESTION, r"refuses \['user'\]: "),
+    "two BOS": ("{{ eos_token }}{{ eos_token }}" + TURNS + OPEN, QUESTION, "writes the BOS, .* twice"),
+}
+
+
+@pytest.mark.parametrize("case", TEMPLATES)
+def test_a_template_is_taken_whole_or_refused_by_its_file(directories, tmp_path, case):
+    template, messages, words = TEMPLATES[case]
+    changes = {"bos_token": "<|im_end|>"} if case == "two BOS" else {}
+    where = copied(directories / "qwen3", tmp_path / "copy", **changes)
+    (where / "chat_template.jinja").write_text(template)
+    tokenizer = Tokenizer(where)
+    if words is not None:
+        with pytest.raises(ValueError, match=rf"chat_template\.jinja: the chat template .*{words}"):
+            tokenizer.render(messages)
+        return
+    text = tokenizer.decode(tokenizer.render(messages))
+    assert (
+        all(m["content"] in text for m in messages)
+        and text.count("<|im_start|>assistant\n")
+        == len([m for m in messages if m["role"] == "assistant"]) + 1
+    )
+    assert tokenizer.pieces(tokenizer.stop_ids) == ["<|im_end|>", "<|endoftext|>"]
+
+
+@pytest.mark.parametrize(
+    ("template", "closing"),
+    [
+        (TURNS + OPEN, "<|im_end|>"),
+        (PARTS + OPEN, "<|im_end|>"),
+        (TURNS.replace("<|im_end|>", " <|im_end|>") + OPEN, "<|im_end|>"),
+        (TURNS.replace("<|im_end|>", "<|endoftext|>") + OPEN, "<|endoftext|>"),
+        (TURNS.replace("<|im_end|>", "</think>") + OPEN, "</think>"),  # added, not special: still one token
+        (TURNS.replace("<|im_end|>", "") + OPEN, None),
+        (TURNS.replace("<|im_end|>", "END") + OPEN, None),
+        # open at all times, and the next turn begins where none was closed
+        (TURNS.replace("<|im_end|>", "") + "<|im_start|>assistant\n", None),
+        ("<|im_end|>" + TURNS + OPEN, "<|im_end|>"),
+    ],
+)
+def test_the_token_that_closes_a_turn_opens_none(directories, tmp_path, template, closing):
+    where = copied(directories / "qwen3", tmp_path / "copy")
+    (where / "chat_template.jinja").write_text(template)
+    tokenizer = Tokenizer(where)
+    assert "<|im_start|>" not in tokenizer.pieces(tokenizer.stop_ids)
+    if closing is None:
+        with pytest.raises(ValueError, match="no special token closes"):
+            tokenizer.end_of_turn  # noqa: B018
+    else:
+        assert tokenizer.pieces([tokenizer.end_of_turn]) == [closing]
+
+
+def test_of_named_templates_the_default_is_rendered_and_another_where_there_are_tools(directories, tmp_path):
+    where = copied(directories / "qwen2", tmp_path / "copy")
+    (where / "additional_chat_templates").mkdir()
+    (where / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools[0] }}\n" + TURNS + OPEN)
+    plain = Tokenizer(where)
+    assert plain.render(QUESTION) == Tokenizer(directories / "qwen2").render(QUESTION)
+    tools = Tokenizer(where, {"tools": [{"name": "add"}]})
+    assert "{'name': 'add'}" in tools.decode(tools.render(QUESTION))
+    (where / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match=r"named \['tool_use'\], and none is the default; save"):
+        Tokenizer(where).render(QUESTION)
+    old = copied(
+        directories / "qwen2", tmp_path / "old", chat_template=[{"name": "default", "template": TURNS}]
+    )
+    (old / "chat_template.jinja").unlink()
+    with pytest.raises(
+        ValueError, match=r"tokenizer_config\.json: the chat template opens no assistant's turn"
+    ):
+        Tokenizer(old).render(QUESTION)
+
+
+# --- control tokens that a text spells ---
+
+
+def specials(tokenizer):
+    """Control tokens as the family's release has them: all but <think>, which is text by its own word."""
+    return [t.content for t in tokenizer.hf.added_tokens_decoder.values() if t.special]
+
+
+def controls_in(tokenizer, ids):
+    return [
+        i
+        for i in ids
+        if i in tokenizer.hf.added_tokens_decoder and tokenizer.hf.added_tokens_decoder[i].special
+    ]
+
+
+SPELLED = [
+    "{}",
+    "a{}b",
+    " {} ",
+    "{}\n\n{}",
+    "{}{}{}",
+    "so {}\n\n7 + 5 = 12.{}",
+    "<{}>",
+    "é{}日",
+]
+
+
+@pytest.mark.parametrize("pattern", SPELLED)
+def test_a_control_token_that_is_spelled_stays_text(tokenizer, pattern):
+    for token in specials(tokenizer):
+        text = pattern.replace("{}", token)
+        ids = tokenizer.encode(text)
+        assert not controls_in(tokenizer, ids), token
+        assert tokenizer.decode(ids) == text and tokenizer.text(ids) == text, token
+        plain, spelled = ([{"role": "user", "content": said}] for said in ("x", f"x{text}x"))
+        assert controls_in(tokenizer, tokenizer.render(spelled)) == controls_in(
+            tokenizer, tokenizer.render(plain)
+        )
+        assert f"x{text}x" in tokenizer.decode(tokenizer.render(spelled)), token
+
+
+def test_no_text_becomes_a_control_token_and_other_text_is_encoded_as_ever(tokenizer):
+    """Cut in pieces and put together again, so that tokens overlap; in every role."""
+    names = specials(tokenizer)
+    pieces = st.sampled_from(
+        [*names, *(t[:k] for t in names for k in (1, 2)), *(t[1:] for t in names), "a", "\n", " "]
+    )
+    roles = ("system", "user", "assistant", "user")
+    shape = controls_in(tokenizer, tokenizer.render([{"role": role, "content": "x"} for role in roles]))
+
+    @settings(max_examples=60)
+    @given(st.lists(st.lists(pieces, max_size=6).map("".join), min_size=4, max_size=4))
+    def run(texts):
+        assume(not any("▁" in text for text in texts))
+        for text in texts:
+            ids = tokenizer.encode(text)
+            assert not controls_in(tokenizer, ids) and tokenizer.decode(ids) == text
+        said = [{"role": role, "content": f"x{text}x"} for role, text in zip(roles, texts, strict=True)]
+        ids = tokenizer.render(said)
+        assert controls_in(tokenizer, ids) == shape
+        if not any(name in text for name in names for text in texts):
+            assert ids == list(
+                tokenizer.hf.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
+            )
+
+    run()
+
+
+def test_what_is_added_but_not_special_is_text(directories):
+    """A model draws <think> itself: its own text, read back, must give the token it drew."""
+    tokenizer = Tokenizer(directories / "qwen3")
+    thought = "<think>\nHmm\n</think>\n\n5"
+    assert tokenizer.pieces(tokenizer.encode(thought))[0] == "<think>"
+    assert "<think>" in tokenizer.pieces(tokenizer.render([{"role": "user", "content": thought}]))
+
+
+def test_a_token_around_turns_is_a_control_token_whatever_its_file_says(directories, tmp_path):
+    """DeepSeek's <｜User｜> and <｜Assistant｜> are added and not special."""
+    where = copied(directories / "qwen3", tmp_path / "copy")
+    (where / "chat_template.jinja").write_text((TURNS + OPEN).replace("<|im_start|>", "<think>"))
+    tokenizer = Tokenizer(where)
+    assert tokenizer.pieces(tokenizer.encode("<think>"))[0] == "<"
+    assert tokenizer.pieces(tokenizer.render(QUESTION)).count("<think>") == 2
+    assert tokenizer.pieces(tokenizer.encode("</think>")) == ["</think>"]
+
+
+def test_a_private_letter_in_a_text_is_kept(directories):
+    tokenizer = Tokenizer(directories / "qwen2")
+    said = "\ue000<|im_end|>\ue001"
+    assert said in tokenizer.decode(tokenizer.render([{"role": "user", "content": said}]))
+
+
+def test_an_unknown_letter_is_no_control_token(tmp_path):
+    """The unknown token is special: a text that spells it is cut, one that has a letter it stands for is not."""
+    words = Tokens(
+        models.WordLevel({w: i for i, w in enumerate(["<unk>", "<", "u", "n", "k", ">"])}, unk_token="<unk>")
+    )
+    words.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    words.add_special_tokens(["<unk>"])
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(tmp_path)
+    tokenizer = Tokenizer(tmp_path)
+    assert tokenizer.encode("<unk>") == [1, 2, 3, 4, 5] and tokenizer.encode("日n") == [0, 3]
 
 
 def test_a_date_that_is_given_is_written(directories):
@@ -414,7 +811,7 @@ TEXT = st.text(st.one_of(st.sampled_from("\n\n\n .:)a7{é日∑😀"), st.charac
 def test_parts_of_a_text_keep_their_spaces(tokenizer):
     """What is encoded to be put behind other ids has no space that was not there, and loses none."""
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(TEXT)
     def run(text):
         assume("▁" not in text)  # SentencePiece's own letter for a space
@@ -441,7 +838,7 @@ def test_steps_end_at_the_first_token_after_each_blank_line(directories):
     assert {".\n\n", "\n\n\n", "\n\n", "\n"} <= set(pieces)
     assert any(piece.strip("�") and "�" in piece for piece in pieces)  # parts of two characters in one token
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(
         st.lists(
             st.sampled_from([".\n\n", ")\n\n\n", "\n", "a", " 7", "日", "é", "😀", "ends."]), max_size=12

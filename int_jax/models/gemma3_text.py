@@ -31,7 +31,7 @@ def config_from_hf(data: dict) -> Config:
     sliding = [bool((layer + 1) % pattern) for layer in range(sizes["layers"])]
     far, near = rope_of_both(data)
     theta, scaling = hf.rope(far, "linear", default=1_000_000.0)
-    local_theta, _ = hf.rope(near, default=10_000.0)
+    local_theta, _ = hf.rope(near)
     return Config(
         family="gemma3_text",
         **sizes,

@@ -157,13 +157,18 @@ def sizes_to_hf(config: Config) -> dict[str, Any]:
     }
 
 
+TRAINED = "original_max_position_embeddings"
 ROPE_FIELDS = {"default": (), "linear": ("factor",)}
-ROPE_FIELDS["llama3"] = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+ROPE_FIELDS["llama3"] = ("factor", "low_freq_factor", "high_freq_factor", TRAINED)
+ROPE_BASE = 10_000.0  # where config.json has none: Llama 1 and 2, and transformers' default in the families after them
 
 
-def rope(data: dict, *kinds: str, default: float | None = None) -> tuple[float, RopeScaling | None]:
+def rope(data: dict, *kinds: str, default: float = ROPE_BASE) -> tuple[float, RopeScaling | None]:
     """RoPE's base and scaling, from `rope_theta` and `rope_scaling`, as released models (transformers 4) have them, or
     from `rope_parameters`, as transformers 5 writes them. Where both are there, they must agree.
+
+    A field that is null is absent. What says nothing where it stands falls away: the trained length where the type does
+    not use it, and a factor of 1. A factor that its type would not use is refused: one of the two is wrong.
 
     Args:
       kinds: the scaled types that the family takes, of ROPE_FIELDS. default: the base where config.json has none.
@@ -175,8 +180,8 @@ def rope(data: dict, *kinds: str, default: float | None = None) -> tuple[float, 
                 raise ValueError(f"{key}.{field} = {value!r}, but {found[field]!r} elsewhere in the file")
             found[field] = value
     theta, kind = found.pop("rope_theta") or default, found.pop("rope_type", "default")
-    if theta is None:
-        raise ValueError("key 'rope_theta' is missing, at the top level and in 'rope_parameters'")
+    unused = {TRAINED, *(["factor"] if found.get("factor") == 1 else [])} - {*ROPE_FIELDS[kind]}
+    found = {field: value for field, value in found.items() if field not in unused}
     if found.keys() != set(ROPE_FIELDS[kind]):
         raise ValueError(
             f"rope_scaling or rope_parameters of type {kind!r} has the fields {sorted(found)}, "
@@ -187,13 +192,13 @@ def rope(data: dict, *kinds: str, default: float | None = None) -> tuple[float, 
 
 
 def _rope_table(data: dict, key: str, kinds) -> dict[str, Any]:
-    """data[key] with its type as `rope_type`, which old files call `type`; {} where there is none."""
-    table = dict(data.get(key) or {})
+    """data[key] without nulls, with its type as `rope_type`, which old files call `type`; {} where there is none."""
+    table = {field: value for field, value in (data.get(key) or {}).items() if value is not None}
     for field in ("type", "rope_type"):
         if table.get(field, "default") not in ("default", *kinds):
             known = " or ".join(map(repr, ("default", *kinds)))
             raise ValueError(f"{key}.{field} = {table[field]!r} is not supported, only {known} is")
-    if table.get("partial_rotary_factor") not in (None, 1.0):
+    if table.get("partial_rotary_factor", 1.0) != 1.0:
         factor = table["partial_rotary_factor"]
         raise ValueError(f"{key}.partial_rotary_factor = {factor!r} is not supported, only 1.0 is")
     old = table.pop("type", "default")
@@ -248,9 +253,22 @@ def layer_types(config: Config) -> list[str]:
     return [KINDS[bool(window)] for window in config.windows or (0,) * config.layers]
 
 
-def no_sliding_window(data: dict) -> None:
-    """Refuse layers that attend to a window only."""
-    only(data, "use_sliding_window", False)
-    for layer, kind in enumerate(data.get("layer_types") or ()):
-        if kind != "full_attention":
-            raise ValueError(f"layer_types[{layer}] = {kind!r} is not supported, only 'full_attention' is")
+def upper_windows(data: dict) -> tuple[int, ...]:
+    """Qwen's windows: `sliding_window` counts only under `use_sliding_window`, and from layer `max_window_layers` on.
+
+    Where the two are absent they are 4,096 tokens and 28 layers, as for transformers; a window that is null is none.
+    """
+    window = data.get("sliding_window", 4096) if data.get("use_sliding_window") else None
+    first = data.get("max_window_layers", 28) if window else need(data, "num_hidden_layers")
+    return windows(data, [layer >= first for layer in range(data["num_hidden_layers"])], window)
+
+
+def upper_windows_to_hf(config: Config) -> dict[str, Any]:
+    """The keys that `upper_windows` reads."""
+    types = layer_types(config)
+    return {
+        "use_sliding_window": bool(config.windows),
+        "sliding_window": max(config.windows, default=None),
+        "max_window_layers": [*types, KINDS[1]].index(KINDS[1]),
+        "layer_types": types,
+    }

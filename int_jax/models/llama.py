@@ -11,7 +11,7 @@ def config_from_hf(data: dict) -> Config:
     hf.only(data, "hidden_act", "silu")
     hf.only(data, "mlp_bias", False)
     biased = bool(data.get("attention_bias"))
-    theta, scaling = hf.rope(data, "linear", "llama3", default=10_000.0)  # Llama 1 and 2 name no base
+    theta, scaling = hf.rope(data, "linear", "llama3")
     return Config(
         family="llama",
         **hf.sizes(data),
