@@ -743,7 +743,7 @@ def test_no_text_becomes_a_control_token_and_other_text_is_encoded_as_ever(token
     roles = ("system", "user", "assistant", "user")
     shape = controls_in(tokenizer, tokenizer.render([{"role": role, "content": "x"} for role in roles]))
 
-    @settings(max_examples=60)
+    @settings(max_examples=60, deadline=None)
     @given(st.lists(st.lists(pieces, max_size=6).map("".join), min_size=4, max_size=4))
     def run(texts):
         assume(not any("▁" in text for text in texts))
@@ -811,7 +811,7 @@ TEXT = st.text(st.one_of(st.sampled_from("\n\n\n .:)a7{é日∑😀"), st.charac
 def test_parts_of_a_text_keep_their_spaces(tokenizer):
     """What is encoded to be put behind other ids has no space that was not there, and loses none."""
 
-    @settings(max_examples=100)
+    @settings(max_examples=100, deadline=None)
     @given(TEXT)
     def run(text):
         assume("▁" not in text)  # SentencePiece's own letter for a space
@@ -838,7 +838,7 @@ def test_steps_end_at_the_first_token_after_each_blank_line(directories):
     assert {".\n\n", "\n\n\n", "\n\n", "\n"} <= set(pieces)
     assert any(piece.strip("�") and "�" in piece for piece in pieces)  # parts of two characters in one token
 
-    @settings(max_examples=200)
+    @settings(max_examples=200, deadline=None)
     @given(
         st.lists(
             st.sampled_from([".\n\n", ")\n\n\n", "\n", "a", " 7", "日", "é", "😀", "ends."]), max_size=12
