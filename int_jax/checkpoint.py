@@ -29,8 +29,9 @@ from int_jax.types import State
 PREFIX = "model."  # before the names of all tensors but the head's
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = (  # patterns: a tokenizer of each kind, its templates (the folder has the named ones), its old files
-    *("tokenizer*", "tekken.json", "spiece.model", "sentencepiece*.model", "vocab.*", "merges.txt"),
-    *("chat_template*", "additional_chat_templates", "special_tokens_map.json", "added_tokens.json"),
+    *("tokenizer.*", "tokenizer_config.json", "tekken.json", "spiece.model", "sentencepiece.bpe.model"),
+    *("vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.*", "additional_chat_templates"),
 )
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # here: in a file's header
 SHARD_BYTES = 4 << 30
@@ -308,18 +309,20 @@ def load_hf(
     return config, jax.tree.unflatten(jax.tree.structure(like), [params[path] for path in _flat(like)])
 
 
-# The bits of a half-precision number's exponent, all set in what is not finite: numpy asks bfloat16 3x as slowly.
-EXPONENTS = {"bfloat16": 0x7F80, "float16": 0x7C00}
+# The bits of a half-precision number from which on, but for its sign, it is not finite: numpy asks each more slowly.
+INFINITE = {"bfloat16": 0x7F80, "float16": 0x7C00}
 
 
 def _finite(array: np.ndarray) -> bool:
-    """Whether all of it is, in blocks of rows: what is written down on the way stays small."""
-    bits = EXPONENTS.get(str(array.dtype))
-    rows = max(1, (1 << 24) // max(1, math.prod(array.shape[1:])))
+    """Whether all of it is, in blocks of rows: what is written down on the way stays in the processor's cache."""
+    limit = INFINITE.get(str(array.dtype))
+    rows = max(1, (1 << 17) // max(1, math.prod(array.shape[1:])))
     for start in range(0, len(array), rows):
         block = array[start : start + rows]
-        bad = ~np.isfinite(block) if bits is None else (block.view(np.uint16) & bits) == bits
-        if bad.any():
+        bad = (
+            not np.isfinite(block).all() if limit is None else (block.view(np.uint16) & 0x7FFF).max() >= limit
+        )
+        if bad:
             return False
     return True
 

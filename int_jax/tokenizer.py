@@ -41,12 +41,14 @@ class Tokenizer:
     Args:
       path: the directory. chat: what the chat template is told besides the messages, {"enable_thinking": False}.
 
-    Attributes: vocab (ids are below it), pad_id.
+    Attributes: vocab (ids are below it), pad_id, generation (what generation_config.json says, {} where there is none).
     """
 
     def __init__(self, path: str | Path, chat: dict[str, Any] | None = None):
         self.path = str(path)
         self.chat = dict(chat or {})
+        settings = Path(self.path) / "generation_config.json"
+        self.generation = json_object(settings) if settings.is_file() else {}
         self.hf = AutoTokenizer.from_pretrained(self.path)
         if not self.hf.is_fast:
             raise ValueError(
@@ -311,12 +313,6 @@ class Tokenizer:
                 "so there is no end of turn to train"
             )
         return self._closing
-
-    @functools.cached_property
-    def generation(self) -> dict[str, Any]:
-        """generation_config.json, {} where there is none."""
-        file = Path(self.path) / "generation_config.json"
-        return json_object(file) if file.is_file() else {}
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:

@@ -489,7 +489,7 @@ def test_a_parameter_that_the_dtype_cannot_hold_is_named(model_dir, value, dtype
 
 def test_a_large_tensor_is_looked_at_in_blocks():
     for dtype in ("float32", jnp.bfloat16, "float16"):
-        wide = np.zeros((3, (1 << 23) + 1), dtype).T  # two rows a block of the transposed
+        wide = np.zeros((3, (1 << 23) + 1), dtype).T  # two blocks of rows
         assert checkpoint._finite(wide)
         wide[-1, -1] = np.nan
         assert not checkpoint._finite(wide)
