@@ -37,9 +37,10 @@ RESPONSES = st.lists(
 
 
 def sampled(domain, task, pieces, seed=0) -> Trace:
-    """A trace as if the policy had drawn the pieces."""
+    """A trace as if the policy had drawn the pieces, <|im_end|> as the stop token."""
     prompt = domain.tokenizer.render(domain.view(task, [], "solver"))
-    ids = [i for piece in pieces for i in domain.tokenizer.encode(piece)]
+    stop = {"<|im_end|>": domain.tokenizer.stop_ids[:1]}
+    ids = [i for piece in pieces for i in stop.get(piece) or domain.tokenizer.encode(piece)]
     tokens = np.array(prompt + ids, np.int32)
     drawn = np.arange(len(tokens)) >= len(prompt)
     logp = np.where(drawn, -np.random.default_rng(seed).random(len(tokens)), 0).astype(np.float32)

@@ -93,8 +93,10 @@ PIECES = st.lists(st.sampled_from(["a", "7 + 5", " ", *NEWLINES, "<|im_end|>", "
 
 
 def split(tokenizer, pieces):
-    """The pieces encoded apart, so that a run of newlines is cut in more than one way."""
-    return [i for piece in pieces for i in tokenizer.encode(piece)]
+    """The pieces encoded apart, so that a run of newlines is cut in more than one way; <|im_end|> is the stop token."""
+    end = "<|im_end|>"
+    parts = [part for piece in pieces for part in re.split(f"({re.escape(end)})", piece)]
+    return [i for part in parts for i in (tokenizer.stop_ids[:1] if part == end else tokenizer.encode(part))]
 
 
 def test_joining_the_steps_gives_back_the_ids(tokenizer):
@@ -141,7 +143,7 @@ def test_steps_are_the_chunks_between_blank_lines(tokenizer):
     ],
 )
 def test_steps(tokenizer, text, steps):
-    assert parts(tokenizer, tokenizer.encode(text)) == steps
+    assert parts(tokenizer, split(tokenizer, [text])) == steps
 
 
 @pytest.mark.parametrize(
@@ -162,7 +164,7 @@ def test_a_wrong_attempt_is_cut_at_any_step(tokenizer):
     """Prefix ids come back as sampled, and the spliced trace has the earlier steps, then the intervention."""
     domain = Arithmetic(tokenizer)
     prompt = tokenizer.render([{"role": "user", "content": "Start with 7, add 5, times 3."}])
-    response = tokenizer.encode("7 + 5 = 12\n\n12 x 3 = 35\n\n\\boxed{35}<|im_end|>")
+    response = split(tokenizer, ["7 + 5 = 12\n\n12 x 3 = 35\n\n\\boxed{35}<|im_end|>"])
     ids, new = prompt + response, tokenizer.encode("12 x 3 = 36\n\n")
     ends = domain.steps(ids, len(prompt))
     assert len(ends) == 3 and ends[-1] == len(ids)
