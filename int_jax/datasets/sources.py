@@ -306,7 +306,7 @@ def _named(name: str):
 
 def _fix(error: ModuleNotFoundError) -> str:
     ours = error.name in ("datasets", "huggingface_hub", "importlib_resources")
-    return ", or pip install 'int_jax[hub]'" if ours else ""
+    return ", or pip install -e '.[hub]'" if ours else ""
 
 
 def _hugging_face(owner: str, name: str = "", config: str | None = None):
