@@ -29,6 +29,7 @@ from int_jax.rollout import spliced
 from int_jax.stages import StageError, read_jsonl
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Intervention, Task
+from int_jax.verify import verify
 
 GOOD = {"problem": "p", "answer": "1"}
 
@@ -125,8 +126,8 @@ def test_an_answer_keeps_the_digits_that_were_written(tmp_path, written, answer)
         (pyarrow.float32(), None, "no answer"),
         (pyarrow.float32(), float("nan"), "no answer"),
         (pyarrow.null(), None, "no answer"),
-        (pyarrow.float32(), float("inf"), "no number"),
-        (pyarrow.float64(), float("-inf"), "no number"),
+        (pyarrow.float32(), float("inf"), "no response can give the answer"),
+        (pyarrow.float64(), float("-inf"), "no response can give the answer"),
         (pyarrow.bool_(), True, "wrong type"),
         (pyarrow.date32(), datetime.date(2024, 1, 2), "wrong type"),
         (pyarrow.list_(pyarrow.int64()), [1], "wrong type"),
@@ -136,11 +137,47 @@ def test_an_answer_keeps_the_digits_that_were_written(tmp_path, written, answer)
 def test_a_parquet_columns_answer_is_the_shortest_of_its_own_precision(tmp_path, kind, value, answer):
     columns = {"problem": ["p", "q"], "answer": pyarrow.array([value, value], kind)}
     parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
-    if answer in ("no answer", "no number", "wrong type"):
+    if answer.startswith(("no ", "wrong type")):
         with pytest.raises(StageError, match=rf"2 {answer}\n.*x\.parquet, row 1"):
-            read(tmp_path / "x.parquet", "m")
+            read(tmp_path / "x.parquet", "math")
     else:
-        assert [task.answer for task in read_tasks(tmp_path / "x.parquet", "m")] == [answer] * 2
+        assert [task.answer for task in read_tasks(tmp_path / "x.parquet", "math")] == [answer] * 2
+
+
+@pytest.mark.parametrize(
+    ("written", "gold"),
+    [
+        ('"#### 72"', "72"),
+        ('"48 / 2 = 24\\n48 + 24 = 72\\n#### 72"', "72"),
+        ('"\\\\boxed{72}"', "72"),
+        ('" 72 "', "72"),
+        ('"x"', "x"),
+        ("1e400", "1" + "0" * 400),
+        ("5e-05", "0.00005"),
+        ('"(1, 2]"', "(1, 2]"),
+        ("Infinity", None),
+        ("-Infinity", None),
+        ('"inf"', None),
+        ('"NaN"', None),
+        ('"' + "x" * 1_001 + '"', None),
+        ("1" + "0" * 5_000, None),
+        ('"}{"', None),
+        ('"\\\\frac{1}{2"', None),
+    ],
+    ids=lambda text: str(text)[:20],
+)
+def test_a_gold_that_no_response_can_give_is_a_bad_row(tmp_path, written, gold):
+    path = tmp_path / "x.jsonl"
+    path.write_text(f'{{"problem": "p", "answer": {written}}}\n')
+    if gold:
+        assert [read_tasks(path, name)[0].answer for name in ("math", "arithmetic")] == [gold] * 2
+        assert verify(f"\\boxed{{{gold}}}", gold).passed
+    else:
+        with pytest.raises(
+            StageError, match=r"1 no response can give the answer\n.*x\.jsonl, row 1: 'answer' is"
+        ):
+            read(path, "math")
+        assert read_tasks(path, "reasoning_gym")[0].answer  # it has scorers of its own
 
 
 @pytest.mark.parametrize(
@@ -181,7 +218,7 @@ def test_numbers_of_numpy_keep_their_own_precision(value, text):
         ({**GOOD, "intervention": {"content": "\ud800", "location": 2}}, "not UTF-8", "'intervention'"),
         ({"problem": "q\0", "answer": "1"}, "NUL", "'problem' holds a NUL character at 1"),
         ({"problem": "q", "answer": float("nan")}, "no answer", "no 'answer'"),
-        ({"problem": "q", "answer": float("inf")}, "no number", "'answer' is inf"),
+        ({"problem": "q", "answer": float("inf")}, "no response", "'answer' is 'inf'"),
         ({"problem": float("nan"), "answer": "1"}, "no problem", "no 'problem'"),
         ({"problem": "q", "answer\ud800": "1"}, "no answer", "columns found: problem, answer\\ud800"),
         ({**GOOD}, "duplicate", "x.jsonl, row 1"),
@@ -760,8 +797,7 @@ def test_imported_tokens_are_not_taken_for_samples_and_are_trained_all_the_same(
     where = np.arange(len(weights))
     expected = np.where(where < patched.prompt_len, 0, np.where(where < patched.spliced, 2.0, 3.0))
     np.testing.assert_array_equal(weights, expected)
-    written = domain.tokenizer.text(patched.tokens[patched.spliced :]) + patched.begin
-    assert written == row.intervention.text + "\n\n"
+    assert domain.tokenizer.text(patched.tokens[patched.spliced :]) == row.intervention.text + "\n\n"
 
 
 BLANK_LINES = [

@@ -15,12 +15,13 @@ import numpy as np
 from int_jax.datasets.sources import Fault, Number, Raw, Unusable, plain
 from int_jax.proposers.parse import parse_intervention
 from int_jax.types import Intervention, Task, normalised
-from int_jax.verify import MAX_CHARS
+from int_jax.verify import MAX_CHARS, gold_answer, gradable
 
 TEXTS = ("problem", "reference_solution", "incorrect_attempt", "intervention_guided_attempt")
 COLUMNS = (*TEXTS, "answer", "intervention")
 # What unescaped LaTeX (\frac, \theta) becomes when it is read as a literal.
 CONTROL = re.compile(r"[\a\b\v\f]|[\t\r](?=[A-Za-z])")
+GRADED = ("math", "arithmetic")  # domains in which an answer is what stands in a box
 META_CHARS = (
     200  # longer values of other columns (a proposer's prompt, its output) are not carried through a run
 )
@@ -92,7 +93,7 @@ def row_of(raw: Raw, domain: str, needs: tuple[str, ...]) -> tuple[Row, list[str
         texts = {name: _text(raw.columns, name) for name in TEXTS}
         for name in ("incorrect_attempt", "intervention_guided_attempt"):
             texts[name] = response_text(texts[name])
-        answer = _answer(_value(raw.columns, "answer"))
+        answer = _gold(_answer(_value(raw.columns, "answer")), domain)
         one = _intervention(_value(raw.columns, "intervention"))
         held = {**texts, "answer": answer, "intervention": one}
         for name in dict.fromkeys(("problem", "answer", *needs)):
@@ -168,8 +169,6 @@ def _answer(value) -> str:
         return ""
     if isinstance(value, float):
         text = value.text if isinstance(value, Number) else plain(np.float64(value)).text
-        if not text[-1].isdigit():
-            raise _Bad("no number", f"'answer' is {text}, which no response can give")
         if "e" in text.lower() and abs((value := decimal.Decimal(text)).adjusted()) < MAX_CHARS:
             text = f"{value:f}"
         return re.sub(r"^-(?=0$)", "", text.removesuffix(".0"))
@@ -178,6 +177,15 @@ def _answer(value) -> str:
             "wrong type", f"'answer' is {type(value).__name__} {str(value)[:80]!r}, not text or a number"
         )
     return _encodable(str(value), "answer") if str(value).strip() else ""
+
+
+def _gold(answer: str, domain: str) -> str:
+    """The answer that a response can give: 72 where the column holds a solution that ends in "#### 72"."""
+    if domain not in GRADED or not answer:
+        return answer
+    if why := gradable(answer):
+        raise _Bad("no response can give the answer", f"'answer' is {answer[:80]!r}: {why}")
+    return gold_answer(answer)
 
 
 def _intervention(value) -> Intervention | None:
