@@ -658,7 +658,7 @@ def test_a_hugging_face_name_without_its_packages_says_what_to_install(monkeypat
     monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
-        StageError, match=r"huggingface:a/b: no package 'datasets'.*pip install 'int_jax\[hub\]'"
+        StageError, match=r"huggingface:a/b: no package 'datasets'.*pip install -e '.\[hub\]'"
     ):
         read("huggingface:a/b", "math")
 
