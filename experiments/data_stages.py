@@ -19,7 +19,7 @@ from int_jax.datasets import entry
 from int_jax.engine import Engine, Request, Sampling
 from int_jax.lm import LM
 from int_jax.stages import Matching, StageError, Workdir, stage_files
-from int_jax.types import Task
+from int_jax.types import Intervention, Task, Trace
 from int_jax.verify import MAX_CHARS
 
 
@@ -310,36 +310,40 @@ def guide(run: Run, traces: list, fits: list[bool]):
     return sharded(run, "guided", chosen, c.shard, c.tries, work, matching)
 
 
+CONDITIONS = ("problem", "prefix", "prefix_error", "prefix_intervention")
+
+
+def conditions(domain, trace: Trace, one: Intervention, patched: Trace) -> dict[str, Trace]:
+    """The open traces from which the effect of one intervention is measured, by the names of CONDITIONS."""
+    # An attempt whose located step is its last one is finished, not open: its stop tokens go.
+    spoken = np.flatnonzero([True, *~np.isin(trace.response, domain.tokenizer.stop_ids)])[-1]
+    ends = {
+        "prefix": rollout.cut_at(trace, one.step),
+        "prefix_error": min(trace.step_ends[one.step], trace.prompt_len + spoken),
+    }
+    cut = {n: rollout.reopened(trace, end, domain.tokenizer, domain.separator) for n, end in ends.items()}
+    return {"problem": rollout.opened(domain, trace.task), **cut, "prefix_intervention": patched}
+
+
 def effect(run: Run, wrong: list, interventions: list, guided_traces: list) -> dict:
     """The four-condition table (Table 1): fresh samples from the problem, the prefix, the prefix with the attempt's own
     wrong step, and the prefix with the intervention; one attempt a problem, all before any filter."""
     c = run.config.effect
-    chosen: dict[str, tuple] = {}
+    room = run.engine.model.config.max_len
+    chosen: dict[str, dict[str, Trace]] = {}
     for trace, one, patched in zip(wrong, interventions, guided_traces, strict=True):
-        chosen.setdefault(trace.task.id, (trace, one, patched))
+        found = conditions(run.domain, trace, one, patched)
+        if max(len(each.tokens) for each in found.values()) < room:
+            chosen.setdefault(trace.task.id, found)
     chosen_rows = list(chosen.values())[: c.problems]
-    tokens = {"tokenizer": run.domain.tokenizer, "separator": run.domain.separator}
-    reopened = functools.partial(rollout.reopened, **tokens)
-    conditions = {
-        "problem": [rollout.opened(run.domain, trace.task) for trace, _, _ in chosen_rows],
-        "prefix": [reopened(trace, rollout.cut_at(trace, one.step)) for trace, one, _ in chosen_rows],
-        "prefix_error": [reopened(trace, trace.step_ends[one.step]) for trace, one, _ in chosen_rows],
-        "prefix_intervention": [patched for _, _, patched in chosen_rows],
-    }
-    # An attempt whose located step is its last one is finished, not open: its stop tokens go.
-    stops = run.domain.tokenizer.stop_ids
-    conditions["prefix_error"] = [
-        rollout.truncated(t, t.prompt_len + np.flatnonzero([True, *~np.isin(t.response, stops)])[-1])
-        for t in conditions["prefix_error"]
-    ]
-    items = [(name, i) for name in conditions for i in range(len(chosen_rows))]
+    items = [(name, i) for name in CONDITIONS for i in range(len(chosen_rows))]
 
     def work(part, progress):
         groups = rollout.continued(
             run.engine,
             run.decoding,
             run.domain,
-            [conditions[name][i] for name, i in part],
+            [chosen_rows[i][name] for name, i in part],
             c.samples,
             run.sampling(run.config.eval.sampling),
             "/effect",
@@ -354,7 +358,7 @@ def effect(run: Run, wrong: list, interventions: list, guided_traces: list) -> d
     rows, counts = sharded(run, "effect", items, max(1, len(chosen_rows)), c.samples, work)
     table = {
         name: estimates.effect_row([(r["samples"], r["correct"]) for r in rows if r["condition"] == name])
-        for name in conditions
+        for name in CONDITIONS
         if chosen_rows
     }
     return {"table": table, "tokens": int(counts.get("tokens", 0))}

@@ -304,8 +304,9 @@ def intervene(run: Run, wrong: list, results: dict):
 
 
 def too_long(run: Run, trace) -> bool:
-    """Whether a guided attempt does not fit into a row of training."""
-    return len(trace.tokens) + run.config.sft.end_of_turn > run.config.train.row_length
+    """Whether a guided attempt does not fit into a row of training, or leaves the model no position to go on."""
+    trained = len(trace.tokens) + run.config.sft.end_of_turn
+    return trained > run.config.train.row_length or len(trace.tokens) >= run.engine.model.config.max_len
 
 
 def compare(run: Run, wrong: list, known: dict) -> dict:

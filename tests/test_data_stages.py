@@ -8,11 +8,12 @@ import pytest
 
 from experiments import data_stages
 from experiments.configs import default
-from int_jax import datasets, types
+from int_jax import datasets, domains, rollout, types
 from int_jax.datasets import entry
 from int_jax.domains import arithmetic
 from int_jax.stages import StageError, Workdir
 from int_jax.tokenizer import Tokenizer
+from tests import byte_tokenizer
 
 
 @pytest.fixture
@@ -289,7 +290,7 @@ def test_a_source_that_serves_both_sets_is_refused(run, tmp_path):
     assert len(train) == len(test) == 3
 
 
-def test_the_effect_table_continues_nothing_behind_a_stop_token(run, monkeypatch):
+def test_the_effect_table_continues_nothing_behind_a_stop_token(run):
     """An attempt of two stop tokens, as a file may hold it, located in its last step."""
     stop = run.domain.tokenizer.stop_ids[0]
     task = run.domain.tasks("hard_train", 0, 1)[0]
@@ -301,11 +302,40 @@ def test_the_effect_table_continues_nothing_behind_a_stop_token(run, monkeypatch
     )
     trace = trace.replace(step_ends=run.domain.steps(trace.tokens, trace.prompt_len))
     one = types.Intervention(len(trace.step_ends) - 1, "2 + 1 = 3")
+    guided = rollout.truncated(trace, len(trace.tokens) - 2)
+    found = data_stages.conditions(run.domain, trace, one, guided)
+    assert tuple(found) == data_stages.CONDITIONS
+    assert all(stop not in t.response and t.stop == "" for t in found.values())
+
+
+def test_the_effect_table_s_separators_are_left_to_the_policy(tmp_path):
+    """Where they can be spelled in several ways: behind the prefix, and behind the wrong step."""
+    domain = domains.load("math", Tokenizer(byte_tokenizer.save(tmp_path / "bytes")))
+    task = types.Task("t", "math", "How many?", "Two.\n\n\\boxed{2}", "2")
+    trace = entry.attempt(domain, task, "One.\n\nFour.\n\n\\boxed{3}")
+    found = data_stages.conditions(domain, trace, types.Intervention(1, "Two."), trace)
+    text = {name: domain.tokenizer.text(t.response) for name, t in found.items()}
+    assert (text["prefix"], found["prefix"].begin) == ("One", ".\n\n")
+    assert (text["prefix_error"], found["prefix_error"].begin) == ("One.\n\nFour", ".\n\n")
+    last = data_stages.conditions(domain, trace, types.Intervention(2, "\\boxed{2}"), trace)["prefix_error"]
+    assert domain.tokenizer.text(last.response) == "One.\n\nFour.\n\n\\boxed{3}" and not last.begin
+
+
+def test_an_attempt_without_a_position_left_is_not_in_the_effect_table(run, monkeypatch):
+    task, other = run.domain.tasks("hard_train", 0, 2)
+    traces = [
+        entry.attempt(run.domain, one, "1 + 1 = 2\n\n2 + 1 = 4\n\n\\boxed{99}") for one in (task, other)
+    ]
+    long = traces[1].replace(step_ends=(len(traces[1].tokens),))
+    ones = [types.Intervention(1, "2 + 1 = 3"), types.Intervention(0, "2 + 1 = 3")]
     continued = []
     monkeypatch.setattr(
         data_stages.rollout, "continued", lambda *args, **_: continued.extend(args[3]) or [[]] * len(args[3])
     )
     monkeypatch.setattr(data_stages.estimates, "effect_row", lambda counts: {})
-    monkeypatch.setattr(run, "engine", SimpleNamespace(take_drawn=lambda: 0), raising=False)
-    data_stages.effect(run, [trace], [one], [trace.replace(tokens=trace.tokens[:-2])])
-    assert len(continued) == 4 and all(stop not in t.response for t in continued)
+    config = SimpleNamespace(max_len=len(traces[1].tokens) - 1)
+    engine = SimpleNamespace(take_drawn=lambda: 0, model=SimpleNamespace(config=config))
+    monkeypatch.setattr(run, "engine", engine, raising=False)
+    guided = [rollout.truncated(trace, trace.prompt_len) for trace in traces]
+    data_stages.effect(run, [traces[0], long], ones, guided)
+    assert [t.task.id for t in continued] == [task.id] * 4
