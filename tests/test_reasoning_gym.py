@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import int_jax
 from int_jax import domains, rollout, types
 from int_jax.domains import reasoning_gym
 from int_jax.domains.reasoning_gym import REFERENCES, SPLITS, worker
-from int_jax.domains.reasoning_gym.process import Process
+from int_jax.domains.reasoning_gym.process import DEADLINE_S, Process, shared
 from int_jax.engine import Sampling
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import REASONS, Intervention, Task, Trace
@@ -43,6 +42,12 @@ class Letters:
         return self.decode([i])
 
     step_ends = Tokenizer.step_ends
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patient():
+    """A score takes milliseconds, and on a busy machine may take more than its ten seconds."""
+    shared(DEADLINE_S).deadline_s = 600.0
 
 
 @pytest.fixture(scope="module")
@@ -238,14 +243,16 @@ def test_which_answers_a_scorer_gets_to_see(name, answer, may):
 
 
 def test_an_answer_that_does_not_end_costs_one_verdict(domain, some):
-    quick = domains.load("reasoning_gym", Letters(), tasks={"puzzle24": {}}, deadline_s=3.0)
+    quick = domains.load("reasoning_gym", Letters(), tasks={"puzzle24": {}}, deadline_s=601.0)
     bomb, right = (
         answered(quick, some["puzzle24"], f"\\boxed{{{a}}}") for a in ("9**9**9**9", some["puzzle24"].answer)
     )
     assert quick.verify(right).passed
-    start = time.monotonic()
+    quick.process.deadline_s = (
+        0.5  # of a computation without an end: however busy the machine, the same verdict
+    )
     assert quick.verify(bomb) == (False, 0.0, "timeout")
-    assert time.monotonic() - start < 60
+    quick.process.deadline_s = 600.0
     assert quick.verify(right).passed
     os.killpg(quick.process.process.pid, signal.SIGKILL)
     quick.process.process.wait()

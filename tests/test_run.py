@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_devices import xla_flags
 from safetensors.numpy import load_file
 
 from int_jax import proposers
@@ -28,18 +29,16 @@ def command(workdir, *overrides, config=SMOKE):
 
 
 def environment(devices=1):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices)}
 
 
-def run(workdir, *overrides, devices=1, config=SMOKE, timeout=900):
+def run(workdir, *overrides, devices=1, config=SMOKE):
     done = subprocess.run(
         command(workdir, *overrides, config=config),
         cwd=ROOT,
         env=environment(devices),
         capture_output=True,
         text=True,
-        timeout=timeout,
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -127,8 +126,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(whole, tmp_path):
     """SIGKILL after each of several new files; the same command then goes on."""
     process, kills, seen = None, 0, set()
     rng = np.random.default_rng(0)
-    deadline = time.monotonic() + 1500
-    while kills < 6 and time.monotonic() < deadline:
+    while kills < 6:
         process = subprocess.Popen(
             command(tmp_path),
             cwd=ROOT,
@@ -161,7 +159,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(whole, tmp_path):
 
 @pytest.mark.slow
 def test_eight_devices_give_the_same_tokens(whole, tmp_path):
-    code, _, err = run(tmp_path, "--config.mesh.data=4", "--config.mesh.model=2", devices=8, timeout=1800)
+    code, _, err = run(tmp_path, "--config.mesh.data=4", "--config.mesh.model=2", devices=8)
     assert code == 0, err[-3000:]
     same_draws(whole[0], tmp_path)
 
@@ -195,7 +193,7 @@ def test_two_processes_are_one_run(whole, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.communicate()  # closes its pipe
     running = start()
-    outs = [process.communicate(timeout=1800)[0] for process in running]
+    outs = [process.communicate()[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
     assert "WHAT ONE STEP IS WORTH" in outs[0] and "WHAT ONE STEP IS WORTH" not in outs[1]
     assert (tmp_path / "report.html").exists()
