@@ -176,7 +176,7 @@ def test_the_reference_equals_a_plain_loss_of_each_sequence(params, sequences, o
     same((got, {"loss": metrics["loss"]}), (grads, {"loss": value}))
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4])
+@pytest.mark.parametrize("rows", [1, 4])
 def test_the_micro_batch_split_does_not_matter(params, sequences, one_per_row, rows):
     same(learn(params, pack_unpacked(sequences, rows)), one_per_row)
 

@@ -350,9 +350,9 @@ def test_a_literal_that_cannot_be_built_is_dropped(body):
 
 N = 100_000
 HOSTILE = {
-    "10 MB of braces": block("{" * 10_000_000),
-    "10 MB of brackets": block("[" * 10_000_000),
-    "10 MB of braces in a content": block('{"location": 1, "content": "' + "{" * 10_000_000),
+    "a megabyte of braces": block("{" * 1_000_000),
+    "a megabyte of brackets": block("[" * 1_000_000),
+    "a megabyte of braces in a content": block('{"location": 1, "content": "' + "{" * 1_000_000),
     "nested lists": block('{"location": ' + "[" * N + "]" * N + ', "content": "x"}'),
     "many minus signs": block("-" * N + "1"),
     "unclosed blocks": "<intervention>" * N,
@@ -378,7 +378,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_outputs_cost_linear_time(name):
-    with within(6):
+    with within(60):  # of processor time; each takes a tenth of a second, in quadratic time hours
         parse_intervention(HOSTILE[name])
 
 

@@ -41,6 +41,9 @@ class Letters:
     def _piece(self, i):
         return self.decode([i])
 
+    def reopen(self, ids, start=0, separator="\n\n"):
+        return len(ids), ""  # of single characters a separator has one spelling
+
     step_ends = Tokenizer.step_ends
 
 
