@@ -23,7 +23,6 @@ KEY = {
     "L": "layers",
     "M": "micro-batches",
     "N": "key/value heads",
-    "O": "ids allowed in one of those states",
     "P": "prompt tokens",
     "Q": "queries per key/value head",
     "R": "response tokens",
@@ -32,6 +31,7 @@ KEY = {
     "U": "distinct prompts",
     "V": "vocabulary",
     "X": "queries of one key/value head, Q x T",
+    "Y": "ids allowed in one of the states A",
 }
 
 

@@ -98,14 +98,14 @@ def spell(
         allowed |= tokenizer.spellings(text)
     states = {"": 0} | {rest: state for state, rest in enumerate(allowed, 1)}
     shape = bucket(len(states), 8), bucket(max(map(len, allowed.values()), default=0), 8)
-    ids_AO, next_AO = np.full(shape, vocab, np.int32), np.zeros(shape, np.int32)
+    ids_AY, next_AY = np.full(shape, vocab, np.int32), np.zeros(shape, np.int32)
     for rest, tokens in allowed.items():
         inside = {token: after for token, after in tokens.items() if token < vocab}
         if not inside:
             raise ValueError(f"generate: no token of the model can begin with {rest!r}")
-        ids_AO[states[rest], : len(inside)] = list(inside)
-        next_AO[states[rest], : len(inside)] = [states[after] for after in inside.values()]
-    return states, sample.Spellings(ids_AO, next_AO)
+        ids_AY[states[rest], : len(inside)] = list(inside)
+        next_AY[states[rest], : len(inside)] = [states[after] for after in inside.values()]
+    return states, sample.Spellings(ids_AY, next_AY)
 
 
 @dataclasses.dataclass

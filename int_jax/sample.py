@@ -39,12 +39,12 @@ class Spellings(NamedTuple):
     """Which tokens may come next where a response must begin with a given text, and where each leads.
 
     Attributes:
-      ids_AO: int32, the ids allowed in state a, the vocabulary's size (no token) where there are fewer than O.
-      next_AO: int32, the state behind each, 0 once the text is complete. State 0 is free: it allows every token.
+      ids_AY: int32, the ids allowed in state a, the vocabulary's size (no token) where there are fewer than Y.
+      next_AY: int32, the state behind each, 0 once the text is complete. State 0 is free: it allows every token.
     """
 
-    ids_AO: Any
-    next_AO: Any
+    ids_AY: Any
+    next_AY: Any
 
 
 class Slots(NamedTuple):
@@ -221,7 +221,7 @@ def restrict(logits_BV, begin_B, spellings: Spellings):
     def restricted():
         rows = jnp.arange(logits_BV.shape[0])[:, None]
         allowed_BV = (
-            jnp.zeros(logits_BV.shape, bool).at[rows, spellings.ids_AO[begin_B]].set(True, mode="drop")
+            jnp.zeros(logits_BV.shape, bool).at[rows, spellings.ids_AY[begin_B]].set(True, mode="drop")
         )
         return jnp.where(allowed_BV | (begin_B == 0)[:, None], logits_BV, -jnp.inf)
 
@@ -230,8 +230,8 @@ def restrict(logits_BV, begin_B, spellings: Spellings):
 
 def advance(token_B, begin_B, spellings: Spellings):
     """The state behind each row's token."""
-    taken_BO = (spellings.ids_AO[begin_B] == token_B[:, None]) & (begin_B > 0)[:, None]
-    return jnp.max(jnp.where(taken_BO, spellings.next_AO[begin_B], 0), axis=-1)
+    taken_BY = (spellings.ids_AY[begin_B] == token_B[:, None]) & (begin_B > 0)[:, None]
+    return jnp.max(jnp.where(taken_BY, spellings.next_AY[begin_B], 0), axis=-1)
 
 
 def decode(model: Model, params, slots: Slots, owned_B, spellings: Spellings, wanted, chunk: int) -> Slots:

@@ -42,7 +42,8 @@ REASON = {b"c": "correct", b"w": "wrong", b"u": "unparsable", b"": "timeout"}
 IDLE, STARTING = -1, -2  # a worker's `item` when it has none
 
 INTEGER = re.compile(r"[+-]?[0-9]+")
-DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
+# 5e-05 is how programs write 0.00005. Larger exponents are nobody's answer, and numbers of that many digits.
+DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 FRACTION = re.compile(r"[+-]?[0-9]+/[0-9]*[1-9][0-9]*")
 # "1,234" may be a list of two numbers and is left to math-verify; "1,034" may not: nobody writes 34 as 034.
 THOUSANDS = re.compile(r"(?=.*,0)[+-]?[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?")
@@ -186,15 +187,16 @@ class _Worker:
     """One process: busy with `item` (or IDLE, or STARTING) until `expires`, seconds of time.monotonic()."""
 
     def __init__(self, deadline_s: float, max_items: int):
-        script = pathlib.Path(__file__).with_name("verify_worker.py")
+        package = str(pathlib.Path(__file__).parents[1])
+        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         self.deadline_s = deadline_s
         self.process = subprocess.Popen(
-            [sys.executable, "-P", script, str(deadline_s), str(max_items)],
+            [sys.executable, "-P", "-m", "int_jax.verify_worker", str(deadline_s), str(max_items)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
             start_new_session=True,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""},
+            env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""},
         )
         self.item, self.expires = STARTING, time.monotonic() + START_S
 

@@ -162,13 +162,14 @@ def test_an_intervention_of_several_paragraphs_keeps_its_text(domain, text):
     steps before it are where they were, and it ends where a step ends: a later location finds the same cuts."""
     trace = attempt(domain, "A.\n\nB.\n\nC \\boxed{4}")
     got = rollout.splice(trace, Intervention(1, text), domain.tokenizer)
-    assert domain.tokenizer.decode(got.tokens[got.spliced :]) == text + "\n\n"
+    assert domain.tokenizer.decode(got.tokens[got.spliced :]) + got.begin == text + "\n\n"
     assert got.step_ends == (trace.step_ends[0], len(got.tokens))
-    longer = np.concatenate([got.tokens, domain.tokenizer.encode("So on.\n\nEnd \\boxed{5}")])
+    begun = np.concatenate([got.tokens, domain.tokenizer.encode(got.begin)]).astype(int)
+    longer = np.concatenate([begun, domain.tokenizer.encode("So on.\n\nEnd \\boxed{5}")])
     ends = domain.steps(longer, got.prompt_len)
-    assert ends[0] == trace.step_ends[0] and len(got.tokens) in ends
-    assert ends.index(len(got.tokens)) == len(text.split("\n\n"))
-    again = domain.steps(got.tokens, got.prompt_len)
+    assert ends[0] == trace.step_ends[0] and len(begun) in ends
+    assert ends.index(len(begun)) == len(text.split("\n\n"))
+    again = domain.steps(begun, got.prompt_len)
     assert again == ends[: len(again)]
 
 

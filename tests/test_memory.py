@@ -113,7 +113,9 @@ def test_the_plan_is_near_the_compiled_programs(data, model):
         )
         prompts = jax.ShapeDtypeStruct((4, 384), jnp.int32)
         prefill = engine._prefill.lower(made, decoding, prompts)
-        decode = engine._decode.lower(made, decoding, placed(slots, mesh, RULES_DECODE), np.int32(1), 16)
+        free = sample.Spellings(*[jax.ShapeDtypeStruct((8, 8), jnp.int32)] * 2)
+        stepped = placed(slots, mesh, RULES_DECODE), np.ones(16, bool), free, np.int32(1), 16
+        decode = engine._decode.lower(made, decoding, *stepped)
     drawing = sampling(plan)
     once = item(drawing, "parameters to sample from")
     names = ("prefilled prompts", "prefill: attention scores", "prefill: activations")

@@ -41,6 +41,8 @@ class Letters:
     def _piece(self, i):
         return self.decode([i])
 
+    covering = Tokenizer.covering
+
     def reopen(self, ids, start=0, separator="\n\n"):
         return len(ids), ""  # of single characters a separator has one spelling
 
