@@ -232,7 +232,7 @@ DIVERGENCES = {  # the section that is too steep -> why each policy was stopped
 }
 
 
-@pytest.mark.parametrize("section", DIVERGENCES)
+@pytest.mark.parametrize("section", ["rl", pytest.param("sft", marks=pytest.mark.slow)])
 def test_a_diverged_arm_stops_and_the_others_go_on(lm, workdir, section):
     knobs = {f"{section}.{knob}": value for knob, value in STEEP.items()}
     knobs |= {"rl.matched": True, "sft.epochs": 3}  # the first of the three has a learning rate of 0
@@ -316,7 +316,7 @@ NOTHING = {  # -> (what is changed, knobs, what is said of it)
 
 @pytest.mark.parametrize(
     "case",
-    [case if i < 2 else pytest.param(case, marks=pytest.mark.slow) for i, case in enumerate(NOTHING)],
+    [case if i < 1 else pytest.param(case, marks=pytest.mark.slow) for i, case in enumerate(NOTHING)],
 )
 def test_a_run_in_which_int_yields_nothing_ends_well(lm, workdir, monkeypatch, case):
     change, knobs, said = NOTHING[case]

@@ -39,7 +39,7 @@ def test_an_equal_answer_passes_the_tolerant_grader():
 def test_a_gold_answer_passes_as_it_is_written():
     """Whatever is gradable, whichever the grader: a gold answer that its own text fails could never be met."""
     golds = sorted({gold for name in ("different", "equal") for _, gold in pairs(name)})
-    told = [gold for gold in golds if gradable(gold) is None][::3]
+    told = [gold for gold in golds if gradable(gold) is None][::8]
     for grader in ("strict", "tolerant"):
         verdicts = passed([(gold, gold) for gold in told], grader)
         assert [gold for gold, ok in zip(told, verdicts, strict=True) if not ok] == []
