@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 # At once, because it shares its module's name: loaded later, the submodule would take its place. It is light.
 from int_jax.verify import verify
 
+__version__: str
+
 if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
     from int_jax.eval import pass_at_k
     from int_jax.lm import LM, load
@@ -29,7 +31,6 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
     from int_jax.rollout import splice
     from int_jax.types import Intervention, Task, Trace, Verdict
 
-__version__ = metadata.version("int_jax")
 __all__ = [
     "LM",
     "Intervention",
@@ -57,6 +58,8 @@ _HOME = {
 
 
 def __getattr__(name: str):
+    if name == "__version__":
+        return metadata.version("int_jax")
     if name not in _HOME:
         raise AttributeError(f"module 'int_jax' has no attribute {name!r}")
     return getattr(import_module(f"int_jax.{_HOME[name]}"), name)
