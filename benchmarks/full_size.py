@@ -24,10 +24,10 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
 from int_jax import batch as batching  # noqa: E402
-from int_jax import intervention_training as method  # noqa: E402
-from int_jax import models  # noqa: E402
+from int_jax import models, policy_gradient  # noqa: E402
 from int_jax.engine import Engine, Request, Sampling  # noqa: E402
 from int_jax.losses import LossConfig  # noqa: E402
+from int_jax.policy_gradient import PolicyGradient  # noqa: E402
 from int_jax.sharding import make_mesh  # noqa: E402
 from int_jax.types import Task, Trace, Verdict  # noqa: E402
 
@@ -49,7 +49,7 @@ def timed(name: str, line: dict, once) -> None:
     print(name, json.dumps(line[name]), flush=True)
 
 
-def rl_batch(knobs: method.PolicyGradient, vocab: int, length: int, rows: int, rng: np.random.Generator):
+def rl_batch(knobs: PolicyGradient, vocab: int, length: int, rows: int, rng: np.random.Generator):
     """The batch of one group of `rows` traces of `length` tokens, half of them right."""
     tokens = rng.integers(0, vocab, (rows, length)).astype(np.int32)
     drawn = np.arange(length) >= length // 8
@@ -60,7 +60,9 @@ def rl_batch(knobs: method.PolicyGradient, vocab: int, length: int, rows: int, r
         Trace(task, ids, length // 8, drawn, logp, verdict=verdict)
         for ids, verdict in zip(tokens, verdicts, strict=True)
     ]
-    return method.policy_gradient_batch(None, [group], knobs, length, 1)
+    rewards = np.array([[verdict.score for verdict in verdicts]])
+    sequences = policy_gradient.weigh(None, [group], knobs.advantages([group], rewards), knobs)
+    return policy_gradient.pack(sequences, knobs, length, 1)
 
 
 def main():
@@ -107,7 +109,7 @@ def main():
     loss = LossConfig(chunk=512, remat=True)
     ids = rng.integers(0, config.vocab, (args.sequences, args.length))
     sequences = [batching.supervised(row, np.arange(args.length) >= args.prompt) for row in ids]
-    knobs = method.PolicyGradient(1, args.sequences, loss=loss)
+    knobs = PolicyGradient(1, args.sequences, loss=loss)
     batches = {
         "sft": batching.pack(sequences, args.length, 1),
         "rl": rl_batch(knobs, config.vocab, args.length, args.sequences, rng),

@@ -64,11 +64,14 @@ def stages(c: ConfigDict, model: Config, mesh, checker: Config | None = None) ->
         sampling("guided", PROBLEM + answer, c.guided.sampling.max_new_tokens),
         training("sft", both),
         sampling("rl: rollouts", PROBLEM, c.rl.max_new_tokens, (*both, trained, state)),
+        memory.scoring("rl: scoring", sizes, PROBLEM + c.rl.max_new_tokens, (*both, trained, state)),
         training("rl: updates", (*both, trained)),
         sampling("eval", PROBLEM, c.eval.sampling.max_new_tokens, (*both, trained)),
         memory.scoring("drift", sizes, PROBLEM + answer, (*both, trained)),
     ]
     unused: tuple[str, ...] = () if "int_rl" in c.arms else ("proposals", "guided", "sft")
+    if not (c.rl.kl or (c.rl.old == "current" and c.rl.passes * c.rl.minibatches > 1)):
+        unused += ("rl: scoring",)
     if "int_rl" not in c.arms and not c.problems.hard:
         unused += ("attempts",)
     return [stage for stage in every if stage.name not in unused]

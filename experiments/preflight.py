@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 from experiments import plan
 from experiments.configs import default
 from experiments.data_stages import Run
-from int_jax import checkpoint, domains, memory, proposers, rollout
+from int_jax import checkpoint, domains, memory, policy_gradient, proposers, rollout
+from int_jax.knobs import Knob
 from int_jax.lm import directory
 from int_jax.stages import StageError
 from int_jax.types import Task
@@ -34,6 +35,7 @@ def clashes(c: ConfigDict) -> Iterator[str]:
         yield "mesh.data = config.mesh.model = -1: one of the two takes what the other leaves; set the other"
     for name in (name for name in c.export if name not in made):
         yield f"export = {c.export}: arms = {c.arms} make no policy {name!r}, only {', '.join(made)}; set export"
+    yield from policy_gradient_clashes(c)
     if c.rl.pool == "kept" and not intervenes:
         yield f"rl.pool = 'kept': arms = {c.arms} keep no problems, as nothing is filtered; set rl.pool to hard"
     if c.enter.source and (p.train_file or c.inputs.attempts):
@@ -51,6 +53,68 @@ def clashes(c: ConfigDict) -> Iterator[str]:
             yield f"proposals.proposer = 'oracle': {known}; set proposals.proposer to self_verify"
         if c.proposals.compare:
             yield f"proposals.compare = {c.proposals.compare}: {known}, so nothing can be compared; set it to ()"
+
+
+def policy_gradient_clashes(c: ConfigDict) -> Iterator[str]:
+    """Knobs of the policy gradient that would change nothing beside the others, or that no batch can follow."""
+    rl, domain = c.rl, domains.find(c.domain.name)
+    updates, samples = rl.passes * rl.minibatches, rl.problems * rl.group
+    if rl.old == "current" and updates == 1:
+        for name in ("clip", "clip_low", "clip_high", "ratio"):
+            if rl[name] != default.TABLE["rl"][name].value:
+                yield (
+                    f"rl.{name} = {rl[name]!r} changes nothing: the one update on a batch (rl.passes = rl.minibatches "
+                    "= 1) has the ratio 1 everywhere; set one of them above 1, or rl.old = 'sampler'"
+                )
+    if rl.old == "sampler" and rl.importance_cap:
+        yield (
+            f"rl.importance_cap = {rl.importance_cap} changes nothing: with rl.old = 'sampler' the ratio itself is "
+            "taken to the sampler; set rl.old = 'current', or rl.importance_cap = 0"
+        )
+    if rl.updates % updates:
+        yield (
+            f"rl.updates = {rl.updates} is no whole number of batches of rl.passes x rl.minibatches = {updates} "
+            f"updates; set it to {-(-rl.updates // updates) * updates}"
+        )
+    if rl.minibatches > samples:
+        yield (
+            f"rl.minibatches = {rl.minibatches} is more than rl.problems x rl.group = {samples} samples of a batch; "
+            "set it to that at most"
+        )
+    if rl.penalise == "from_first_error" and not hasattr(domain, "first_error"):
+        yield (
+            f"rl.penalise = 'from_first_error': the domain {c.domain.name} does not know where an attempt's first "
+            "error is; set rl.penalise to response"
+        )
+    yield from reward_clashes(rl, domain)
+
+
+def reward_clashes(rl: ConfigDict, domain) -> Iterator[str]:
+    """What is wrong with the parts of the reward and their weights."""
+    rewards, known = rl.rewards.to_dict(), (*policy_gradient.PARTS, *domain.REWARDS)
+    weights = Knob(1.0, "of a part of the reward")
+    for name, weight in rewards.items():
+        if name not in known:
+            yield f"rl.rewards has no part {name!r}: the domain {domain.name} has {', '.join(known)}"
+        elif not weights.allows(weight) or not weight:
+            yield f"rl.rewards.{name} = {weight!r}: must be a number other than 0; leave the part out for 0"
+        elif len(rewards) == 1 and weight > 0 and weight != 1 and rl.advantage in ("mean_std", "batch"):
+            yield (
+                f"rl.rewards.{name} = {weight} changes nothing: rl.advantage = {rl.advantage!r} divides by the "
+                "standard deviation, and there is no other part to weigh it against; set it to 1.0"
+            )
+    if not rewards:
+        yield "rl.rewards = {} rewards nothing: set it to {'score': 1.0}, the domain's verdict"
+    if ("overlong" in rewards) != (rl.overlong > 0):
+        yield (
+            f"rl.overlong = {rl.overlong} tokens and rl.rewards = {rewards} go together: give the part 'overlong' a "
+            "weight and rl.overlong a number of tokens, or neither"
+        )
+    if rl.overlong > rl.max_new_tokens:
+        yield (
+            f"rl.overlong = {rl.overlong} is more than rl.max_new_tokens = {rl.max_new_tokens}, the longest response; "
+            "set it below"
+        )
 
 
 def policies(c: ConfigDict) -> list[str]:

@@ -15,6 +15,7 @@ import optax
 from experiments.data_stages import Run, bar, unsound
 from int_jax import checkpoint, losses, processes, report
 from int_jax import intervention_training as method
+from int_jax.policy_gradient import PolicyGradient, by_group, from_first_error
 from int_jax.stages import write_atomically
 from int_jax.types import State
 
@@ -90,13 +91,14 @@ def _drive(run: Run, state, updates, every: int, ended, log, folder: Path):
         return state, ("checkpoint", math.nan)
     if ended(state):
         return state, None
+    step = int(state.step)  # read before an update donates the state
     for after, metrics in updates(state):
-        state, step = after, int(after.step)
+        before, state, step = step, after, int(after.step)
         line = log(step - 1, metrics)
         done = ended(state)
         if fault := spoiled(run, line, state, done):
             return state, fault
-        if done or step % every == 0:
+        if done or step // every > before // every:  # one batch may be several updates
             checkpoint.save(folder, state)
         if done:
             return state, None
@@ -180,17 +182,26 @@ def fine_tune(run: Run, traces: list) -> Trained:
         return train(run, "int", state, updates, 50, lambda step, tokens: step >= total, shown)
 
 
-def policy_gradient(config) -> method.PolicyGradient:
-    """The knobs of a config. Raises: ValueError, naming the knob and its choices."""
+def policy_gradient(config, domain) -> PolicyGradient:
+    """The knobs of a config; the domain knows first errors. Raises: ValueError, naming the knob and its choices."""
     c, packing = config.rl, config.train
-    loss = losses.LossConfig(c.clip_low, c.clip_high, "current", c.ratio, packing.chunk, packing.remat)
-    return method.PolicyGradient(c.problems, c.group, c.divide_by_std, c.normalise, c.kl, loss)
+    advantages = by_group(c.advantage)
+    if c.penalise == "from_first_error":
+        advantages = from_first_error(advantages, domain.first_error)
+    batch = ("problems", "group", "normalise", "kl", "old", "passes", "minibatches", "refill", "overlong")
+    loss = ("clip", "clip_low", "clip_high", "ratio", "importance_cap")
+    return PolicyGradient(
+        **{name: c[name] for name in batch},
+        advantages=advantages,
+        rewards=c.rewards.to_dict(),
+        loss=losses.LossConfig(**{name: c[name] for name in loss}, chunk=packing.chunk, remat=packing.remat),
+    )
 
 
 def reinforce(run: Run, name: str, params, tasks: list, enough, planned: int, tx, start=None) -> Trained:
     """Policy gradient from `params`, or on from the training state `start`, until `enough(step, tokens)`."""
     c, packing = run.config.rl, run.config.train
-    knobs = policy_gradient(run.config)
+    knobs = policy_gradient(run.config, run.domain)
     sampling = run.sampling({"temperature": c.temperature, "max_new_tokens": c.max_new_tokens})
     fresh = run.engine.state(params, tx) if start is None else start
     state = checkpoint.restore(run.work.path / name / "state", fresh) or fresh
@@ -209,5 +220,5 @@ def reinforce(run: Run, name: str, params, tasks: list, enough, planned: int, tx
             params,
         )
 
-    with bar(f"rl: {report.LABELS.get(name, name)}", planned, "update") as shown:
+    with bar(f"rl: {report.LABELS.get(name, name)}", planned // knobs.updates, "batch") as shown:
         return train(run, name, state, updates, c.checkpoint_every, enough, shown)

@@ -19,14 +19,15 @@ class Sequence:
     advantage: np.ndarray
     sampler_logp: np.ndarray
     reference_logp: np.ndarray
+    old_logp: np.ndarray
     temperature: float = 1.0
 
 
 def supervised(tokens, weights) -> Sequence:
     """A sequence for the ce stream. tokens [length] ids, weights [length] >= 0."""
-    zeros = np.zeros(len(tokens), np.float32)
+    none = np.zeros(len(tokens), np.float32)
     weights = np.asarray(weights, np.float32)
-    return Sequence(np.asarray(tokens, np.int32), weights, zeros, zeros, zeros, zeros, zeros)
+    return Sequence(np.asarray(tokens, np.int32), weights, none, none, none, none, none, none)
 
 
 def conversation(tokenizer, messages: list[dict[str, str]], response: str) -> Sequence:
@@ -55,11 +56,16 @@ def intervention_weights(trace: Trace, prefix: float = 1.0, intervention: float 
     return weights
 
 
-def reinforced(trace: Trace, advantage: float, normalise: str = "sequences", reference_logp=None) -> Sequence:
+def reinforced(
+    trace: Trace, advantage, normalise: str = "sequences", reference_logp=None, old_logp=None
+) -> Sequence:
     """A sequence for the rl (and, where a reference is given, kl) stream: every token the policy drew.
 
     Args:
+      advantage: of the response, or [length] of each token.
       normalise: "sequences" and "tokens" weigh every token 1 (they differ in the total), "sequence_mean" 1 / length.
+      reference_logp, old_logp: [length], of the starting policy, and of the one to which the ratio is taken (None: the
+        sampler's).
     """
     drawn = trace.sampled.astype(np.float32)
     weight = drawn / max(drawn.sum(), 1.0) if normalise == "sequence_mean" else drawn
@@ -69,9 +75,10 @@ def reinforced(trace: Trace, advantage: float, normalise: str = "sequences", ref
         zeros,
         weight,
         zeros if reference_logp is None else weight,
-        drawn * np.float32(advantage),
+        drawn * np.asarray(advantage, np.float32),
         trace.logp,
         zeros if reference_logp is None else np.asarray(reference_logp, np.float32),
+        trace.logp if old_logp is None else np.asarray(old_logp, np.float32),
         trace.temperature,
     )
 
@@ -111,7 +118,7 @@ def pack(sequences, row_length: int, rows: int, totals: dict[str, float] | None 
     padded = 1 << (micro - 1).bit_length()  # a power of two, so that few shapes are compiled
     shape = (padded * rows, row_length)
     ints = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "segments")}
-    names = ("ce", "rl", "kl", "advantage", "sampler_logp", "reference_logp")
+    names = ("ce", "rl", "kl", "advantage", "sampler_logp", "reference_logp", "old_logp")
     floats = {name: np.zeros(shape, np.float32) for name in names}
     temperature = np.ones(shape, np.float32)
     for row, indices in enumerate(placed):

@@ -15,8 +15,9 @@ import numpy as np
 import optax
 
 from int_jax import batch as batching
-from int_jax import losses, proposers, rollout
+from int_jax import losses, policy_gradient, proposers, rollout
 from int_jax.engine import Engine, Sampling
+from int_jax.policy_gradient import PolicyGradient
 from int_jax.types import Intervention, State, Task, Trace
 
 SHOWN = 4  # continuations of a guided attempt whose text is kept for the report
@@ -172,28 +173,6 @@ def epoch_slice(count: int, size: int, seed: int, step: int) -> list[int]:
     return order[step % per_epoch * size :][:size].tolist()
 
 
-@dataclasses.dataclass(frozen=True)
-class PolicyGradient:
-    """The reinforcement knobs; defaults are InT's (Table 5, and the PipelineRL fork that its release names).
-
-    Attributes:
-      problems, group: problems an update and samples a problem. divide_by_std: GRPO's advantage.
-      normalise: "sequences" (token sum over the number of sequences), "tokens" (token mean), "sequence_mean".
-      kl: weight of the KL stream to the starting policy. loss: clipping and ratios.
-    """
-
-    problems: int = 32
-    group: int = 8
-    divide_by_std: bool = False
-    normalise: str = "sequences"
-    kl: float = 0.0
-    loss: losses.LossConfig = losses.LossConfig()
-
-    def __post_init__(self):
-        if self.normalise not in ("sequences", "tokens", "sequence_mean"):
-            raise ValueError(f"normalise={self.normalise!r}: choose sequences, tokens or sequence_mean")
-
-
 def reinforce(
     engine: Engine,
     state: State,
@@ -208,9 +187,10 @@ def reinforce(
 ) -> Iterator[tuple[State, dict]]:
     """Group-relative policy gradient on outcome rewards: no reference solution, no hint.
 
-    Starts at `state.step`, runs for as long as it is asked; yields the state and metrics after each update. The
-    problems of an update are a function of (seed, step). Groups of one outcome have no advantage and are left out of
-    the packed batch; they count in its totals, so the gradient is that of the whole batch.
+    Starts at `state.step`, which is a whole number of batches; runs for as long as it is asked; yields the state and
+    metrics after all updates on each batch. What is drawn and how it is cut are functions of (seed, step), so training
+    may stop and go on after any batch. Sequences without an advantage are left out of the packed batch; they count in
+    its totals, so the gradient is that of the whole batch.
 
     Raises: ValueError for rollouts drawn with top-k, top-p or min-p, whose log-probabilities are not the policy's.
     """
@@ -222,12 +202,43 @@ def reinforce(
     if knobs.kl and reference_params is None:
         raise ValueError(f"reinforce: kl={knobs.kl} needs reference_params, the policy to stay near")
     while True:
-        step = int(state.step)
-        chosen = [tasks[i] for i in epoch_slice(len(tasks), knobs.problems, sampling.seed, step)]
-        prompts = [rollout.opened(domain, task) for task in chosen]
-        groups = rollout.continued(
+        step, params = int(state.step), engine.decode_params(state.params)
+        groups = draw_batch(engine, params, domain, tasks, knobs, sampling, step)
+        parts = policy_gradient.reward_parts(domain, groups, knobs, sampling.max_new_tokens)
+        rewards = policy_gradient.weighted(parts, knobs.rewards)
+        advantages = policy_gradient.advantages_of(groups, rewards, knobs)
+        sequences = policy_gradient.weigh(engine, groups, advantages, knobs, params, reference_params)
+        del params  # the updates need their memory
+        every, rng = [], np.random.default_rng([sampling.seed, step, CUT])
+        for some in policy_gradient.minibatches(len(sequences), knobs, rng):
+            batch = policy_gradient.pack([sequences[i] for i in some], knobs, row_length, rows)
+            state, metrics = engine.update(state, batch, tx, knobs.update_loss)
+            every.append(metrics)
+        told = policy_gradient.group_metrics(groups, parts, rewards, advantages)
+        yield state, {**policy_gradient.over_updates(every), **told}
+
+
+REFILL, CUT = 1, 2  # what a stream of random numbers of a batch is for
+
+
+def draw_batch(
+    engine: Engine, params, domain, tasks: list[Task], knobs: PolicyGradient, sampling: Sampling, step: int
+) -> list[list[Trace]]:
+    """The rollouts of the batch that begins at `step`, a group a problem.
+
+    With `knobs.refill` further problems, in an order drawn for this batch, follow in place of those of one outcome: as
+    many as are missing in each round, while there are any.
+    """
+    chosen = epoch_slice(len(tasks), knobs.problems, sampling.seed, step // knobs.updates)
+    wanted = len(chosen)
+    order = np.random.default_rng([sampling.seed, step, REFILL]).permutation(len(tasks))
+    others = [i for i in order.tolist() if i not in chosen]
+    groups: list[list[Trace]] = []
+    for _ in range(1 + knobs.refill):
+        prompts = [rollout.opened(domain, tasks[i]) for i in chosen]
+        groups += rollout.continued(
             engine,
-            engine.decode_params(state.params),
+            params,
             domain,
             prompts,
             knobs.group,
@@ -235,64 +246,8 @@ def reinforce(
             f"/update{step}",
             policy_update=step,
         )
-        batch = policy_gradient_batch(engine, groups, knobs, row_length, rows, reference_params)
-        state, metrics = engine.update(state, batch, tx, knobs.loss)
-        yield state, {**metrics, **group_metrics(groups, knobs.divide_by_std)}
-
-
-def policy_gradient_batch(
-    engine: Engine,
-    groups: list[list[Trace]],
-    knobs: PolicyGradient,
-    row_length: int,
-    rows: int,
-    reference_params=None,
-):
-    """The packed batch of one update: advantages within each group, weights and totals by `knobs.normalise`."""
-    traces = [trace for group in groups for trace in group]
-    advantages = advantages_of(groups, knobs.divide_by_std)
-    reference: list = [None] * len(traces)
-    if knobs.kl:
-        reference, _ = engine.score(reference_params, [t.tokens for t in traces], traces[0].temperature)
-    sequences = [
-        batching.reinforced(trace, advantage, knobs.normalise, logp)
-        for trace, advantage, logp in zip(traces, advantages, reference, strict=True)
-        if advantage or knobs.kl
-    ]
-    drawn = float(sum(trace.sampled.sum() for trace in traces))
-    totals = {"rl": drawn if knobs.normalise == "tokens" else float(len(traces))}
-    totals["kl"] = totals["rl"] / knobs.kl if knobs.kl else 1.0
-    return batching.pack(sequences, row_length, rows, totals)
-
-
-def advantages_of(groups: list[list[Trace]], divide_by_std: bool) -> np.ndarray:
-    """The advantage of each trace, from the scores of its group; in the groups' order."""
-    scores = [trace.verdict.score for group in groups for trace in group]
-    names = [index for index, group in enumerate(groups) for _ in group]
-    return losses.group_advantages(scores, names, divide_by_std)
-
-
-def group_metrics(groups: list[list[Trace]], divide_by_std: bool = False) -> dict[str, float]:
-    """reward, the mean score; shares of groups without success ("never"), with some, with nothing but ("passed" alone
-    decides), and of groups all of whose advantages are zero; mean log-probability of the tokens drawn, nats; mean
-    length; tokens drawn."""
-    rates = np.array([[trace.verdict.passed for trace in group] for group in groups], float)
-    scores = np.array([[trace.verdict.score for trace in group] for group in groups], float)
-    flat = ~advantages_of(groups, divide_by_std).reshape(rates.shape).any(1)
-    lost, won = rates.max(1) == 0, rates.min(1) == 1
-    never, always = float(lost.mean()), float(won.mean())
-    traces = [trace for group in groups for trace in group]
-    lengths = np.array([trace.sampled.sum() for trace in traces])
-    logp = sum(float(trace.logp[trace.sampled].sum(dtype=np.float64)) for trace in traces)
-    return {
-        "reward": float(scores.mean()),
-        "never": never,
-        "sometimes": 1.0 - never - always,
-        "always": always,
-        # Of scores 0 and 1 this is never + always, to the last digit.
-        "zero_advantage": sum(float((kind & flat).mean()) for kind in (lost, won, ~lost & ~won)),
-        "drawn_logp": logp / max(1, int(lengths.sum())),
-        "length": float(lengths.mean()),
-        "truncated": sum(trace.stop == "length" for trace in traces) / len(traces),
-        "tokens": float(lengths.sum()),
-    }
+        missing = wanted - sum(not policy_gradient.one_outcome(group) for group in groups)
+        chosen, others = others[:missing], others[missing:]
+        if not chosen:
+            break
+    return groups

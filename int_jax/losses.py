@@ -1,8 +1,10 @@
 """Log-probabilities of tokens (the only shift in the project), and the three streams of the loss.
 
 L = sum_t ce_t (-log p_t) / N_ce + sum_t rl_t PG_t / N_rl + sum_t kl_t KL_t / N_kl, with the totals N given. Supervised
-fine-tuning on prefix + intervention is the first stream, GRPO the second; both may be mixed. How a token is weighted
-(sum over sequences, token mean, sequence mean) is decided on the host, in `batch.py`.
+fine-tuning on prefix + intervention is the first stream, GRPO and its relatives the second; both may be mixed. How a
+token is weighted (sum over sequences, token mean, sequence mean) is decided on the host, in `batch.py`.
+
+A published loss is a few of the small functions here; docs/losses.md says which knobs make which.
 """
 
 import dataclasses
@@ -21,23 +23,28 @@ class LossConfig:
 
     Attributes:
       clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]; InT's 4 and 4 cut only ratios above
-        5 (its PipelineRL fork). old: "current" takes the first pass's own log-probabilities as the old ones (exact for
-        one update a batch), "sampler" takes the sampler's. ratio: "token", or "sequence" (GSPO: the geometric mean
-        over the sequence).
+        5 (its PipelineRL fork). clip: how, one of SURROGATES.
+      old: what the ratio is taken to: the update's "own" log-probabilities (every ratio is then 1, as it is for the
+        only update on a batch), or those that the "batch" brings.
+      ratio: "token", or "sequence" (GSPO: the geometric mean over the sequence).
+      importance_cap: cap of the weights for what was drawn by another policy (`importance_weights`); 0: no weights.
       chunk: tokens whose logits exist at one time, per row. remat: recompute each layer in the backward pass.
     """
 
     clip_low: float = 4.0
     clip_high: float = 4.0
-    old: str = "current"
+    clip: str = "ppo"
+    old: str = "own"
     ratio: str = "token"
+    importance_cap: float = 0.0
     chunk: int = 128
     remat: bool = False
 
     def __post_init__(self):
-        for name, choices in {"old": ("current", "sampler"), "ratio": ("token", "sequence")}.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(choices)}")
+        choices = {"clip": tuple(SURROGATES), "old": ("own", "batch"), "ratio": ("token", "sequence")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(allowed)}")
 
 
 SUMS = (
@@ -100,17 +107,45 @@ def token_logp(
 
 @check
 def sequence_mean_BT(values_BT, weight_BT, segments_BT):
-    """Each token's value replaced by its sequence's weighted mean; a sequence is one segment of one row."""
-    same_BTT = (segments_BT[:, :, None] == segments_BT[:, None, :]).astype(jnp.float32)
-    total_BT = jnp.einsum("bts,bs->bt", same_BTT, values_BT * weight_BT)
-    return total_BT / jnp.maximum(jnp.einsum("bts,bs->bt", same_BTT, weight_BT), 1e-8)
+    """Each token's value replaced by its sequence's weighted mean; a sequence is one segment of one row.
+
+    By sums over segments: an array [B, T, T] would be 1.6 GB for a row of 20,000 tokens.
+    """
+    most = segments_BT.shape[1] + 1  # 0 is padding, and a row of T tokens has at most T sequences
+
+    def total(values, segments):
+        return jax.ops.segment_sum(values, segments, most)
+
+    def mean(values, weight, segments):
+        return (total(values * weight, segments) / jnp.maximum(total(weight, segments), 1e-8))[segments]
+
+    return jax.vmap(mean)(values_BT, weight_BT, segments_BT)
 
 
 def clipped_surrogate(logp, old_logp, advantage, clip_low: float, clip_high: float):
-    """-min(r A, clip(r, 1 - low, 1 + high) A) with r = exp(logp - old_logp), each token (PPO, Schulman et al. 2017)."""
+    """-min(r A, clip(r, 1 - low, 1 + high) A) with r = exp(logp - old_logp), each token (PPO, Schulman et al. 2017;
+    with low < high DAPO's "clip-higher", Yu et al. 2025)."""
     ratio = jnp.exp(logp - old_logp)
     clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
     return -jnp.minimum(ratio * advantage, clipped * advantage)
+
+
+def clipped_importance(logp, old_logp, advantage, clip_low: float, clip_high: float):
+    """-sg(clip(r, 1 - low, 1 + high)) A log p with r = exp(logp - old_logp), each token (CISPO, MiniMax 2025, eq. 4).
+
+    No token loses its gradient: the clip bounds its weight alone. sg: no gradient flows through it.
+    """
+    clipped = jnp.clip(jnp.exp(logp - old_logp), 1.0 - clip_low, 1.0 + clip_high)
+    return -jax.lax.stop_gradient(clipped) * advantage * logp
+
+
+SURROGATES = {"ppo": clipped_surrogate, "cispo": clipped_importance}
+
+
+def importance_weights(old_logp, sampler_logp, cap: float):
+    """min(exp(old_logp - sampler_logp), cap), each token: the trainer's probability before the update over the
+    sampler's, truncated (TIS, Yao et al. 2025). Another engine or dtype, or an older policy, makes them differ."""
+    return jax.lax.stop_gradient(jnp.minimum(jnp.exp(old_logp - sampler_logp), cap))
 
 
 def k3(logp, reference_logp):
@@ -127,14 +162,18 @@ def streams(logp_BT, entropy_BT, batch, config: LossConfig):
 
     Returns: (loss, metrics): summing either over micro-batches gives that of the global batch.
     """
-    old_BT = jax.lax.stop_gradient(logp_BT) if config.old == "current" else batch.sampler_logp_MBT
+    old_BT = jax.lax.stop_gradient(logp_BT) if config.old == "own" else batch.old_logp_MBT
     inside_BT = (batch.rl_MBT > 0).astype(jnp.float32)
     now_BT = logp_BT
     if config.ratio == "sequence":
         gap_BT = sequence_mean_BT(logp_BT - old_BT, inside_BT, batch.segments_MBT)
         # The sequence's ratio, with each token's own gradient (GSPO-token, Zheng et al. 2025, eq. 14).
         now_BT = old_BT + jax.lax.stop_gradient(gap_BT - logp_BT) + logp_BT
-    surrogate_BT = clipped_surrogate(now_BT, old_BT, batch.advantage_MBT, config.clip_low, config.clip_high)
+    bounds = config.clip_low, config.clip_high
+    surrogate_BT = SURROGATES[config.clip](now_BT, old_BT, batch.advantage_MBT, *bounds)
+    if config.importance_cap:
+        weights_BT = importance_weights(old_BT, batch.sampler_logp_MBT, config.importance_cap)
+        surrogate_BT = weights_BT * surrogate_BT
     ce = -jnp.sum(batch.ce_MBT * logp_BT) / batch.ce_total
     rl = jnp.sum(batch.rl_MBT * surrogate_BT) / batch.rl_total
     kl = jnp.sum(batch.kl_MBT * k3(logp_BT, batch.reference_logp_MBT)) / batch.kl_total
@@ -142,7 +181,8 @@ def streams(logp_BT, entropy_BT, batch, config: LossConfig):
     trained_BT = ((batch.ce_MBT + batch.rl_MBT) > 0).astype(jnp.float32)
     gap_BT = jnp.abs(logp_BT - batch.sampler_logp_MBT) * inside_BT
     ratio_BT = jnp.exp(logp_BT - batch.sampler_logp_MBT)
-    outside_BT = (ratio_BT > 1 + config.clip_high) | (ratio_BT < 1 - config.clip_low)
+    moved_BT = jnp.exp(now_BT - old_BT)
+    outside_BT = (moved_BT > 1 + config.clip_high) | (moved_BT < 1 - config.clip_low)
     values = (
         *(ce, rl, kl, jnp.sum(trained_BT), jnp.sum(entropy_BT * trained_BT)),
         *(jnp.sum(inside_BT), jnp.sum(gap_BT), jnp.sum(ratio_BT * inside_BT)),
@@ -154,8 +194,9 @@ def streams(logp_BT, entropy_BT, batch, config: LossConfig):
 def means(sums: dict) -> dict:
     """Metrics of one update from the sums over its micro-batches.
 
-    entropy, logp_gap (|trainer - sampler|), ratio, clipped: means per token. ess: effective sample size of the
-    trainer/sampler ratios as a share of the tokens, 1 on-policy.
+    entropy, logp_gap (|trainer - sampler|), ratio (trainer/sampler), clipped (the loss's own ratio is outside its
+    bounds): means per token. ess: effective sample size of the trainer/sampler ratios as a share of the tokens, 1
+    on-policy.
     """
     trained, drawn = jnp.maximum(sums["trained_tokens"], 1.0), jnp.maximum(sums["rl_tokens"], 1.0)
     return {
@@ -169,17 +210,32 @@ def means(sums: dict) -> dict:
     }
 
 
-def group_advantages(rewards, groups, divide_by_std: bool = False, std_floor: float = 1e-4):
-    """A = r - mean of its group (InT, and Dr. GRPO), divided by (std + floor) where asked (GRPO, Shao et al. 2024).
+def overlong_penalty(length: int, limit: int, buffer: int) -> float:
+    """DAPO's soft overlong punishment (Yu et al. 2025, eq. 13): 0 up to `limit` - `buffer` tokens, then falling evenly
+    to -1 at `limit`, the most that a response may have."""
+    return -min(max(length - (limit - buffer), 0) / buffer, 1.0)
+
+
+ADVANTAGES = ("mean", "mean_std", "leave_one_out", "batch")
+
+
+def group_advantages(rewards, groups, kind: str = "mean", std_floor: float = 1e-4):
+    """The advantage of each response over the others, by `kind`:
+
+    mean: r - mean of its group (InT; Dr. GRPO, Liu et al. 2025). mean_std: (r - mean) / (std + floor) of its group
+    (GRPO, Shao et al. 2024). leave_one_out: r - mean of the others of its group (RLOO, Ahmadian et al. 2024).
+    batch: (r - mean) / (std + floor) of all rewards (REINFORCE++, Hu 2025). std is that of a sample, n - 1.
 
     Args:
       rewards: [n] host floats. groups: [n] hashable names; equal names form one group.
 
-    Returns: [n] float32; exactly zero in a group whose rewards are all equal, NaN in one with a reward that is not
-      finite.
+    Returns: [n] float32; exactly zero in a group (of "batch": a batch) whose rewards are all equal, NaN in one with a
+      reward that is not finite.
     """
     rewards = np.asarray(rewards, np.float64)
     out = np.zeros(len(rewards), np.float32)
+    if kind == "batch":
+        groups = [0] * len(rewards)
     numbers: dict = {}
     index = np.array([numbers.setdefault(name, len(numbers)) for name in groups], int)
     for group in range(len(numbers)):
@@ -190,5 +246,9 @@ def group_advantages(rewards, groups, divide_by_std: bool = False, std_floor: fl
         if np.ptp(mine) == 0:
             continue
         centred = mine - mine.mean()
-        out[index == group] = centred / (mine.std(ddof=1) + std_floor) if divide_by_std else centred
+        if kind in ("mean_std", "batch"):
+            centred = centred / (mine.std(ddof=1) + std_floor)
+        elif kind == "leave_one_out":
+            centred = centred * len(mine) / (len(mine) - 1)
+        out[index == group] = centred
     return out

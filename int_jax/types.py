@@ -162,6 +162,7 @@ class Batch(NamedTuple):
       segments_MBT: int32, 0 = padding, 1.. = the packed sequences of a row.
       ce_MBT, rl_MBT, kl_MBT: float32 weights of the token at t (predicted from the tokens before it).
       advantage_MBT: float32. sampler_logp_MBT: float32, as the sampler drew it. reference_logp_MBT: float32.
+      old_logp_MBT: float32, of the policy to which the ratio is taken, where it is not the update's own.
       temperature_MBT: float32, the sampling temperature at which the log-probability is taken.
       micro: how many of the M micro-batches are in use; the rest are padding of the shape and cost nothing.
     """
@@ -175,6 +176,7 @@ class Batch(NamedTuple):
     advantage_MBT: Any
     sampler_logp_MBT: Any
     reference_logp_MBT: Any
+    old_logp_MBT: Any
     temperature_MBT: Any
     micro: Any
     ce_total: Any

@@ -17,15 +17,15 @@ from int_jax.types import Task, Trace
 
 VOCAB = 30
 STREAMS = ("ce", "rl", "kl")
-FIELDS = ("tokens", *STREAMS, "advantage", "sampler_logp", "reference_logp")
+FIELDS = ("tokens", *STREAMS, "advantage", "sampler_logp", "reference_logp", "old_logp")
 TOTALS = {"ce": 7.0, "rl": 3.0, "kl": 11.0}
 # The sampler is another policy, so that ratios and clipping matter.
-CONFIG = LossConfig(clip_low=0.2, clip_high=0.3, old="sampler", chunk=8)
+CONFIG = LossConfig(clip_low=0.2, clip_high=0.3, old="batch", chunk=8)
 
 
 def sequence(rng, length) -> Sequence:
     weights = rng.random((3, length)).astype(np.float32) * (rng.random((3, length)) < 0.7)
-    floats = rng.normal(size=(3, length)).astype(np.float32)
+    floats = rng.normal(size=(4, length)).astype(np.float32)
     tokens = rng.integers(0, VOCAB, length).astype(np.int32)
     return Sequence(
         tokens, *weights, floats[0], *(floats[1:] - 3.4), temperature=float(rng.choice([0.7, 1.0]))
@@ -162,7 +162,7 @@ def test_the_reference_equals_a_plain_loss_of_each_sequence(params, sequences, o
             logits = jnp.matmul(hidden[0, :-1], params["head_DV"]) / s["temperature"]
             logp = jnp.take_along_axis(jax.nn.log_softmax(logits), s["tokens"][1:, None], 1)[:, 0]
             logp = jnp.concatenate([jnp.zeros(1), logp])
-            ratio, gap, a = jnp.exp(logp - s["sampler_logp"]), s["reference_logp"] - logp, s["advantage"]
+            ratio, gap, a = jnp.exp(logp - s["old_logp"]), s["reference_logp"] - logp, s["advantage"]
             values = -logp, -jnp.minimum(ratio * a, jnp.clip(ratio, 0.8, 1.3) * a), jnp.exp(gap) - gap - 1
             return sum(jnp.sum(s[name] * v) / TOTALS[name] for name, v in zip(STREAMS, values, strict=True))
 

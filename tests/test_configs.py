@@ -125,6 +125,22 @@ def test_a_change_that_does_not_fit_names_the_knob(change, words):
         memory.refuse(planned(c, "qwen3_4b"), round(c.device_gib * memory.GIB))
 
 
+@pytest.mark.parametrize(
+    ("change", "scores"),
+    [
+        ({}, False),
+        ({"kl": 0.1}, True),
+        ({"passes": 2}, True),
+        ({"minibatches": 2}, True),
+        ({"minibatches": 2, "old": "sampler"}, False),
+    ],
+)
+def test_rollouts_are_scored_where_the_updates_need_it(change, scores):
+    c = intervention.get_config("qwen3_0_6b")
+    c.rl.update(change)
+    assert ("rl: scoring" in {stage.name for stage in planned(c, "qwen3_0_6b")}) == scores
+
+
 def test_rl_alone_plans_no_interventions():
     c = grpo.get_config("qwen3_4b")
     names = {stage.name for stage in planned(c, "qwen3_4b")}
@@ -179,6 +195,7 @@ def parsed(monkeypatch, config: str, *overrides: str):
         ("int.py:tiny", "sft.learning_rate=1", 1.0),
         ("int.py:tiny", "seeds=3", (3,)),
         ("int.py:tiny", "proposals.compare=()", ()),
+        ("int.py:tiny", 'rl.rewards={"answered": 1}', {"answered": 1}),
     ],
 )
 def test_a_knob_is_set_on_the_command_line(monkeypatch, config, override, value):

@@ -124,6 +124,29 @@ def test_the_first_number_that_is_not_finite_ends_a_policys_training(small_run, 
     assert [line["step"] for line in again.lines] == list(range(at + 1))
 
 
+@pytest.mark.parametrize(
+    ("each", "every", "kept"),
+    [(1, 5, [5, 10, 12]), (4, 5, [8, 12]), (4, 2, [4, 8, 12]), (4, 12, [12]), (6, 50, [12])],
+)
+def test_checkpoints_stand_at_the_ends_of_batches(small_run, monkeypatch, each, every, kept):
+    """Of `each` updates, and as often as every so many updates; the last one always."""
+    found: list[int] = []
+    monkeypatch.setattr(checkpoint, "save", lambda folder, state: found.append(int(state.step)))
+    monkeypatch.setattr(training, "unsound", lambda run, params: "")
+
+    def batches(state: State):
+        while True:
+            before = state
+            state = state._replace(step=before.step + each)
+            before.step.delete()  # as an update does, which is given its state
+            yield state, FINE
+
+    with data_stages.bar("test", 12, "batch") as shown:
+        state = small_run.engine.state(small_run.base, TX)
+        training.train(small_run, "rl", state, batches, every, lambda step, tokens: step >= 12, shown)
+    assert found == kept
+
+
 def test_a_kill_before_the_note_ends_alike(small_run):
     case = (3, {"loss": math.nan}, None)
     first = trained(small_run, *case)

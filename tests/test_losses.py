@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from int_jax.batch import pack, reinforced, supervised
 from int_jax.engine import Engine, _score, _update
 from int_jax.losses import (
+    ADVANTAGES,
     LossConfig,
     clipped_surrogate,
     group_advantages,
@@ -239,11 +240,11 @@ def micro(seed, per_sequence: bool):
         mine = (segments[row] == segment) & drawn[row]
         weight[row, mine] = 1 / mine.sum() if per_sequence else 1
         advantage[row, mine] = rng.choice([-1.5, 0.7])
-    floats = [rng.normal(size=shape).astype(np.float32) for _ in range(3)]
-    logp, sampler, reference = (-np.abs(a) for a in floats)
+    floats = [rng.normal(size=shape).astype(np.float32) for _ in range(4)]
+    logp, sampler, reference, old = (-np.abs(a) for a in floats)
     zeros, totals = np.zeros(shape, np.int32), map(np.float32, (5, 3, 7))
     streams = np.abs(floats[0]), weight, drawn.astype(np.float32)
-    others = advantage, sampler, reference, np.ones(shape, np.float32)
+    others = advantage, sampler, reference, old, np.ones(shape, np.float32)
     return logp, Batch(zeros, zeros, segments, *streams, *others, np.int32(1), *totals)
 
 
@@ -252,7 +253,7 @@ def micro(seed, per_sequence: bool):
 def test_the_gspo_gradient_equals_torch(seed, clip):
     torch = pytest.importorskip("torch")
     logp, batch = micro(seed, per_sequence=True)
-    config = LossConfig(clip, clip, old="sampler", ratio="sequence")
+    config = LossConfig(clip, clip, old="batch", ratio="sequence")
     batch = batch._replace(ce_MBT=batch.ce_MBT * 0, kl_MBT=batch.kl_MBT * 0)
     grad = jax.grad(lambda x: streams(x, x * 0, batch, config)[0])(logp)
     with jax.enable_x64(True):
@@ -264,7 +265,7 @@ def test_the_gspo_gradient_equals_torch(seed, clip):
     total = 0
     for row, segment in ((0, 1), (0, 2), (1, 1)):
         mine = torch.tensor((batch.segments_MBT[row] == segment) & (batch.rl_MBT[row] > 0))
-        ratio = torch.exp((x[row] - torch.tensor(batch.sampler_logp_MBT[row]))[mine].mean())
+        ratio = torch.exp((x[row] - torch.tensor(batch.old_logp_MBT[row]))[mine].mean())
         advantage = float(batch.advantage_MBT[row][mine.numpy()][0])
         total = total - torch.min(ratio * advantage, torch.clamp(ratio, 1 - clip, 1 + clip) * advantage)
     (total / 3).backward()
@@ -284,19 +285,25 @@ def test_sequence_means_are_those_of_each_segment(seed):
 
 
 @settings(deadline=None, max_examples=20)
-@given(SEEDS, st.sampled_from(["current", "sampler"]))
-def test_the_three_streams_equal_a_loop(seed, old):
+@given(
+    SEEDS, st.sampled_from(["own", "batch"]), st.sampled_from(["ppo", "cispo"]), st.sampled_from([0.0, 1.2])
+)
+def test_the_three_streams_equal_a_loop(seed, old, clip, cap):
     logp, b = micro(seed, per_sequence=False)
-    loss, (sums, gap_max) = streams(logp, np.abs(logp), b, LossConfig(0.2, 0.3, old=old))
+    config = LossConfig(0.2, 0.3, clip, old, importance_cap=cap)
+    loss, (sums, gap_max) = streams(logp, np.abs(logp), b, config)
     ce = rl = kl = gap = 0.0
     for at in itertools.product(range(2), range(9)):
-        new, was, a = np.float64(logp[at]), np.float64(b.sampler_logp_MBT[at]), b.advantage_MBT[at]
-        ratio = 1.0 if old == "current" else np.exp(new - was)
+        new, drawn, a = np.float64(logp[at]), np.float64(b.sampler_logp_MBT[at]), b.advantage_MBT[at]
+        was = new if old == "own" else np.float64(b.old_logp_MBT[at])
+        ratio, weight = np.exp(new - was), min(np.exp(was - drawn), cap) if cap else 1.0
+        clipped = np.clip(ratio, 0.8, 1.3)
+        gain = min(ratio * a, clipped * a) if clip == "ppo" else clipped * a * new
         d = b.reference_logp_MBT[at] - new
         ce -= b.ce_MBT[at] * new / 5
-        rl -= b.rl_MBT[at] * min(ratio * a, np.clip(ratio, 0.8, 1.3) * a) / 3
+        rl -= b.rl_MBT[at] * weight * gain / 3
         kl += b.kl_MBT[at] * (np.exp(d) - d - 1) / 7
-        gap += abs(new - was) * (b.rl_MBT[at] > 0)
+        gap += abs(new - drawn) * (b.rl_MBT[at] > 0)
     assert float(loss) == pytest.approx(ce + rl + kl, rel=1e-4, abs=1e-5)
     for name, value in {"loss_ce": ce, "loss_rl": rl, "loss_kl": kl, "logp_gap_sum": gap}.items():
         assert float(sums[name]) == pytest.approx(value, rel=1e-4, abs=1e-5)
@@ -311,11 +318,12 @@ REWARDS = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from([0.0, 0.1,
 
 
 @settings(deadline=None)
-@given(REWARDS, st.booleans())
-def test_group_advantages_equal_numpy(pairs, divide):
+@given(REWARDS, st.sampled_from(ADVANTAGES))
+def test_group_advantages_equal_numpy(pairs, kind):
     groups, rewards = [g for g, _ in pairs], [r for _, r in pairs]
-    got = group_advantages(rewards, groups, divide)
+    got = group_advantages(rewards, groups, kind)
     assert got.dtype == np.float32 and got.shape == (len(pairs),)
+    groups = ["all"] * len(pairs) if kind == "batch" else groups
     for name in set(groups):
         index = [i for i, g in enumerate(groups) if g == name]
         mine = np.array([rewards[i] for i in index])
@@ -323,16 +331,18 @@ def test_group_advantages_equal_numpy(pairs, divide):
             assert (got[index] == 0).all()  # exactly, also where 0.1 is summed
             continue
         expected = mine - mine.mean()
-        if divide:
+        if kind == "leave_one_out":
+            expected = np.array([r - np.delete(mine, i).mean() for i, r in enumerate(mine)])
+        if kind in ("mean_std", "batch"):
             expected = expected / (np.sqrt(np.sum(expected**2) / (len(mine) - 1)) + 1e-4)
         np.testing.assert_allclose(got[index], expected, rtol=1e-6, atol=1e-7)
         assert abs(np.sum(got[index], dtype=np.float64)) < 1e-5
 
 
 @settings(deadline=None)
-@given(st.floats(-1e6, 1e6), st.integers(1, 40), st.booleans())
-def test_a_uniform_group_is_exactly_zero(reward, size, divide):
-    assert (group_advantages([reward] * size, ["one"] * size, divide) == 0).all()
+@given(st.floats(-1e6, 1e6), st.integers(1, 40), st.sampled_from(ADVANTAGES))
+def test_a_uniform_group_is_exactly_zero(reward, size, kind):
+    assert (group_advantages([reward] * size, ["one"] * size, kind) == 0).all()
 
 
 def test_groups_named_by_tuples():

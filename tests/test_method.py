@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from int_jax import batch as batching
 from int_jax import intervention_training as method
-from int_jax import losses, rollout
+from int_jax import losses, policy_gradient, rollout
 from int_jax.domains.arithmetic import Arithmetic
 from int_jax.engine import Sampling
+from int_jax.policy_gradient import PolicyGradient, by_group
 from int_jax.types import Intervention, Task, Trace, Verdict
 
 SAMPLING = Sampling(max_new_tokens=10, stop_ids=(2, *range(20, 24)), seed=11)
@@ -252,15 +253,13 @@ def test_sft_goes_on_from_its_step_as_if_uninterrupted(engine, guided_attempts, 
 )
 def test_truncated_policies_are_refused(engine, params, tokenizer, knobs, word):
     sampling = dataclasses.replace(SAMPLING, **knobs)
-    runs = method.reinforce(
-        engine, None, None, Lucky(tokenizer), [], method.PolicyGradient(), sampling, **ROW
-    )
+    runs = method.reinforce(engine, None, None, Lucky(tokenizer), [], PolicyGradient(), sampling, **ROW)
     with pytest.raises(ValueError, match=word):
         next(runs)
 
 
 def test_a_kl_without_its_reference_is_refused(engine, tokenizer):
-    knobs = method.PolicyGradient(kl=0.1)
+    knobs = PolicyGradient(kl=0.1)
     with pytest.raises(ValueError, match=r"kl=0\.1 needs reference_params"):
         next(method.reinforce(engine, None, None, Lucky(tokenizer), [], knobs, SAMPLING, **ROW))
 
@@ -283,7 +282,28 @@ def groups(engine, params, tokenizer):
     ]
 
 
-MOMENTUM = optax.sgd(1.0, momentum=0.9)  # one optimizer, one compiled program
+def rewards_of(groups) -> np.ndarray:
+    return np.array([[trace.verdict.score for trace in group] for group in groups])
+
+
+def advantages_of(groups, kind: str = "mean") -> np.ndarray:
+    return by_group(kind)(groups, rewards_of(groups))
+
+
+def metrics_of(groups, kind: str = "mean") -> dict:
+    rewards = rewards_of(groups)
+    return policy_gradient.group_metrics(groups, {"score": rewards}, rewards, advantages_of(groups, kind))
+
+
+def packed(engine, groups, knobs, reference_params=None):
+    """The batch of the only update on these rollouts."""
+    advantages = knobs.advantages(groups, rewards_of(groups))
+    sequences = policy_gradient.weigh(engine, groups, advantages, knobs, reference_params=reference_params)
+    return policy_gradient.pack(sequences, knobs, **ROW)
+
+
+# One optimizer, one compiled program.
+MOMENTUM, GENTLE = optax.sgd(1.0, momentum=0.9), optax.sgd(0.1)
 
 
 def updated(engine, params, batch):
@@ -292,14 +312,14 @@ def updated(engine, params, batch):
 
 
 @pytest.mark.parametrize("normalise", ["sequences", "tokens", "sequence_mean"])
-@pytest.mark.parametrize("divide_by_std", [False, True])
-def test_leaving_out_groups_of_one_outcome_changes_nothing(engine, params, groups, normalise, divide_by_std):
-    knobs = method.PolicyGradient(normalise=normalise, divide_by_std=divide_by_std)
-    dropped = method.policy_gradient_batch(engine, groups, knobs, **ROW)
+@pytest.mark.parametrize("advantage", ["mean", "mean_std"])
+def test_leaving_out_groups_of_one_outcome_changes_nothing(engine, params, groups, normalise, advantage):
+    knobs = PolicyGradient(normalise=normalise, advantages=by_group(advantage))
+    dropped = packed(engine, groups, knobs)
     sequences = []
     for group in groups:
         rewards = np.array([t.verdict.score for t in group])
-        scale = rewards.std(ddof=1) + 1e-4 if divide_by_std else 1.0
+        scale = rewards.std(ddof=1) + 1e-4 if advantage == "mean_std" else 1.0
         advantages = (rewards - rewards.mean()) / scale
         sequences += [batching.reinforced(t, a, normalise) for t, a in zip(group, advantages, strict=True)]
     total = sum(int(t.sampled.sum()) for g in groups for t in g) if normalise == "tokens" else 15
@@ -315,7 +335,7 @@ def test_leaving_out_groups_of_one_outcome_changes_nothing(engine, params, group
 
 
 def test_groups_of_one_outcome_alone_move_nothing(engine, params, groups):
-    batch = method.policy_gradient_batch(engine, [groups[0], groups[2]], method.PolicyGradient(), **ROW)
+    batch = packed(engine, [groups[0], groups[2]], PolicyGradient())
     after, metrics = updated(engine, params, batch)
     assert float(metrics["grad_norm"]) == 0 and float(batch.rl_total) == 6
     for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(jax.device_get(params)), strict=True):
@@ -323,8 +343,8 @@ def test_groups_of_one_outcome_alone_move_nothing(engine, params, groups):
 
 
 def test_with_a_kl_every_group_stays(engine, params, groups):
-    knobs = method.PolicyGradient(kl=0.5)
-    batch = method.policy_gradient_batch(engine, groups, knobs, **ROW, reference_params=params)
+    knobs = PolicyGradient(kl=0.5)
+    batch = packed(engine, groups, knobs, params)
     drawn = sum(int(t.sampled.sum()) for g in groups for t in g)
     assert np.count_nonzero(batch.kl_MBT) == np.count_nonzero(batch.rl_MBT) == drawn
     assert float(batch.rl_total) == 15 and float(batch.kl_total) == 30
@@ -334,10 +354,9 @@ def test_with_a_kl_every_group_stays(engine, params, groups):
 
 def test_an_update_of_reinforce(engine, params, tokenizer):
     """Two updates: their problems, their streams, and that the same state gives the same update again."""
-    tx = optax.sgd(0.1)
-    domain, tasks = Lucky(tokenizer), Arithmetic(tokenizer).tasks("train", 3, 5)
+    tx, domain, tasks = GENTLE, Lucky(tokenizer), Arithmetic(tokenizer).tasks("train", 3, 5)
     domain.odds = 2
-    knobs = method.PolicyGradient(problems=3, group=4)
+    knobs = PolicyGradient(problems=3, group=4)
     runs = method.reinforce(engine, engine.state(params, tx), tx, domain, tasks, knobs, SAMPLING, **ROW)
     seen, states = [], []
     for _ in range(2):
@@ -358,6 +377,91 @@ def test_an_update_of_reinforce(engine, params, tokenizer):
         np.testing.assert_array_equal(a, b)
 
 
+SEVERAL = {  # knobs of several updates on a batch -> scorings of a batch, by the policy that it began with
+    "passes": ({"passes": 2}, 1),
+    "minibatches": ({"passes": 2, "minibatches": 2, "group": 4}, 1),
+    "to the sampler": ({"minibatches": 2, "old": "sampler"}, 0),
+    "refill": ({"minibatches": 2, "refill": 2, "problems": 2}, 1),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_a_run_killed_within_a_batch_ends_with_the_same_bits(engine, params, tokenizer, monkeypatch, name):
+    """Killed after the first update on its second batch, it goes on from the first batch's end."""
+    changes, scorings = SEVERAL[name]
+    knobs = PolicyGradient(**{"problems": 3, "group": 2, **changes})
+    tx, domain, tasks = GENTLE, Lucky(tokenizer), Arithmetic(tokenizer).tasks("train", 3, 6)
+    domain.odds = 2
+    calls = {"score": 0, "update": 0}
+
+    def counted(function):
+        name, whole = function.__name__, function
+
+        def call(*args, **kwargs):
+            calls[name] += 1
+            if calls["update"] > last:
+                raise KeyboardInterrupt
+            return whole(*args, **kwargs)
+
+        monkeypatch.setattr(engine, name, call)
+
+    def batches(state, count: int) -> list:
+        runs = method.reinforce(engine, state, tx, domain, tasks, knobs, SAMPLING, **ROW)
+        found = []
+        for _ in range(count):
+            domain.tries.clear()
+            state, metrics = next(runs)
+            numbers = {key: float(value) for key, value in metrics.items()}
+            found.append((jax.device_get(state), numbers, dict(domain.tries)))
+        return found
+
+    last = 2 * knobs.updates
+    counted(engine.score)
+    counted(engine.update)
+    first, second = batches(engine.state(params, tx), 2)
+    assert (int(first[0].step), int(second[0].step)) == (knobs.updates, last)
+    assert calls == {"score": 2 * scorings, "update": last}
+    if knobs.refill:
+        assert knobs.problems < len(second[2]) / knobs.group <= len(tasks)
+    calls["update"], last = 0, knobs.updates + 1
+    with pytest.raises(KeyboardInterrupt):
+        batches(engine.state(params, tx), 2)
+    monkeypatch.undo()
+    (again,) = batches(jax.tree.map(jax.numpy.asarray, first[0]), 1)
+    assert again[1:] == second[1:]
+    for got, expected in zip(jax.tree.leaves(again[0]), jax.tree.leaves(second[0]), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+REFILLED = {  # scores of the groups in the order drawn, problems, rounds -> groups drawn, groups of the batch
+    "all tell something": ((1, 1, 1, 1), 2, 3, 2, 2),
+    "one is replaced": ((0, 1, 1, 1), 2, 3, 3, 2),
+    "the replacement is replaced": ((0, 1, 0, 1, 1), 2, 3, 4, 2),
+    "the rounds end": ((0, 0, 0, 0, 0, 0), 2, 1, 4, 0),
+    "the problems end": ((0, 1, 0), 2, 9, 3, 1),
+    "they stay": ((0, 1, 1), 2, 0, 2, 2),
+}
+
+
+@pytest.mark.parametrize("name", REFILLED)
+def test_groups_of_one_outcome_are_drawn_anew(tokenizer, monkeypatch, name):
+    telling, problems, rounds, drawn, trained = REFILLED[name]
+    tasks, left = [Task(str(i), "d", "p") for i in range(len(telling))], iter(telling)
+    seen = []
+
+    def continued(engine, params, domain, prompts, samples, *rest, **more):
+        seen.extend(trace.task.id for trace in prompts)
+        return [[scored(1.0), scored(0.0 if next(left) else 1.0)] for _ in prompts]
+
+    monkeypatch.setattr(rollout, "continued", continued)
+    monkeypatch.setattr(rollout, "opened", lambda domain, task: made().replace(task=task))
+    knobs = PolicyGradient(problems=problems, group=2, refill=rounds)
+    groups = method.draw_batch(None, None, None, tasks, knobs, SAMPLING, 0)
+    assert len(groups) == drawn and len({*seen}) == len(seen) == drawn
+    advantages = policy_gradient.advantages_of(groups, rewards_of(groups), knobs)
+    assert sum(values is not None for values in advantages) == trained
+
+
 OUTCOME = st.tuples(st.booleans(), st.integers(1, 9), st.booleans())  # passed, length, truncated
 
 
@@ -372,7 +476,7 @@ def test_group_metrics_against_a_plain_loop(outcomes):
         [made(2, [n], passed=p, stop="length" if cut else "stop") for p, n, cut in group]
         for group in outcomes
     ]
-    got = method.group_metrics(groups)
+    got = metrics_of(groups)
     count = never = always = right = tokens = truncated = 0
     for group in outcomes:
         passed = [p for p, _, _ in group]
@@ -398,7 +502,7 @@ def test_group_metrics_against_a_plain_loop(outcomes):
 def test_of_scores_0_and_1_every_share_keeps_its_last_digit():
     """3 + 2 of 13 groups: 3/13 + 2/13 is not 5/13 in floats, and a run's results.json holds the former."""
     rewards = [[0, 0]] * 3 + [[1, 1]] * 2 + [[0, 1]] * 8
-    got = method.group_metrics([[scored(r) for r in group] for group in rewards])
+    got = metrics_of([[scored(r) for r in group] for group in rewards])
     assert got["zero_advantage"] == 3 / 13 + 2 / 13 and got["sometimes"] == 1.0 - 3 / 13 - 2 / 13
     assert got["reward"] == 12 / 26
 
@@ -427,25 +531,25 @@ PARTIAL = {  # groups of scores ("!": passed) -> reward, zero_advantage, never, 
 }
 
 
-@pytest.mark.parametrize("divide_by_std", [False, True])
+@pytest.mark.parametrize("advantage", ["mean", "mean_std"])
 @pytest.mark.parametrize("name", PARTIAL)
-def test_partial_scores(engine, name, divide_by_std):
+def test_partial_scores(engine, name, advantage):
     """reward is the mean score, zero_advantage what the update sees; never and always ask who passed."""
     told, reward, zero, never, always = PARTIAL[name]
     groups = [[scored(float(str(s).strip("!")), str(s).endswith("!")) for s in group] for group in told]
-    got = method.group_metrics(groups, divide_by_std)
+    got = metrics_of(groups, advantage)
     shares = (got["reward"], got["zero_advantage"], got["never"], got["always"])
     assert shares == pytest.approx((reward, zero, never, always), abs=1e-12)
-    knobs = method.PolicyGradient(divide_by_std=divide_by_std)
-    batch = method.policy_gradient_batch(engine, groups, knobs, **ROW)
+    knobs = PolicyGradient(advantages=by_group(advantage))
+    batch = packed(engine, groups, knobs)
     assert (got["zero_advantage"] == 1) == (not batch.advantage_MBT.any())
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_score_that_is_not_finite_reaches_reward_and_loss_instead_of_being_left_out(engine, bad):
     groups = [[scored(bad), scored(0.0)], [scored(1.0), scored(0.0)]]
-    assert not np.isfinite(method.group_metrics(groups)["reward"])
-    batch = method.policy_gradient_batch(engine, groups, method.PolicyGradient(), **ROW)
+    assert not np.isfinite(metrics_of(groups)["reward"])
+    batch = packed(engine, groups, PolicyGradient())
     assert (
         np.isnan(batch.advantage_MBT).any() and (batch.advantage_MBT == 0.5).any()
     )  # the other group is whole

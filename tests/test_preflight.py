@@ -112,6 +112,9 @@ def test_every_number_has_a_lowest_value_and_every_knob_a_unit(path):
         *(("sft.prefix", 0), ("eval.sampling.temperature", 0.0), ("eval.ks", (8,)), ("rl.group", 2)),
         *(("arithmetic: domain.knobs.lengths", (5, 5)), ("arithmetic: domain.knobs.rare", (0, 0))),
         ("reasoning_gym: domain.knobs.tasks", {"chain_sum": {"max_terms": 3}}),
+        *(("rl.rewards", {"score": 2}), ("rl.rewards", {"score": 1.0, "answered": 0.1, "right_steps": -1.0})),
+        *(("rl.importance_cap", 2.0), ("rl.refill", 3), ("rl.penalise", "from_first_error")),
+        *(("rl.advantage", kind) for kind in ("mean", "mean_std", "leave_one_out", "batch")),
     ],
 )
 def test_what_a_knob_may_be(path, value):
@@ -129,9 +132,6 @@ def test_what_a_knob_may_be(path, value):
         ({"rl": {"learning_rate": -1e-6}}, r"rl\.learning_rate = -1e-06: must be a number, above 0"),
         ({"rl": {"learning_rate": 0.0}}, r"rl\.learning_rate = 0\.0"),
         ({"rl": {"clip_norm": NAN}}, r"rl\.clip_norm = nan: must be a number"),
-        ({"rl": {"clip_low": 0.2}}, r"rl\.clip_low = 0\.2: must be 4\.0, because one update a batch has the ratio 1"),
-        ({"rl": {"clip_high": 0.28}}, r"rl\.clip_high = 0\.28: must be 4\.0, because"),
-        ({"rl": {"ratio": "sequence"}}, r"rl\.ratio = 'sequence': must be token, because"),
         ({"rl": {"pool": "easy"}}, r"config\.rl\.pool = 'easy': must be one of kept, hard"),
         ({"rl": {"normalise": "length"}}, r"rl\.normalise = 'length': must be one of sequences, tokens"),
         ({"sft": {"batch": 0}}, r"sft\.batch = 0"),
@@ -179,6 +179,20 @@ def test_what_a_knob_may_be(path, value):
         ({"mesh": {"data": -1, "model": -1}}, r"mesh\.data = config\.mesh\.model = -1"),
         ({"export": ("int_rl", "rl_matched"), "rl": {"matched": False}}, r"make no policy 'rl_matched', only base"),
         ({"arms": ("rl",), "export": ("int",)}, r"make no policy 'int', only base, rl; .*\n.*rl\.pool = 'kept'"),
+        ({"rl": {"clip_low": 0.2}}, r"rl\.clip_low = 0\.2 changes nothing: the one update .* has the ratio 1"),
+        ({"rl": {"clip_high": 0.28}}, r"rl\.clip_high = 0\.28 changes nothing"),
+        ({"rl": {"ratio": "sequence"}}, r"rl\.ratio = 'sequence' changes nothing"),
+        ({"rl": {"clip": "cispo"}}, r"rl\.clip = 'cispo' changes nothing: .* set one of them above 1, or rl\.old"),
+        ({"rl": {"old": "sampler", "importance_cap": 2.0}}, r"rl\.importance_cap = 2\.0 changes nothing"),
+        ({"rl": {"updates": 7, "passes": 2, "minibatches": 2}}, r"rl\.updates = 7 is no whole .* set it to 8"),
+        ({"rl": {"problems": 2, "group": 2, "updates": 5, "minibatches": 5}}, r"minibatches = 5 is more than .* = 4 s"),
+        ({"rl": {"rewards": {"score": 2.0}, "advantage": "mean_std"}}, r"rl\.rewards\.score = 2\.0 changes nothing"),
+        ({"rl": {"rewards": {"score": 2.0}, "advantage": "batch"}}, r"rl\.rewards\.score = 2\.0 changes nothing"),
+        ({"rl": {"rewards": {"score": 1.0, "overlong": 1.0}}}, r"rl\.overlong = 0 tokens and .* go together"),
+        ({"rl": {"overlong": 20}}, r"rl\.overlong = 20 tokens and rl\.rewards = \{'score': 1\.0\} go together"),
+        ({"rl": {"rewards": {"overlong": 1.0}, "overlong": 97}}, r"overlong = 97 is more than .* = 96, the longest"),
+        ({"domain": default.domain("math"), "rl": {"penalise": "from_first_error"}}, r"domain math does not .* first"),
+        ({"domain": default.domain("math"), "rl": {"rewards": {"right_steps": 1.0}}}, r"no part 'right_steps': .*math"),
         ({"sft": {"prefix": 0.0, "intervention": 0.0}}, "no token is trained"),
         ({"domain": default.domain("math")}, r"proposals\.compare = .*: the domain math does not know"),
         (
@@ -197,6 +211,27 @@ def test_an_impossible_knob_is_named_with_what_it_must_be(change, words):
     config.update(change)
     with pytest.raises(ValueError, match=words):
         preflight.check(config)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "words"),
+    [
+        ({}, r"config\.rl\.rewards = \{\} rewards nothing: set it to \{'score': 1\.0\}"),
+        (
+            {"scores": 1.0},
+            r"config\.rl\.rewards has no part 'scores': .* has score, answered, overlong, right_steps",
+        ),
+        ({"score": 1.0, "answered": 0}, r"config\.rl\.rewards\.answered = 0: .* leave the part out for 0"),
+        *(
+            ({"score": bad}, rf"rl\.rewards\.score = {bad!r}: must be a number")
+            for bad in (NAN, INF, "1", True, None)
+        ),
+    ],
+    ids=str,
+)
+def test_an_impossible_part_of_the_reward_is_named(rewards, words):
+    with pytest.raises(ValueError, match=words):
+        preflight.check(changed("rl.rewards", rewards))
 
 
 def test_all_bad_knobs_are_named_at_once():

@@ -281,7 +281,9 @@ def test_every_knob_is_read():
     )
     names = {path.rpartition(".")[2] for path in leaves(knobs.defaults(default.TABLE))}
     sampling = {"temperature", "top_k", "top_p", "min_p", "max_new_tokens"}  # passed on whole
-    unread = {name for name in names - sampling - {"name"} if not re.search(rf"\.{name}\b", source)}
+    unread = {
+        name for name in names - sampling - {"name"} if not re.search(rf"\.{name}\b|\"{name}\"", source)
+    }
     # A stage's `inputs` are looked up by the stage's name.
     assert unread <= {"attempts", "proposals", "guided", "inputs"}
 

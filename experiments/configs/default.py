@@ -8,7 +8,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from int_jax import domains, knobs, proposers
+from int_jax import domains, knobs, losses, policy_gradient, proposers
 from int_jax.knobs import SAMPLING, Knob
 
 
@@ -23,12 +23,6 @@ def weight(value: float, unit: str, source: str = "") -> Knob:
 
 def positive(value: float, unit: str, source: str = "") -> Knob:
     return Knob(value, unit, source, above=0)
-
-
-def inert(value, unit: str, source: str = "") -> Knob:
-    """A knob of the policy gradient that changes nothing yet."""
-    why = "one update a batch has the ratio 1 everywhere, whatever its kind and wherever it is clipped"
-    return Knob(value, unit, source, choices=(value,), why=why)
 
 
 def sampling() -> dict:
@@ -183,23 +177,72 @@ TABLE = {
         "filtered": Knob(True, "only guided attempts with a right continuation", "InT"),
     },
     "rl": {
-        "updates": count(400, "updates of each arm", "InT"),
-        "problems": count(32, "problems an update", "InT, Table 5"),
+        "updates": count(400, "updates of each arm, in whole batches", "InT"),
+        "problems": count(32, "problems a batch", "InT, Table 5"),
         "group": Knob(8, "samples a problem", "InT", at_least=2, why="a group of one has no advantage"),
         "learning_rate": positive(1e-6, "constant", "InT"),
         "weight_decay": weight(0.01, "of AdamW", "fork"),
         "clip_norm": positive(0.3, "norm of the gradient at most", "fork"),
-        "divide_by_std": Knob(False, "divide advantages by their group's standard deviation (GRPO)", "InT"),
+        # What makes which published loss: docs/losses.md.
+        "advantage": Knob(
+            "mean",
+            "reward minus its group's mean; mean_std: over the group's standard deviation, too; leave_one_out: minus "
+            "the mean of the others; batch: mean and standard deviation of the whole batch",
+            "InT",
+            choices=losses.ADVANTAGES,
+        ),
+        "penalise": Knob(
+            "response",
+            "where a negative advantage holds; from_first_error: from the first wrong step on, if the domain knows it",
+            choices=("response", "from_first_error"),
+        ),
         "normalise": Knob(
             "sequences",
             "token sum over the number of sequences; tokens: token mean; sequence_mean: mean of sequences' means",
             "fork",
-            choices=("sequences", "tokens", "sequence_mean"),
+            choices=policy_gradient.NORMALISATIONS,
         ),
         "kl": weight(0.0, "weight of KL to the starting policy", "InT"),
-        "clip_low": inert(4.0, "the ratio is clipped to 1 - this", "fork"),
-        "clip_high": inert(4.0, "and to 1 + this", "fork"),
-        "ratio": inert("token", "of the probabilities of a token, or of a sequence (GSPO)", "fork"),
+        "passes": count(1, "times that each batch is gone through", "InT"),
+        "minibatches": count(1, "parts into which a batch is cut, an update each", "InT"),
+        "old": Knob(
+            "current",
+            "what ratios are taken to: the policy as it is when the batch is drawn; sampler: the log-probabilities "
+            "with which it was drawn",
+            choices=("current", "sampler"),
+        ),
+        "clip": Knob(
+            "ppo",
+            "ppo: the lesser of clipped and unclipped; cispo: the clipped ratio weighs log p",
+            choices=tuple(losses.SURROGATES),
+        ),
+        "clip_low": weight(
+            4.0, "the ratio is clipped to 1 - this; from 1 on there is no lower bound", "fork"
+        ),
+        "clip_high": weight(4.0, "and to 1 + this", "fork"),
+        "ratio": Knob(
+            "token",
+            "of the probabilities of a token, or of a sequence (GSPO)",
+            "fork",
+            choices=("token", "sequence"),
+        ),
+        "importance_cap": weight(
+            0.0, "cap of the weights trainer over sampler, where these differ (TIS); 0: no weights"
+        ),
+        "refill": Knob(
+            0,
+            "rounds, at most, that draw problems in place of those whose samples all have one score, which are left "
+            "out; 0: they stay",
+            at_least=0,
+        ),
+        "rewards": Knob(
+            {"score": 1.0},
+            "weights of the parts of a reward: score (the domain's verdict), answered (1 if there is an answer to "
+            "grade), overlong (0 to -1), and the domain's own",
+        ),
+        "overlong": Knob(
+            0, "last tokens of max_new_tokens within which the part of that name falls to -1", at_least=0
+        ),
         "pool": Knob(
             "kept",
             "problems trained on: kept by the filter, or all hard ones",

@@ -1,6 +1,9 @@
 """RL alone from the base model, on the same hard problems: no references, no interventions.
 
 python experiments/run.py --config experiments/configs/grpo.py:tiny --workdir runs/grpo
+
+Its policy gradient is that of InT's RL (Table 5), so that the two can be compared. docs/losses.md has the knobs of GRPO
+as published, and of its relatives.
 """
 
 from ml_collections import ConfigDict

@@ -13,6 +13,7 @@ A domain is a module here with `build(tokenizer, **knobs)`; its name in a config
     verify(trace)              -> Verdict
     verify_many(traces)        -> list[Verdict], the same: where grading many side by side is faster
     leaks(task, text)          -> whether a step gives the final answer away
+    REWARDS, reward(trace, part) -> names of parts of the reward beside those of every domain, and such a part
     reply(trace)               -> a partner's turn as token ids, [] if the partner is silent
     first_error(trace)         -> index of the first wrong step, and
     correction(trace, step)    -> the right step: only where an oracle exists
@@ -63,6 +64,7 @@ class SilentPartner:
 
     name: str
     KNOBS: ClassVar[dict[str, Knob]]
+    REWARDS: ClassVar[tuple[str, ...]] = ()
     separator = "\n\n"
 
     def __init__(self, tokenizer: Tokenizer, **knobs):
@@ -84,6 +86,9 @@ class SilentPartner:
 
     def reply(self, trace) -> list[int]:
         return []
+
+    def reward(self, trace, part: str) -> float:
+        raise ValueError(f"the domain {self.name} has no part {part!r} of a reward: it has {self.REWARDS}")
 
 
 def template(path: Path) -> jinja2.Template:

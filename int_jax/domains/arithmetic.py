@@ -191,6 +191,7 @@ class Arithmetic(SilentPartner):
 
     name = NAME
     proposal_roles = PROPOSAL_ROLES
+    REWARDS = ("right_steps",)
     KNOBS: ClassVar = {
         "exponent": Knob(
             NATURAL, "how steeply the frequency of operations falls with their rank", at_least=0
@@ -252,6 +253,13 @@ class Arithmetic(SilentPartner):
 
     def first_error(self, trace: Trace) -> int | None:
         return first_wrong(trace.task.reference, self.step_texts(trace))
+
+    def reward(self, trace: Trace, part: str) -> float:
+        """right_steps: the share of the steps before the first wrong one."""
+        if part not in self.REWARDS:
+            return super().reward(trace, part)
+        steps, wrong = len(trace.step_ends), self.first_error(trace)
+        return (steps if wrong is None else wrong) / max(steps, 1)
 
     def correction(self, trace: Trace, step: int) -> str:
         right = parse_problem(trace.task.problem).steps

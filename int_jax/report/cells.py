@@ -309,7 +309,7 @@ def _rl(runs: Mapping[str, Mapping]) -> Section:
         tenth = max(1, len(values) // 10)
         return f"{show(mean(values[:tenth]))} → {show(mean(values[-tenth:]))}" if len(values) else DASH
 
-    columns = ["run", "updates", "reward", "zero-advantage share", "response tokens"]
+    columns = ["run", "batches", "reward", "zero-advantage share", "response tokens"]
     rows = [
         [
             label(name),
@@ -320,7 +320,7 @@ def _rl(runs: Mapping[str, Mapping]) -> Section:
         ]
         for name in ordered(runs, METHODS)
     ]
-    return Section("rl", "Policy gradient", columns, rows, "First tenth of the updates → last tenth, means.")
+    return Section("rl", "Policy gradient", columns, rows, "First tenth of the batches → last tenth, means.")
 
 
 def _drift(drift: Mapping) -> Section:

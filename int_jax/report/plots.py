@@ -187,7 +187,7 @@ def curve_plots(curves: Mapping[str, Mapping]) -> tuple[list[dict], list[dict]]:
     for name in ordered(curves, METHODS):
         shares = {key: numbers(curves[name].get(key, [])) for key in ("never", "sometimes", "always")}
         known = np.isfinite(np.stack([*shares.values()])).all(axis=0)
-        whole = len(known) if known.all() else int(known.argmin())  # updates before the first gap
+        whole = len(known) if known.all() else int(known.argmin())  # batches before the first gap
         if whole:
             title = f"{label(name)}: groups solved never, sometimes, always"
             areas.append(area_plot(title, {key: curve[:whole] for key, curve in shares.items()}))
