@@ -220,5 +220,5 @@ def reinforce(run: Run, name: str, params, tasks: list, enough, planned: int, tx
             params,
         )
 
-    with bar(f"rl: {report.LABELS.get(name, name)}", planned // knobs.updates, "batch") as shown:
+    with bar(f"rl: {report.LABELS.get(name, name)}", planned // knobs.updates, "step") as shown:
         return train(run, name, state, updates, c.checkpoint_every, enough, shown)
