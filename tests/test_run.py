@@ -5,7 +5,6 @@ The slow tests run `int.py:smoke` in processes of their own, as a user does.
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -269,31 +268,6 @@ def test_a_row_without_an_answer_is_named(tmp_path):
     code, _, err = run(tmp_path / "w", f"--config.problems.train_file={tmp_path / 'mine.jsonl'}")
     assert code == 1
     assert "mine.jsonl, row 2" in err and "answer" in err and "Traceback" not in err
-
-
-def test_every_knob_is_read():
-    from experiments.configs import default
-    from int_jax import knobs
-
-    source = "".join(
-        (ROOT / "experiments" / f"{n}.py").read_text()
-        for n in ("run", "preflight", "data_stages", "training")
-    )
-    names = {path.rpartition(".")[2] for path in leaves(knobs.defaults(default.TABLE))}
-    sampling = {"temperature", "top_k", "top_p", "min_p", "max_new_tokens"}  # passed on whole
-    unread = {
-        name for name in names - sampling - {"name"} if not re.search(rf"\.{name}\b|\"{name}\"", source)
-    }
-    # A stage's `inputs` are looked up by the stage's name.
-    assert unread <= {"attempts", "proposals", "guided", "inputs"}
-
-
-def leaves(tree: dict, prefix: str = ""):
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
 
 
 def test_the_embedded_model_is_small_and_described(tiny_dir):

@@ -1,0 +1,422 @@
+"""Every knob does something: a whole run with one knob turned goes another way, and first where it should.
+
+The runs are `run.main`'s own, over an engine without a model (`Toy`): what it draws is a hash of everything that it is
+asked, and what it trains is a table with a score for each token, by the losses and optimizers of a real run. A run is
+told as the list of what it does (programs, draws, updates, checkpoints, exports, results); one with a knob turned stops
+at the first item that differs from the run without.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import int_jax
+from experiments import run as runs
+from experiments.configs import default
+from experiments.configs import int as intervention
+from experiments.knobs import rows
+from int_jax import checkpoint, losses, report
+from int_jax.domains.arithmetic import block, boxed, parse_problem
+from int_jax.engine import Response
+from int_jax.lm import LM
+from int_jax.stages import StageError
+from int_jax.tokenizer import Tokenizer
+from int_jax.types import State
+
+KNOBS = dict(rows(default.TABLE, ""))
+
+
+class Differs(Exception):
+    """The run goes another way; the message says where."""
+
+
+class Story:
+    """What a run does, item by item: (kind, what it holds), without kinds that are `apart`. With another run's items,
+    `tell` raises Differs at the first one that is not the same: "kind", or "kind there -> kind here"."""
+
+    def __init__(self, other: list | None = None, apart: tuple = ()):
+        self.items: list[tuple[str, str]] = []
+        self.other, self.apart = other, apart
+
+    def tell(self, kind: str, *what) -> None:
+        if kind in self.apart:
+            return
+        item = kind, hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest()
+        at = len(self.items)
+        self.items.append(item)
+        if self.other is not None and self.other[at : at + 1] != [item]:
+            there = self.other[at][0] if at < len(self.other) else "end"
+            raise Differs(kind if kind == there else f"{there} -> {kind}")
+
+
+def bits(tree) -> list:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+class Toy:
+    """An engine without a model. See the module's docstring."""
+
+    def __init__(self, model, mesh, slots: int, chunk: int):
+        self.model, self.programs = model, set()
+        self.story: Story = model.story
+        self.story.tell("engine", mesh, slots, chunk)
+
+    def decode_params(self, params):
+        return params
+
+    def finite(self, tree) -> bool:
+        return True
+
+    def take_drawn(self) -> int:
+        return 1
+
+    def state(self, params, tx) -> State:
+        return State(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), tx.init(params))
+
+    def _logp(self, params) -> np.ndarray:
+        score_V = np.asarray(params["score_V"], np.float64)
+        return (score_V - np.log(np.exp(score_V).sum())).astype(np.float32)
+
+    def generate(self, params, requests, sampling, progress=None, tokenizer=None) -> list[Response]:
+        out = [self._draw(self._logp(params), request, sampling) for request in requests]
+        kinds = {re.sub(r"\d", "", request.task.rpartition("/")[2]) for request in requests}
+        for kind in sorted(kinds):
+            self.story.tell(f"draws: {kind}", [(one.tokens.tobytes(), one.logp.tobytes()) for one in out])
+        return out
+
+    def _draw(self, logp_V, request, sampling) -> Response:
+        """A right or wrong solution, right seldom in an attempt, three in ten elsewhere."""
+        tokenizer = self.model.tokenizer
+        asked = tokenizer.decode(list(request.prompt))
+        seed = hashlib.blake2b(repr((request, sampling, logp_V.tobytes())).encode(), digest_size=8).digest()
+        rng = np.random.default_rng(list(seed))
+        one = parse_problem(re.search(r"Start with [^.]*\.", asked)[0])
+        right = rng.random() < (0.1 if request.task.endswith("/attempts") else 0.3)
+        steps = [*one.steps[: 1 + rng.integers(2)], boxed(one.values[-1] if right else 98)]
+        if "Attempt:" in asked:  # the checker is asked
+            steps = [block(2, one.steps[int(rng.integers(2))]) if rng.random() < 0.8 else "I see none."]
+        ids = [*tokenizer.encode(request.begin + "\n\n".join(steps)), tokenizer.stop_ids[0]]
+        stop = "stop" if len(ids) <= sampling.max_new_tokens else "length"
+        tokens = np.array([*request.prompt, *ids[: sampling.max_new_tokens]], np.int32)
+        drawn = np.arange(len(tokens)) >= len(request.prompt)
+        noise = rng.normal(0, 0.3, len(tokens))  # as if the sampler were another program
+        return Response(tokens, np.where(drawn, logp_V[tokens] + noise, 0).astype(np.float32), stop)
+
+    def score(self, params, sequences, temperature=1.0, progress=lambda done: None):
+        out = [self._logp(params)[np.asarray(ids)] for ids in sequences]
+        self.story.tell("scores", bits(out))
+        return out, out
+
+    def update(self, state, batch, tx, config):
+        self.story.tell("program", batch.tokens_MBT.shape, config.chunk, config.remat)
+        config = dataclasses.replace(config, chunk=1, remat=False)  # they change no number
+        (_, (sums, gap)), grads = _graded(state.params, batch, config)
+        updates, opt = tx.update(grads, state.opt, state.params)
+        params = optax.apply_updates(state.params, updates)
+        self.story.tell("update: sft" if batch.ce_MBT.any() else "update: rl", bits(params))
+        norms = {f"{name}_norm": optax.tree.norm(tree) for name, tree in
+                 (("grad", grads), ("update", updates), ("param", params))}  # fmt: skip
+        return State(state.step + 1, params, opt), losses.means(sums) | {"logp_gap_max": gap, **norms}
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _graded(params, batch, config):
+    """The loss with its metrics, and the gradient."""
+    arrays = {name: array for name, array in batch._asdict().items() if name.endswith("_MBT")}
+    flat = batch._replace(**{name: array.reshape(-1, array.shape[-1]) for name, array in arrays.items()})
+
+    def loss(params):
+        logp = jax.nn.log_softmax(params["score_V"])[flat.tokens_MBT]
+        return losses.streams(logp, jnp.zeros_like(logp), flat, config)
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+
+class Watch:
+    """Runs `run.main` over Toy with what it does told to a story, instead of checkpoints and event files."""
+
+    def __init__(self, patch, tiny_dir, folder: Path):
+        self.patch, self.folder, self.count = patch, folder, 0
+        self.known: dict[str, tuple] = {}
+        self.tokenizer = Tokenizer(tiny_dir)
+        scores_V = np.random.default_rng(0).normal(size=self.tokenizer.vocab)
+        self.params = {"score_V": jnp.asarray(scores_V, jnp.float32)}
+
+    def run(self, config, story: Story) -> Path:
+        """The workdir of the run."""
+        self.count += 1
+        workdir = self.folder / str(self.count)
+        tokenizer = self.tokenizer
+
+        def load(name, mesh, dtype, param_dtype, chat):
+            story.tell("load", name, mesh.shape, dtype, param_dtype, chat)
+            size = SimpleNamespace(max_len=512, vocab=tokenizer.vocab, dtype=dtype)
+            return LM(
+                SimpleNamespace(config=size, tokenizer=tokenizer, story=story), self.params, tokenizer, None
+            )
+
+        def results(path, found):
+            left = {key: value for key, value in found.items() if key not in ("config", "versions", "wall_s")}
+            story.tell("results", found["config"]["name"], json.dumps(report.plain(left)))
+
+        def planned(config, mesh, plan=runs.planned):
+            text = plan(config, mesh)
+            story.tell("plan", text)
+            return text
+
+        with self.patch.context() as patch:
+            patch.setattr(int_jax, "load", load, raising=False)
+            patch.setattr(runs, "Engine", Toy)
+            patch.setattr(runs, "planned", planned)
+            patch.setattr(runs, "CONFIG", SimpleNamespace(value=config))
+            patch.setattr(runs, "WORKDIR", SimpleNamespace(value=str(workdir)))
+            patch.setattr(runs, "DISTRIBUTED", SimpleNamespace(value=False))
+            patch.setattr(report, "write_results", results)
+            patch.setattr(report, "write_html", lambda *args: None)
+            patch.setattr(report, "Scalars", Silent)
+            patch.setattr(checkpoint, "restore", lambda folder, like: None)
+            patch.setattr(checkpoint, "save", lambda folder, state: story.tell("checkpoint", int(state.step)))
+            patch.setattr(checkpoint, "save_hf", lambda folder, *rest: story.tell("export", folder.name))
+            try:
+                runs.main([])
+            except StageError as error:
+                story.tell("refusal", str(error).replace(str(workdir), ""))
+        return workdir
+
+    def base(self, context: dict, apart: tuple) -> tuple[list, Path]:
+        """What the run of a context does, and its workdir; run once."""
+        key = repr((context, apart))
+        if key not in self.known:
+            story = Story(apart=apart)
+            workdir = self.run(configured(context), story)
+            self.known[key] = story.items, workdir
+        return self.known[key]
+
+
+class Silent:
+    """In place of report.Scalars."""
+
+    def __init__(self, folder, resume_step):
+        folder.mkdir(parents=True)
+        (folder / "scalars.jsonl").touch()
+
+    def write(self, step, line):
+        pass
+
+    def close(self):
+        pass
+
+
+def configured(changes: dict):
+    """int.py:smoke, smaller, with changes by full names."""
+    c = intervention.get_config("smoke")
+    c.update(slots=8, chunk=8)
+    c.problems.update(train=6, test=3, shard=4)
+    c.attempts.update(tries=2, keep=2)
+    c.proposals.update(compare=("oracle",), compare_attempts=4, shard=4, samples=2)
+    c.guided.update(tries=4, at_once=2, shard=4)
+    c.effect.update(problems=2, samples=2)
+    c.sft.update(epochs=2, batch=3, learning_rate=0.1)
+    c.rl.update(updates=2, problems=2, group=4, learning_rate=0.1, checkpoint_every=1, clip_norm=0.05)
+    c.eval.update(samples=2, ks=(1, 2), train_problems=2, shard=2)
+    for path, value in changes.items():
+        *groups, name = path.split(".")
+        group = c
+        for one in groups:
+            group = group[one]
+        group[name] = value
+    return c
+
+
+RL = {"arms": ("rl",), "export": (), "rl.pool": "hard", "problems.hard": (), "rl.matched": False}
+SEVERAL = RL | {"rl.passes": 2, "rl.minibatches": 2, "rl.updates": 4}
+CLIPPED = SEVERAL | {"rl.clip_low": 0.1, "rl.clip_high": 0.1, "rl.passes": 4, "rl.updates": 8}
+OVERLONG = RL | {"rl.rewards": {"score": 1.0, "overlong": 1.0}, "rl.overlong": 90}
+
+# knob -> (where a run first goes another way, the other value, the rest of the config where it is not `configured`).
+SHOWN = {
+    "name": ("results", "another", RL),
+    "seeds": ("draws: probe", (1,)),
+    "model": ("load", "{data}/model"),
+    "dtype": ("load", "bfloat16"),
+    "param_dtype": ("load", "bfloat16"),
+    "chat": ("load", {"enable_thinking": False}),
+    "device_gib": ("load -> refusal", 0.001),
+    "mesh.data": ("load", 4, {"mesh.data": 8, "mesh.model": -1}),
+    "mesh.model": ("load", 2),
+    "slots": ("engine", 16),
+    "chunk": ("engine", 4),
+    "domain.name": ("load -> refusal", "math"),
+    "export": ("export", ("base",)),
+    "arms": ("draws: check -> draws: update", ("rl",), {"export": (), "rl.pool": "hard"}),
+    "inputs.attempts": ("draws: attempts", "{base}/attempts"),
+    "inputs.proposals": ("draws: check -> draws: guided", "{base}/proposals"),
+    "inputs.guided": ("draws: guided -> draws: effect", "{base}/guided"),
+    "enter.source": ("draws: probe", "{data}/bare"),
+    "enter.split": ("draws: probe", "test", {"enter.source": "{data}/bare"}),
+    "enter.filtered": ("draws: guided -> draws: effect", True, {"enter.source": "{data}/whole"}),
+    "problems.train": ("draws: attempts", 5),
+    "problems.test": ("draws: attempts", 4),
+    "problems.hard": ("draws: attempts -> draws: check", ("train",)),
+    "problems.train_file": ("draws: probe", "{data}/bare/train.jsonl"),
+    "problems.test_file": ("draws: attempts", "{data}/bare/test.jsonl"),
+    "problems.train_file_split": ("draws: probe", "test", {"problems.train_file": "{data}/bare"}),
+    "problems.test_file_split": ("draws: attempts", "train", {"problems.test_file": "{data}/bare"}),
+    "problems.skip_bad": ("refusal -> draws: probe", True, {"problems.train_file": "{data}/bad.jsonl"}),
+    "problems.test_split": ("draws: attempts", "hard_validation"),
+    "problems.shard": ("draws: attempts", 2),
+    "attempts.tries": ("draws: attempts", 3),
+    "attempts.keep": ("draws: check", 1),
+    "proposals.proposer": ("draws: check -> draws: guided", "oracle"),
+    "proposals.model": ("draws: probe -> load", "{data}/model"),
+    "proposals.chat": ("load", {"enable_thinking": False}, {"proposals.model": "{data}/model"}),
+    "proposals.compare": ("results", ()),
+    "proposals.compare_attempts": ("results", 2),
+    "proposals.samples": ("draws: check", 1),
+    "proposals.max_prompt": ("draws: probe -> refusal", 1),
+    "proposals.shard": ("draws: check", 2),
+    "guided.tries": ("draws: guided", 3),
+    "guided.stop_at_success": ("draws: guided", False),
+    "guided.at_once": ("draws: guided", 1),
+    "guided.shard": ("draws: guided", 2),
+    "effect.problems": ("draws: effect", 1),
+    "effect.samples": ("draws: effect", 3),
+    "sft.epochs": ("update: sft", 3),
+    "sft.batch": ("update: sft", 1),
+    "sft.learning_rate": ("update: sft", 0.2),
+    "sft.warmup": ("update: sft", 0.9),
+    "sft.weight_decay": ("update: sft", 0.1),
+    "sft.clip_norm": ("update: sft", 1e-6),
+    "sft.prefix": ("update: sft", 0.5),
+    "sft.intervention": ("update: sft", 0.5),
+    "sft.end_of_turn": ("update: sft", True),
+    "sft.filtered": ("update: sft", False),
+    "rl.updates": ("checkpoint -> draws: probe", 1, RL),
+    "rl.problems": ("draws: update", 3, RL),
+    "rl.group": ("draws: update", 3, RL),
+    "rl.learning_rate": ("update: rl", 0.2, RL),
+    "rl.weight_decay": ("update: rl", 0.1, RL),
+    "rl.clip_norm": ("update: rl", 1e-6, RL),
+    "rl.advantage": ("update: rl", "mean_std", RL | {"rl.clip_norm": 1e6}),
+    "rl.penalise": ("update: rl", "from_first_error", RL),
+    "rl.normalise": ("update: rl", "sequence_mean", RL),
+    "rl.kl": ("program -> scores", 0.1, RL),
+    "rl.passes": ("program -> scores", 2, RL),
+    "rl.minibatches": ("program -> scores", 2, RL),
+    "rl.old": ("scores -> program", "sampler", SEVERAL),
+    "rl.clip": ("update: rl", "cispo", CLIPPED),
+    "rl.clip_low": ("update: rl", 0.8, CLIPPED),
+    "rl.clip_high": ("update: rl", 0.8, CLIPPED),
+    "rl.ratio": ("update: rl", "sequence", SEVERAL),
+    "rl.importance_cap": ("update: rl", 1.0, RL),
+    "rl.refill": ("program -> draws: update", 1, RL | {"rl.group": 2, "rl.problems": 5}),
+    "rl.rewards": ("update: rl", {"score": 1.0, "right_steps": 0.5}, RL),
+    "rl.overlong": ("update: rl", 60, OVERLONG),
+    "rl.pool": ("draws: update", "hard", {"guided.tries": 2}),
+    "rl.matched": ("draws: update -> export", False),
+    "rl.temperature": ("draws: update", 0.5, RL),
+    "rl.max_new_tokens": ("draws: update", 20, RL),
+    "rl.checkpoint_every": ("checkpoint -> draws: update", 2, RL),
+    "eval.samples": ("draws: eval", 3, RL),
+    "eval.ks": ("results", (1,), RL),
+    "eval.train_problems": ("draws: eval", 1, RL),
+    "eval.shard": ("draws: eval", 1, RL),
+    "train.row_length": ("program", 192, RL),
+    "train.rows": ("program", 4, RL),
+    "train.remat": ("program", True, RL),
+    "train.chunk": ("program", 64, RL),
+}
+DRAWS = {"attempts": "attempts", "proposals": "check", "guided": "guided", "eval": "eval"}
+SAMPLING = {"max_new_tokens": 8, "temperature": 0.3, "top_k": 5, "top_p": 0.5, "min_p": 0.1}
+for STAGE, KIND in DRAWS.items():
+    for NAME, VALUE in SAMPLING.items():
+        SHOWN[f"{STAGE}.sampling.{NAME}"] = (f"draws: {KIND}", VALUE, RL if STAGE == "eval" else {})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, domain, tiny_dir) -> Path:
+    """Problems of one's own in two splits, with attempts, and with interventions; a bad row; another model."""
+    folder = tmp_path_factory.mktemp("data")
+    tasks = {split: domain.tasks(f"hard_{split}", 9, 3) for split in ("train", "test")}
+    (folder / "model").symlink_to(tiny_dir)
+    (folder / "bare").mkdir()
+    (folder / "whole").mkdir()
+    for split, some in tasks.items():
+        plain = [{"problem": t.problem, "answer": t.answer, "reference_solution": t.reference} for t in some]
+        steps = [parse_problem(task.problem).steps for task in some]
+        bare = [
+            row | {"incorrect_attempt": f"{s[0]}\n\n{boxed(98)}"} for row, s in zip(plain, steps, strict=True)
+        ]
+        whole = [
+            row | {"intervention": {"location": 2, "content": s[1]}}
+            for row, s in zip(bare, steps, strict=True)
+        ]
+        for name, lines in (("bare", bare), ("whole", whole)):
+            text = "".join(json.dumps(row) + "\n" for row in lines)
+            (folder / name / f"{split}.jsonl").write_text(text)
+            if split == "train" and name == "bare":
+                (folder / "bad.jsonl").write_text(text + '{"problem": "What?"}\n')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def watch(tiny_dir, tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    yield Watch(patch, tiny_dir, tmp_path_factory.mktemp("runs"))
+    patch.undo()
+
+
+def test_every_knob_is_shown():
+    assert SHOWN.keys() == KNOBS.keys()
+
+
+def test_a_run_told_twice_is_the_same(watch):
+    items, _ = watch.base({}, ("plan",))
+    watch.run(configured({}), again := Story(items, ("plan",)))
+    assert again.items == items
+    kinds = {
+        "load",
+        "engine",
+        "scores",
+        "program",
+        "update: sft",
+        "update: rl",
+        "checkpoint",
+        "export",
+        "results",
+    }
+    kinds |= {
+        f"draws: {name}" for name in ("probe", "attempts", "check", "guided", "effect", "update", "eval")
+    }
+    assert {kind for kind, _ in items} == kinds
+
+
+@pytest.mark.parametrize("knob", SHOWN)
+def test_a_knob_changes_what_it_should(watch, data, knob):
+    where, value, *rest = SHOWN[knob]
+    apart = () if where == "plan" else ("plan",)
+    places = {"{data}": str(data)}
+
+    def placed(one):
+        for name, path in places.items():
+            one = one.replace(name, path) if isinstance(one, str) else one
+        return one
+
+    context = {path: placed(one) for path, one in (rest[0] if rest else {}).items()}
+    items, workdir = watch.base(context, apart)
+    places["{base}"] = str(workdir)
+    value = placed(value)
+    changed = configured(context | {knob: value})
+    with pytest.raises(Differs) as found:
+        watch.run(changed, Story(items, apart))
+    assert str(found.value) == where
