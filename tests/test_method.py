@@ -421,8 +421,11 @@ def test_a_run_killed_within_a_batch_ends_with_the_same_bits(engine, params, tok
     first, second = batches(engine.state(params, tx), 2)
     assert (int(first[0].step), int(second[0].step)) == (knobs.updates, last)
     assert calls == {"score": 2 * scorings, "update": last}
-    if knobs.refill:
-        assert knobs.problems < len(second[2]) / knobs.group <= len(tasks)
+    for number, (_, _, tries) in enumerate((first, second)):
+        chosen = {tasks[i].id for i in method.epoch_slice(len(tasks), knobs.problems, SAMPLING.seed, number)}
+        drawn = {task for task, _ in tries}
+        assert drawn > chosen if knobs.refill and number else drawn >= chosen
+        assert knobs.refill or drawn == chosen
     calls["update"], last = 0, knobs.updates + 1
     with pytest.raises(KeyboardInterrupt):
         batches(engine.state(params, tx), 2)

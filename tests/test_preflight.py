@@ -191,7 +191,7 @@ def test_what_a_knob_may_be(path, value):
         ({"rl": {"rewards": {"score": 1.0, "overlong": 1.0}}}, r"rl\.overlong = 0 tokens and .* go together"),
         ({"rl": {"overlong": 20}}, r"rl\.overlong = 20 tokens and rl\.rewards = \{'score': 1\.0\} go together"),
         ({"rl": {"rewards": {"overlong": 1.0}, "overlong": 97}}, r"overlong = 97 is more than .* = 96, the longest"),
-        ({"domain": default.domain("math"), "rl": {"penalise": "from_first_error"}}, r"domain math does not .* first"),
+        ({"domain": default.domain("math"), "rl": {"penalise": "from_first_error"}}, r"rl\.penalise = .* domain math"),
         ({"domain": default.domain("math"), "rl": {"rewards": {"right_steps": 1.0}}}, r"no part 'right_steps': .*math"),
         ({"sft": {"prefix": 0.0, "intervention": 0.0}}, "no token is trained"),
         ({"domain": default.domain("math")}, r"proposals\.compare = .*: the domain math does not know"),
