@@ -41,16 +41,14 @@ class Differs(Exception):
 
 
 class Story:
-    """What a run does, item by item: (kind, what it holds), without kinds that are `apart`. With another run's items,
-    `tell` raises Differs at the first one that is not the same: "kind", or "kind there -> kind here"."""
+    """What a run does, item by item: (kind, what it holds). With another run's items, `tell` raises Differs at the
+    first one that is not the same: "kind", or "kind there -> kind here"."""
 
-    def __init__(self, other: list | None = None, apart: tuple = ()):
+    def __init__(self, other: list | None = None):
         self.items: list[tuple[str, str]] = []
-        self.other, self.apart = other, apart
+        self.other = other
 
     def tell(self, kind: str, *what) -> None:
-        if kind in self.apart:
-            return
         item = kind, hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest()
         at = len(self.items)
         self.items.append(item)
@@ -169,15 +167,9 @@ class Watch:
             left = {key: value for key, value in found.items() if key not in ("config", "versions", "wall_s")}
             story.tell("results", found["config"]["name"], json.dumps(report.plain(left)))
 
-        def planned(config, mesh, plan=runs.planned):
-            text = plan(config, mesh)
-            story.tell("plan", text)
-            return text
-
         with self.patch.context() as patch:
             patch.setattr(int_jax, "load", load, raising=False)
             patch.setattr(runs, "Engine", Toy)
-            patch.setattr(runs, "planned", planned)
             patch.setattr(runs, "CONFIG", SimpleNamespace(value=config))
             patch.setattr(runs, "WORKDIR", SimpleNamespace(value=str(workdir)))
             patch.setattr(runs, "DISTRIBUTED", SimpleNamespace(value=False))
@@ -193,11 +185,11 @@ class Watch:
                 story.tell("refusal", str(error).replace(str(workdir), ""))
         return workdir
 
-    def base(self, context: dict, apart: tuple) -> tuple[list, Path]:
+    def base(self, context: dict) -> tuple[list, Path]:
         """What the run of a context does, and its workdir; run once."""
-        key = repr((context, apart))
+        key = repr(context)
         if key not in self.known:
-            story = Story(apart=apart)
+            story = Story()
             workdir = self.run(configured(context), story)
             self.known[key] = story.items, workdir
         return self.known[key]
@@ -221,6 +213,7 @@ def configured(changes: dict):
     """int.py:smoke, smaller, with changes by full names."""
     c = intervention.get_config("smoke")
     c.update(slots=8, chunk=8)
+    c.domain.knobs.update(lengths=(3, 3), rare=(0, 0))
     c.problems.update(train=6, test=3, shard=4)
     c.attempts.update(tries=2, keep=2)
     c.proposals.update(compare=("oracle",), compare_attempts=4, shard=4, samples=2)
@@ -252,7 +245,7 @@ SHOWN = {
     "param_dtype": ("load", "bfloat16"),
     "chat": ("load", {"enable_thinking": False}),
     "device_gib": ("load -> refusal", 0.001),
-    "mesh.data": ("load", 4, {"mesh.data": 8, "mesh.model": -1}),
+    "mesh.data": ("load", 4, RL | {"mesh.data": 8, "mesh.model": -1}),
     "mesh.model": ("load", 2),
     "slots": ("engine", 16),
     "chunk": ("engine", 4),
@@ -270,7 +263,7 @@ SHOWN = {
     "problems.hard": ("draws: attempts -> draws: check", ("train",)),
     "problems.train_file": ("draws: probe", "{data}/bare/train.jsonl"),
     "problems.test_file": ("draws: attempts", "{data}/bare/test.jsonl"),
-    "problems.train_file_split": ("draws: probe", "test", {"problems.train_file": "{data}/bare"}),
+    "problems.train_file_split": ("draws: probe", "test", RL | {"problems.train_file": "{data}/bare"}),
     "problems.test_file_split": ("draws: attempts", "train", {"problems.test_file": "{data}/bare"}),
     "problems.skip_bad": ("refusal -> draws: probe", True, {"problems.train_file": "{data}/bad.jsonl"}),
     "problems.test_split": ("draws: attempts", "hard_validation"),
@@ -279,7 +272,7 @@ SHOWN = {
     "attempts.keep": ("draws: check", 1),
     "proposals.proposer": ("draws: check -> draws: guided", "oracle"),
     "proposals.model": ("draws: probe -> load", "{data}/model"),
-    "proposals.chat": ("load", {"enable_thinking": False}, {"proposals.model": "{data}/model"}),
+    "proposals.chat": ("load", {"enable_thinking": False}, RL | {"proposals.model": "{data}/model"}),
     "proposals.compare": ("results", ()),
     "proposals.compare_attempts": ("results", 2),
     "proposals.samples": ("draws: check", 1),
@@ -300,7 +293,7 @@ SHOWN = {
     "sft.prefix": ("update: sft", 0.5),
     "sft.intervention": ("update: sft", 0.5),
     "sft.end_of_turn": ("update: sft", True),
-    "sft.filtered": ("update: sft", False),
+    "sft.filtered": ("update: sft", False, {"guided.tries": 2}),
     "rl.updates": ("checkpoint -> draws: probe", 1, RL),
     "rl.problems": ("draws: update", 3, RL),
     "rl.group": ("draws: update", 3, RL),
@@ -381,8 +374,8 @@ def test_every_knob_is_shown():
 
 
 def test_a_run_told_twice_is_the_same(watch):
-    items, _ = watch.base({}, ("plan",))
-    watch.run(configured({}), again := Story(items, ("plan",)))
+    items, _ = watch.base({})
+    watch.run(configured({}), again := Story(items))
     assert again.items == items
     kinds = {
         "load",
@@ -404,7 +397,6 @@ def test_a_run_told_twice_is_the_same(watch):
 @pytest.mark.parametrize("knob", SHOWN)
 def test_a_knob_changes_what_it_should(watch, data, knob):
     where, value, *rest = SHOWN[knob]
-    apart = () if where == "plan" else ("plan",)
     places = {"{data}": str(data)}
 
     def placed(one):
@@ -413,10 +405,10 @@ def test_a_knob_changes_what_it_should(watch, data, knob):
         return one
 
     context = {path: placed(one) for path, one in (rest[0] if rest else {}).items()}
-    items, workdir = watch.base(context, apart)
+    items, workdir = watch.base(context)
     places["{base}"] = str(workdir)
     value = placed(value)
     changed = configured(context | {knob: value})
     with pytest.raises(Differs) as found:
-        watch.run(changed, Story(items, apart))
+        watch.run(changed, Story(items))
     assert str(found.value) == where
