@@ -25,9 +25,10 @@ import optax  # noqa: E402
 
 from int_jax import batch as batching  # noqa: E402
 from int_jax import models, policy_gradient  # noqa: E402
-from int_jax.engine import Engine, Request, Sampling  # noqa: E402
+from int_jax.engine import Engine  # noqa: E402
 from int_jax.losses import LossConfig  # noqa: E402
 from int_jax.policy_gradient import PolicyGradient  # noqa: E402
+from int_jax.sampler import Request, Sampling  # noqa: E402
 from int_jax.sharding import make_mesh  # noqa: E402
 from int_jax.types import Task, Trace, Verdict  # noqa: E402
 
@@ -80,7 +81,7 @@ def main():
     args = parser.parse_args()
 
     data = json.loads(args.shape.read_text())
-    config = models.family(data["model_type"]).config_from_hf(data)
+    config = models.family_of(data["model_type"]).config_from_hf(data)
     config = dataclasses.replace(config, dtype="bfloat16", param_dtype="float32")
     engine = Engine(models.build(config), make_mesh(model=args.model), slots=args.rows, chunk=64)
     tx = optax.adamw(1e-6)

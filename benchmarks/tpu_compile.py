@@ -102,7 +102,7 @@ def main():
     args = parser.parse_args()
 
     data = json.loads(args.shape.read_text())
-    config = models.family(data["model_type"]).config_from_hf(data)
+    config = models.family_of(data["model_type"]).config_from_hf(data)
     config = dataclasses.replace(config, layers=args.layers, dtype="bfloat16", param_dtype="float32")
     devices = topologies.get_topology_desc(platform="tpu", topology_name=args.topology).devices
     mesh = make_mesh(args.data, len(devices) // args.data, devices)

@@ -16,8 +16,10 @@ from int_jax import datasets, processes, proposers, rollout, types
 from int_jax import eval as estimates
 from int_jax import intervention_training as method
 from int_jax.datasets import entry
-from int_jax.engine import Engine, Request, Sampling
+from int_jax.domains import Domain
+from int_jax.engine import Engine
 from int_jax.lm import LM
+from int_jax.sampler import Request, Sampling
 from int_jax.stages import Matching, StageError, Workdir, stage_files
 from int_jax.types import Intervention, Task, Trace
 from int_jax.verify import MAX_CHARS
@@ -33,7 +35,7 @@ class Run:
     engine: Engine
     base: dict  # the base model's parameters, as loaded
     decoding: dict  # the same, laid out for decoding
-    domain: object
+    domain: Domain
     checker: LM | None = None  # the proposer's model; None: the policy itself
     probe: tuple[int, ...] = (0,)  # a prompt from which a policy is seen to draw, or not
 
@@ -313,7 +315,7 @@ def guide(run: Run, traces: list, fits: list[bool]):
 CONDITIONS = ("problem", "prefix", "prefix_error", "prefix_intervention")
 
 
-def conditions(domain, trace: Trace, one: Intervention, patched: Trace) -> dict[str, Trace]:
+def conditions(domain: Domain, trace: Trace, one: Intervention, patched: Trace) -> dict[str, Trace]:
     """The open traces from which the effect of one intervention is measured, by the names of CONDITIONS."""
     # An attempt whose located step is its last one is finished, not open: its stop tokens go.
     spoken = np.flatnonzero([True, *~np.isin(trace.response, domain.tokenizer.stop_ids)])[-1]
@@ -329,7 +331,7 @@ def effect(run: Run, wrong: list, interventions: list, guided_traces: list) -> d
     """The four-condition table (Table 1): fresh samples from the problem, the prefix, the prefix with the attempt's own
     wrong step, and the prefix with the intervention; one attempt a problem, all before any filter."""
     c = run.config.effect
-    room = run.engine.model.config.max_len
+    room = run.engine.max_len
     chosen: dict[str, dict[str, Trace]] = {}
     for trace, one, patched in zip(wrong, interventions, guided_traces, strict=True):
         found = conditions(run.domain, trace, one, patched)
@@ -389,7 +391,7 @@ def evaluate(run: Run, name: str, params, tasks: dict[str, list]):
         rows = [
             {"set": which, "task": task.id, "samples": len(g), "correct": sum(t.verdict.passed for t in g)}
             | {"votes": votes(run.domain, g)}
-            | ({"differ": differing(run.domain, g)} if hasattr(run.domain, "disagreements") else {})
+            | ({"differ": differing(run.domain, g)} if run.domain.graders else {})
             for (which, task), g in zip(part, groups, strict=True)
         ]
         return rows
@@ -402,7 +404,7 @@ def evaluate(run: Run, name: str, params, tasks: dict[str, list]):
     return found, voted, differ, int(counts.get("tokens", 0))
 
 
-def votes(domain, traces: list) -> list[estimates.Vote]:
+def votes(domain: Domain, traces: list) -> list[estimates.Vote]:
     """How many of a problem's responses give each answer, and whether it is right. What is too long to be graded is no
     answer."""
     found: dict[str, list] = {}
@@ -414,7 +416,7 @@ def votes(domain, traces: list) -> list[estimates.Vote]:
     return [(answer, count, right) for answer, (count, right) in found.items()]
 
 
-def differing(domain, traces: list) -> list[dict[str, str]]:
+def differing(domain: Domain, traces: list) -> list[dict[str, str]]:
     """The responses on which the domain's graders differ, and what each says."""
     return [
         {"answer": d.answer, "gold": d.gold, "strict": d.strict.reason, "tolerant": d.tolerant.reason}

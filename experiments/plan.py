@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jax
 from absl import app, flags
 from jax.sharding import AbstractMesh
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
+from experiments.command_line import define_config
 from experiments.configs import default
 from int_jax import checkpoint, memory
 from int_jax.lm import directory
@@ -79,7 +80,7 @@ def stages(c: ConfigDict, model: Config, mesh, checker: Config | None = None) ->
 
 def planned(c: ConfigDict, mesh) -> list[memory.Stage]:
     """`stages` of a config, whose models' config.json are read and nothing else of them."""
-    model = checkpoint.read_config(directory(c.model), c.dtype)
+    model = checkpoint.read_config(directory(c.model), c.dtype, c.family)
     checker = checkpoint.read_config(directory(c.proposals.model), c.dtype) if c.proposals.model else None
     return stages(c, dataclasses.replace(model, param_dtype=c.param_dtype), mesh, checker)
 
@@ -107,6 +108,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+    CONFIG = define_config()
     DEVICES = flags.DEFINE_integer("devices", 8, "devices of the mesh")
     app.run(main)

@@ -28,6 +28,11 @@ def check(config: ConfigDict) -> None:
 def clashes(c: ConfigDict) -> Iterator[str]:
     """Knobs that are good alone and not together: what is wrong with them, and what to set."""
     p, domain = c.problems, domains.find(c.domain.name)
+    for name in dict.fromkeys((c.proposals.proposer, *c.proposals.compare)):
+        try:
+            proposers.load(name)
+        except ValueError as error:
+            yield f"proposals: {error}"
     intervenes, made = "int_rl" in c.arms, policies(c)
     if max(c.eval.ks) > c.eval.samples:
         yield f"eval.ks = {c.eval.ks} needs as many samples, and eval.samples = {c.eval.samples}: set one of them"
@@ -47,7 +52,7 @@ def clashes(c: ConfigDict) -> Iterator[str]:
         return
     if not (c.sft.prefix or c.sft.intervention):
         yield "sft.prefix = config.sft.intervention = 0: no token is trained; set one of them above 0"
-    if not hasattr(domain, "first_error"):
+    if not domain.oracle:
         known = f"the domain {c.domain.name} does not know where an attempt's first error is"
         if c.proposals.proposer == "oracle":
             yield f"proposals.proposer = 'oracle': {known}; set proposals.proposer to self_verify"
@@ -81,7 +86,7 @@ def policy_gradient_clashes(c: ConfigDict) -> Iterator[str]:
             f"rl.minibatches = {rl.minibatches} is more than rl.problems x rl.group = {samples} samples of a batch; "
             "set it to that at most"
         )
-    if rl.penalise == "from_first_error" and not hasattr(domain, "first_error"):
+    if rl.penalise == "from_first_error" and not domain.oracle:
         yield (
             f"rl.penalise = 'from_first_error': the domain {c.domain.name} does not know where an attempt's first "
             "error is; set rl.penalise to response"
@@ -138,7 +143,7 @@ def check_lengths(run: Run, train: list[Task], test: list[Task]) -> None:
     """Refuse problems without a place for a response, in the model's positions or in a row of training, and proposals
     that no problem leaves room for, before anything is sampled. Raises: StageError."""
     c = run.config
-    positions = run.engine.model.config.max_len
+    positions = run.engine.max_len
     answer = max(c.rl.max_new_tokens, c.attempts.sampling.max_new_tokens if "int_rl" in c.arms else 0)
     trained = {task.id for task in train}
     for task in [*train, *test]:
@@ -168,7 +173,7 @@ def check_proposals(run: Run, tasks: list[Task]) -> None:
     if shortest > room:
         raise StageError(
             f"config.proposals.max_prompt = {c.max_prompt} and proposals.sampling.max_new_tokens = "
-            f"{c.sampling.max_new_tokens} leave {room} of the proposer's {asked.engine.model.config.max_len} positions "
+            f"{c.sampling.max_new_tokens} leave {room} of the proposer's {asked.engine.max_len} positions "
             f"for a prompt, and the shortest of {len(tasks)} has {shortest} tokens before its attempt: every attempt "
             "would be dropped as too long; set max_prompt higher or max_new_tokens lower"
         )
@@ -176,8 +181,8 @@ def check_proposals(run: Run, tasks: list[Task]) -> None:
 
 def check_positions(c: ConfigDict) -> None:
     """Refuse a proposal that takes all positions of the model, whose config.json is read. Raises: ValueError."""
-    name = c.proposals.model or c.model
-    positions = checkpoint.read_config(directory(name), c.dtype).max_len
+    name, own_family = (c.proposals.model, "") if c.proposals.model else (c.model, c.family)
+    positions = checkpoint.read_config(directory(name), c.dtype, own_family).max_len
     new = c.proposals.sampling.max_new_tokens
     if draws_proposals(c) and new >= positions:
         raise ValueError(

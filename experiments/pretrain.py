@@ -28,8 +28,9 @@ from int_jax import batch as batching
 from int_jax import checkpoint, intervention_training, proposers
 from int_jax import models as families
 from int_jax.domains import arithmetic
-from int_jax.engine import Engine, Sampling
+from int_jax.engine import Engine
 from int_jax.losses import LossConfig
+from int_jax.sampler import Sampling
 from int_jax.stages import write_atomically
 from int_jax.tokenizer import Tokenizer as Chat
 from int_jax.types import Task

@@ -23,9 +23,10 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import jax
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 import int_jax
+from experiments.command_line import define_config, parse
 from experiments.data_stages import (
     Run,
     attempt,
@@ -41,7 +42,7 @@ from experiments.data_stages import (
 )
 from experiments.preflight import BASELINES, check, check_lengths, planned
 from experiments.training import fine_tune, optimizer, reinforce
-from int_jax import checkpoint, datasets, domains, processes, proposers, report, rollout, types
+from int_jax import checkpoint, datasets, domains, modules, processes, proposers, report, rollout, types
 from int_jax import eval as estimates
 from int_jax import intervention_training as method
 from int_jax.engine import Engine
@@ -49,7 +50,7 @@ from int_jax.proposers import likelihood_ratio
 from int_jax.sharding import make_mesh
 from int_jax.stages import StageError, Workdir
 
-CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+CONFIG = define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "where everything that the run makes goes; reused to resume")
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "host:port of process 0, where several hosts run as one"
@@ -224,9 +225,9 @@ def evaluate_all(run: Run, policies: dict, sets: dict[str, list], results: dict)
         for name in BASELINES
         if {"int_rl", name} <= results["eval"].keys()
     }
-    if hasattr(run.domain, "disagreements"):
+    if run.domain.graders:
         results["graders"] = {
-            "decides": run.domain.knobs["grader"],
+            "decides": run.domain.graders[0],
             "responses": judged,
             "differ": len(differ),
             "examples": differ[:50],
@@ -284,7 +285,7 @@ def intervene(run: Run, wrong: list, results: dict):
         "problems_kept": len(kept_ids),
     }
     results["proposers"] = compare(run, wrong, {c.proposals.proposer: found})
-    if hasattr(run.domain, "first_error"):
+    if run.domain.oracle:
         right = [run.domain.first_error(wrong[i]) == found[i].step for i in usable]
         results["funnel"]["kept_right"] = sum(
             ok for ok, row in zip(right, guided_rows, strict=True) if row["successes"]
@@ -306,18 +307,18 @@ def intervene(run: Run, wrong: list, results: dict):
 def too_long(run: Run, trace) -> bool:
     """Whether a guided attempt does not fit into a row of training, or leaves the model no position to go on."""
     trained = len(trace.tokens) + run.config.sft.end_of_turn
-    return trained > run.config.train.row_length or len(trace.tokens) >= run.engine.model.config.max_len
+    return trained > run.config.train.row_length or len(trace.tokens) >= run.engine.max_len
 
 
 def compare(run: Run, wrong: list, known: dict) -> dict:
     """Exact-location accuracy of each proposer on the model's own failed attempts; reported, never used to filter."""
     c = run.config.proposals
     some = wrong[: c.compare_attempts]
-    if not some or not hasattr(run.domain, "first_error"):
+    if not some or not run.domain.oracle:
         return {}
     truth = [run.domain.first_error(trace) for trace in some]
     for name in c.compare:
-        rows, _ = propose(run, name, some, f"compare_{name}")
+        rows, _ = propose(run, name, some, f"compare_{modules.file_stem(name)}")
         known[name] = [r["intervention"] and types.intervention_from_json(r["intervention"]) for r in rows]
     table = {}
     for name, found in known.items():
@@ -342,7 +343,7 @@ def example(run: Run, trace, row: dict, outcome: str, shown: list) -> report.Exa
     pieces = run.domain.tokenizer.pieces(trace.response)
     ends = [end - trace.prompt_len for end in trace.step_ends]
     attempt_shown = report.Attempt(pieces, trace.logp[trace.prompt_len :].tolist(), ends)
-    truth = run.domain.first_error(trace) if hasattr(run.domain, "first_error") else None
+    truth = run.domain.first_error(trace)
     located = one.step if one else None
     continuations, tried = [tuple(s) for s in shown], row.get("candidates", [])
     return report.Example(trace.task, attempt_shown, located, truth, one, outcome, continuations, tried)
@@ -434,11 +435,11 @@ def models(config: ConfigDict):
     mesh = make_mesh(config.mesh.data, config.mesh.model)
     show(planned(config, mesh))
 
-    def loaded(name: str, param_dtype: str | None, chat: ConfigDict):
-        lm = int_jax.load(name, mesh, config.dtype, param_dtype, chat.to_dict())
+    def loaded(name: str, param_dtype: str | None, chat: ConfigDict, family: str = ""):
+        lm = int_jax.load(name, mesh, config.dtype, param_dtype, chat.to_dict(), family)
         return dataclasses.replace(lm, engine=Engine(lm.model, mesh, config.slots, config.chunk))
 
-    lm = loaded(config.model, config.param_dtype, config.chat)
+    lm = loaded(config.model, config.param_dtype, config.chat, config.family)
     domains.load(config.domain.name, lm.tokenizer, **config.domain.knobs.to_dict())
     other = config.proposals.model
     return lm, loaded(other, None, config.proposals.chat) if other else None
@@ -474,20 +475,6 @@ def main(argv):
     show(
         f"\n{every[-1]['programs']} compiled programs · {time.perf_counter() - start:.0f} s · {folder / 'report.html'}"
     )
-
-
-def parse(argv):
-    """The command line; a knob, a config or a flag that does not exist ends in one line that names it."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:  # that of a config file comes with its traceback, the message last
-        raise StageError(str(error).strip().splitlines()[-1].strip()) from None
-    except (AttributeError, KeyError) as error:
-        missing = str(error).strip("'\"")
-        given = next((a for a in argv if a.partition("=")[0].split(".")[-1] == missing), missing)
-        raise StageError(f"{given}: there is no such knob; docs/knobs.md has them all") from None
-    except OSError as error:
-        raise StageError(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Intervention Training (InT, arXiv 2601.14209) in JAX. The public face; everything else may change.
 
-    lm = int_jax.load(path_or_hub_id, mesh=None, dtype="float32", param_dtype=None, chat=None)
+    lm = int_jax.load(path_or_hub_id, mesh=None, dtype="float32", param_dtype=None, chat=None, family="")
                                                                    # LM(model, params, tokenizer, engine)
     lm.generate(prompts, samples=1, max_new_tokens=256, temperature=1., top_k=0, top_p=1., min_p=0., stop_ids=None,
                 seed=0, stop=()) -> list[list[Trace]]    # prompts: strings, lists of chat messages, or token ids

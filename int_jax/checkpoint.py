@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from int_jax import dims, processes
-from int_jax.models import Config, build, family, hf
+from int_jax.models import Config, build, family, family_of, hf
 from int_jax.sharding import RULES, make_mesh, shardings
 from int_jax.tokenizer import Tokenizer, json_object
 from int_jax.types import State
@@ -147,7 +147,7 @@ class Header(NamedTuple):
     dtype: str
 
 
-def _flat(tree) -> dict[str, Any]:
+def leaves_by_path(tree) -> dict[str, Any]:
     """The leaves of a nested dict by path: {"layer_0/q_DHK": ...}."""
     return {
         "/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -158,7 +158,7 @@ def _weights(config: Config, like) -> dict[str, Weight]:
     """The tensors a file of this model must hold, by their names there."""
     names = family(config.family).NAMES
     out = {}
-    for path, leaf in _flat(like).items():
+    for path, leaf in leaves_by_path(like).items():
         letters = dims.suffix(path)
         out[hf.tensor_name(names, path)] = Weight(
             path, letters, leaf.shape, hf.shape_to_hf(letters, leaf.shape)
@@ -166,8 +166,8 @@ def _weights(config: Config, like) -> dict[str, Weight]:
     return out
 
 
-def read_config(path: str | Path, dtype: str = "float32") -> Config:
-    """The Config of a model directory, with `dtype` for compute and parameters."""
+def read_config(path: str | Path, dtype: str = "float32", own_family: str = "") -> Config:
+    """The Config of a model directory, with `dtype` for compute and parameters; `own_family`: see `load_hf`."""
     directory = Path(path)
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: there is no such directory (looked in {Path.cwd()})")
@@ -180,9 +180,12 @@ def read_config(path: str | Path, dtype: str = "float32") -> Config:
         raise ValueError(f"dtype = {dtype!r} is not one of {sorted(DTYPES)}")
     data = json_object(file)
     try:
-        config = family(hf.need(data, "model_type")).config_from_hf(data)
+        module = family(own_family) if own_family else family_of(hf.need(data, "model_type"))
+        config = module.config_from_hf(data)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+    if own_family:
+        config = dataclasses.replace(config, family=own_family)
     return dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
 
 
@@ -252,7 +255,11 @@ def _compare(directory: Path, weights: dict[str, Weight], headers: dict[str, Hea
 
 
 def load_hf(
-    path: str | Path, mesh=None, dtype: str = "float32", rules: dict | None = None
+    path: str | Path,
+    mesh=None,
+    dtype: str = "float32",
+    rules: dict | None = None,
+    own_family: str = "",
 ) -> tuple[Config, Any]:
     """A model in Hugging Face format, on the mesh.
 
@@ -262,7 +269,8 @@ def load_hf(
 
     Args:
       path: the directory. mesh: all devices along "data" by default. dtype: that of the parameters and of the compute.
-      rules: the sharding table, `sharding.RULES` by default.
+      rules: the sharding table, `sharding.RULES` by default. own_family: the dotted name or the file of the model's
+        family (modules.py), where it is none of the package's; "": by the model_type in config.json.
 
     Returns: (Config, params).
 
@@ -270,7 +278,7 @@ def load_hf(
       finite, in the file or in `dtype`.
     """
     directory = Path(path)
-    config = read_config(directory, dtype)
+    config = read_config(directory, dtype, own_family)
     like = jax.eval_shape(build(config).init, jax.random.key(0))
     weights = _weights(config, like)
     embed, head = (family(config.family).NAMES[path] for path in ("embed_VD", "head_DV"))
@@ -280,7 +288,7 @@ def load_hf(
     copied = {head: weights[embed]} if config.tied and head in headers else {}
     _compare(directory, weights | copied, headers)
     mesh = make_mesh() if mesh is None else mesh
-    where = _flat(shardings(like, mesh, RULES if rules is None else rules))
+    where = leaves_by_path(shardings(like, mesh, RULES if rules is None else rules))
     with contextlib.ExitStack() as stack:
         files = {h.file for h in headers.values()}
         readers = {file: stack.enter_context(safe_open(file, "np")) for file in files}
@@ -306,7 +314,9 @@ def load_hf(
             weight.path: _assembled(weight.shape, where[weight.path], functools.partial(part, name, weight))
             for name, weight in weights.items()
         }
-    return config, jax.tree.unflatten(jax.tree.structure(like), [params[path] for path in _flat(like)])
+    return config, jax.tree.unflatten(
+        jax.tree.structure(like), [params[path] for path in leaves_by_path(like)]
+    )
 
 
 # The bits of a half-precision number from which on, but for its sign, it is not finite: numpy asks each more slowly.
@@ -384,7 +394,7 @@ def save_hf(
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(f"{target}: a model is saved as a directory, and this is a file")
     weights = _weights(config, jax.eval_shape(build(config).init, jax.random.key(0)))
-    flat = _flat(params)
+    flat = leaves_by_path(params)
     wanted = {weight.path: weight.shape for weight in weights.values()}
     found = {key: leaf.shape for key, leaf in flat.items()}
     if wanted != found:

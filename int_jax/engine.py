@@ -4,61 +4,20 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from int_jax import knobs, losses, sample, splicing
-from int_jax.knobs import SAMPLING
+from int_jax import losses, sample, splicing
 from int_jax.models import Model
 from int_jax.processes import whole
+from int_jax.sampler import Progress, Request, Response, Sampling, silent
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Batch, State
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How responses are drawn. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 keep every token.
-
-    A response ends with any of `stop_ids`, which is kept, and with the token that completes any of the texts `stop`.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    stop_ids: tuple[int, ...] = ()
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        knobs.check(SAMPLING, {name: getattr(self, name) for name in SAMPLING}, "sampling")
-        if not isinstance(self.stop, tuple) or not all(isinstance(one, str) and one for one in self.stop):
-            raise ValueError(f"sampling: stop={self.stop!r}: give a tuple of texts of at least one character")
-
-
-class Request(NamedTuple):
-    """One response to draw: prompt ids, the names of its random stream besides the seed, and the text that it must
-    begin with (`Trace.begin`)."""
-
-    prompt: tuple[int, ...]
-    task: str
-    sample: int
-    begin: str = ""
-
-
-class Response(NamedTuple):
-    """tokens [length] int32 prompt and response, logp [length] float32, stop "stop" or "length"."""
-
-    tokens: np.ndarray
-    logp: np.ndarray
-    stop: str
 
 
 def bucket(size: int, least: int = 64) -> int:
@@ -110,7 +69,7 @@ def spell(
 
 @dataclasses.dataclass
 class Engine:
-    """A model on a mesh.
+    """A model on a mesh: a `sampler.ScoringSampler` that also trains.
 
     Attributes:
       slots: rows of the sampler, kept full while samples wait. chunk: tokens drawn between two looks of the host.
@@ -147,6 +106,11 @@ class Engine:
 
     # Sampling -----------------------------------------------------------------------------------------------------
 
+    @property
+    def max_len(self) -> int:
+        """Positions of the model: tokens of prompt and response together, at most."""
+        return self.model.config.max_len
+
     def decode_params(self, params):
         """The parameters laid out for decoding: in the compute dtype, whole along the data axis."""
         dtype, where = self.model.config.dtype, shardings(params, self.mesh, RULES_DECODE)
@@ -168,7 +132,7 @@ class Engine:
         params,
         requests: list[Request],
         sampling: Sampling,
-        progress: Callable[[int], None] = lambda done: None,
+        progress: Progress = silent,
         tokenizer: Tokenizer | None = None,
     ) -> list[Response]:
         """Draw one response a request, keeping the slots full.
@@ -264,7 +228,7 @@ class Engine:
         return responses
 
     def _check_prompt(self, prompt, where: str) -> None:
-        vocab, positions = self.model.config.vocab, self.model.config.max_len
+        vocab, positions = self.model.config.vocab, self.max_len
         if not prompt:
             raise ValueError(f"{where} has an empty prompt")
         if len(prompt) >= positions:
@@ -327,7 +291,7 @@ class Engine:
             column([u for _, u, _ in taken], np.int32),
             tokens_BP,
             column(lengths, np.int32, 1),
-            column(np.minimum(lengths + sampling.max_new_tokens, self.model.config.max_len), np.int32, 1),
+            column(np.minimum(lengths + sampling.max_new_tokens, self.max_len), np.int32, 1),
             column(begins, np.int32),
             draw,
         )
@@ -340,7 +304,7 @@ class Engine:
         params,
         sequences,
         temperature: float = 1.0,
-        progress: Callable[[int], None] = lambda done: None,
+        progress: Progress = silent,
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """log p(token t | tokens before t) at `temperature`, and the entropy of each prediction, nats.
 

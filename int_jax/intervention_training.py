@@ -9,26 +9,31 @@ Every function takes values, not configs, and returns records; what it draws dep
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import optax
 
 from int_jax import batch as batching
 from int_jax import losses, policy_gradient, proposers, rollout
-from int_jax.engine import Engine, Sampling
+from int_jax.domains import Domain
+from int_jax.engine import Engine
 from int_jax.policy_gradient import PolicyGradient
+from int_jax.sampler import Sampler, Sampling, ScoringSampler, silent
 from int_jax.types import Intervention, State, Task, Trace
 
 SHOWN = 4  # continuations of a guided attempt whose text is kept for the report
 
 
-def silent(done: int) -> None:
-    """The progress callback of callers that show none."""
-
-
 def attempts(
-    engine: Engine, params, domain, tasks: list[Task], samples: int, sampling: Sampling, progress=silent
+    engine: Sampler,
+    params: Any,
+    domain: Domain,
+    tasks: list[Task],
+    samples: int,
+    sampling: Sampling,
+    progress=silent,
 ):
     """`samples` attempts at each problem, from the problem alone: list of lists of judged traces."""
     prompts = [rollout.opened(domain, task) for task in tasks]
@@ -48,7 +53,13 @@ def failures(groups: list[list[Trace]], keep: int, unsolved: bool = True) -> lis
 
 
 def proposals(
-    engine: Engine, params, domain, propose: Callable, wrong: list[Trace], seed: int, **knobs
+    engine: ScoringSampler,
+    params: Any,
+    domain: Domain,
+    propose: proposers.Proposer,
+    wrong: list[Trace],
+    seed: int,
+    **knobs,
 ) -> tuple[list[Intervention | None], proposers.Drops]:
     """One intervention for each wrong attempt, or None; and why there is none, by the attempt's index."""
     drops = proposers.Drops()
@@ -56,7 +67,7 @@ def proposals(
     return found, drops
 
 
-def patched(domain, wrong: list[Trace], interventions: list[Intervention]) -> list[Trace]:
+def patched(domain: Domain, wrong: list[Trace], interventions: list[Intervention]) -> list[Trace]:
     """The guided attempts: the steps before the error, then the intervention. Everything after the error is dropped."""
     return rollout.spliced(wrong, interventions, domain.tokenizer, domain.separator)
 
@@ -77,9 +88,9 @@ class Guided:
 
 
 def guided(
-    engine: Engine,
-    params,
-    domain,
+    engine: Sampler,
+    params: Any,
+    domain: Domain,
     traces: list[Trace],
     tries: int,
     sampling: Sampling,
@@ -177,7 +188,7 @@ def reinforce(
     engine: Engine,
     state: State,
     tx: optax.GradientTransformation,
-    domain,
+    domain: Domain,
     tasks: list[Task],
     knobs: PolicyGradient,
     sampling: Sampling,

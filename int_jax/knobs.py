@@ -8,6 +8,8 @@ import math
 import operator
 from typing import Any
 
+from int_jax import modules
+
 WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", dict: "a dictionary"}
 
 
@@ -20,7 +22,8 @@ class Knob:
       unit: what the value is, or counts. source: where it comes from; "" if it is our own choice.
       at_least, above, at_most: the range of a number. A tuple's range and choices are those of each of its items.
       also: values outside the range, with a meaning of their own, such as -1 for "what is left".
-      choices: all that it may be. why: the reason of its range, where that does not explain itself.
+      choices: all that it may be. own: or a module of the user's own, by its dotted name or its file.
+      why: the reason of its range, where that does not explain itself.
       empty: whether a text or a tuple may be empty. items: the type of a tuple's items, if the default has none.
       order: of a tuple: "distinct", "increasing", or "range": the lowest and the highest of something.
     """
@@ -34,6 +37,7 @@ class Knob:
     at_most: float | None = None
     also: tuple = ()
     choices: tuple = ()
+    own: bool = False
     why: str = ""
     empty: bool = True
     items: type | None = None
@@ -54,6 +58,7 @@ class Knob:
         one = WORDS[self.type] + limits
         if self.choices:
             one = ("one of " if len(self.choices) > 1 else "") + ", ".join(map(str, self.choices))
+        one += f", or {modules.HOW}" if self.own else ""
         one += "".join(f", or {value}" for value in self.also)
         if not isinstance(self.value, tuple):
             return one if self.empty or self.type is not str else f"{one}, not empty"
@@ -75,7 +80,8 @@ class Knob:
 
     def _allows_one(self, value) -> bool:
         if self.type in (bool, str, dict):
-            return isinstance(value, self.type) and (not self.choices or value in self.choices)
+            known = not self.choices or value in self.choices or (self.own and modules.is_own(value))
+            return isinstance(value, self.type) and known
         if isinstance(value, bool | str):
             return False
         try:  # NumPy's numbers are numbers, too

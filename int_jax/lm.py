@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from int_jax import checkpoint
-from int_jax.engine import Engine, Request, Response, Sampling
+from int_jax.engine import Engine
 from int_jax.models import Model, build
+from int_jax.sampler import Request, Response, Sampling
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Task, Trace
@@ -26,6 +27,7 @@ def load(
     dtype: str = "float32",
     param_dtype: str | None = None,
     chat: dict[str, Any] | None = None,
+    family: str = "",
 ) -> "LM":
     """A model directory in Hugging Face format, or the id of one on the hub, ready to generate and score.
 
@@ -36,9 +38,10 @@ def load(
         Training in bfloat16 needs "float32": bfloat16 keeps 8 bits, and loses an update smaller than 1/256 of its
         weight. The parameters are then sharded as training has them; sampling makes its own copy in `dtype`.
       chat: what the chat template is told besides the messages, such as {"enable_thinking": False}.
+      family: a model family of your own, by its dotted name or its file, for a model_type that is not in the package.
     """
     path = directory(path_or_hub_id)
-    config = checkpoint.read_config(path, dtype)
+    config = checkpoint.read_config(path, dtype, family)
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise FileNotFoundError(
             f"{path / 'tokenizer.json'}: missing, and there is no other tokenizer file beside it"
@@ -53,7 +56,7 @@ def load(
     mesh = make_mesh() if mesh is None else mesh
     stored = dtype if param_dtype is None else param_dtype
     rules = RULES_DECODE if param_dtype is None else RULES
-    config, params = checkpoint.load_hf(path, mesh, stored, rules)
+    config, params = checkpoint.load_hf(path, mesh, stored, rules, family)
     model = build(dataclasses.replace(config, dtype=dtype))
     data = mesh.shape["data"]
     return LM(model, params, tokenizer, Engine(model, mesh, slots=-(-Engine.slots // data) * data))

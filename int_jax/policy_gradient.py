@@ -11,6 +11,7 @@ import numpy as np
 
 from int_jax import batch as batching
 from int_jax import losses
+from int_jax.domains import Domain
 from int_jax.engine import Engine
 from int_jax.types import Batch, Trace
 
@@ -105,7 +106,7 @@ class PolicyGradient:
 
 
 def reward_parts(
-    domain, groups: list[list[Trace]], knobs: PolicyGradient, limit: int
+    domain: Domain, groups: list[list[Trace]], knobs: PolicyGradient, limit: int
 ) -> dict[str, np.ndarray]:
     """The parts of the traces' rewards that `knobs.rewards` names, unweighted, [groups, samples] each.
 

@@ -1,33 +1,36 @@
 """Host side of sampling: tasks to traces, traces to longer traces, each judged by its domain."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from int_jax import processes
-from int_jax.engine import Engine, Request, Sampling
+from int_jax.domains import Domain
+from int_jax.engine import Engine
+from int_jax.sampler import Progress, Request, Response, Sampler, Sampling, silent
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Intervention, Task, Trace, Verdict
 
 
-def opened(domain, task: Task, role: str = "solver") -> Trace:
+def opened(domain: Domain, task: Task, role: str = "solver") -> Trace:
     """A trace that holds only the role's prompt, ready to be continued."""
     prompt = np.asarray(domain.tokenizer.render(domain.view(task, [], role)), np.int32)
     return Trace(task, prompt, len(prompt), np.zeros(len(prompt), bool), np.zeros(len(prompt), np.float32))
 
 
 def continued(
-    engine: Engine,
-    params,
-    domain,
+    engine: Sampler,
+    params: Any,
+    domain: Domain,
     traces: list[Trace],
     samples: int,
     sampling: Sampling,
     stream: str = "",
     first_sample: int = 0,
     policy_update: int = 0,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Progress = silent,
 ) -> list[list[Trace]]:
     """Continue each open trace `samples` times until the policy stops and its partner is silent, and judge the results.
 
@@ -60,17 +63,16 @@ def continued(
     return [judged[i * samples : (i + 1) * samples] for i in range(len(traces))]
 
 
-def verdicts(domain, traces: list[Trace]) -> list[Verdict]:
-    """What the domain says of each trace: all of them at once where it can grade them side by side."""
-    judged = None
-    if processes.first():  # a time-out on one host alone would part the runs
-        judged = (
-            domain.verify_many(traces) if hasattr(domain, "verify_many") else [*map(domain.verify, traces)]
-        )
+def verdicts(domain: Domain, traces: list[Trace]) -> list[Verdict]:
+    """What the domain says of each trace."""
+    # A time-out on one host alone would part the runs.
+    judged = domain.verify_many(traces) if processes.first() else None
     return [Verdict(*verdict) for verdict in processes.agreed(judged)]
 
 
-def extended(domain, trace: Trace, response, temperature: float, policy_update: int) -> Trace:
+def extended(
+    domain: Domain, trace: Trace, response: Response, temperature: float, policy_update: int
+) -> Trace:
     """The trace with what the policy drew after it."""
     return trace.extend(
         response.tokens,
@@ -82,7 +84,7 @@ def extended(domain, trace: Trace, response, temperature: float, policy_update: 
     )
 
 
-def told(trace: Trace, reply) -> Trace:
+def told(trace: Trace, reply: Sequence[int]) -> Trace:
     """The trace with a partner's turn after it: in view, but not drawn by the policy. It is open again."""
     return trace.replace(
         tokens=np.concatenate([trace.tokens, np.asarray(reply, np.int32)]),

@@ -3,19 +3,22 @@
 import pathlib
 import subprocess
 import sys
+import textwrap
 
 import pytest
 from absl import flags
-from ml_collections import config_flags
 from test_memory import shape
 
-from experiments import knobs, plan
+from experiments import command_line, knobs, plan
 from experiments.configs import default, grpo, reasoning_gym
 from experiments.configs import int as intervention
 from int_jax import domains, memory
 from int_jax.sharding import RULES_DECODE
+from int_jax.stages import StageError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# ml_collections reads config files so
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 
 def planned(c, name, devices=8, checker=None):
@@ -169,14 +172,11 @@ def parsed(monkeypatch, config: str, *overrides: str):
     values = flags.FlagValues()
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["run.py", f"--config=experiments/configs/{config}", *overrides])
-    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
-    values(sys.argv)
+    command_line.define_config(values)
+    command_line.parse(sys.argv, values)
     return values.config
 
 
-@pytest.mark.filterwarnings(
-    "ignore:the load_module:DeprecationWarning"
-)  # ml_collections reads config files so
 @pytest.mark.parametrize(
     ("config", "override", "value"),
     [
@@ -205,6 +205,72 @@ def test_a_knob_is_set_on_the_command_line(monkeypatch, config, override, value)
         c = c[name]
     c = c.to_dict() if hasattr(c, "to_dict") else c
     assert c == value and type(c) is type(value)
+
+
+LAB = {
+    "lab_c/days.py": """
+        from typing import ClassVar
+        from int_jax.domains.arithmetic import Arithmetic
+        from int_jax.knobs import Knob
+        class Days(Arithmetic):
+            name = "days"
+            KNOBS: ClassVar = {"lengths": Knob(3, "a number where arithmetic has two"), "grader": Knob("day", "rule")}
+        build = Days
+    """,
+    "lab_c/broken.py": "1 / 0",
+}
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """A folder with modules of one's own, on the path."""
+    for name, text in LAB.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(textwrap.dedent(text))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    yield tmp_path
+    for name in [name for name in sys.modules if name.split(".")[0] == "lab_c"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("config", ["int.py:tiny", "int.py:rehearsal", "reasoning_gym.py"])
+@pytest.mark.parametrize("spelled", ["=", " "])
+@pytest.mark.parametrize("path", [True, False])
+def test_a_domain_of_ones_own_has_its_own_knobs_on_the_command_line(monkeypatch, lab, config, spelled, path):
+    """Of the domain's types: those of the config's own domain with the same names are others."""
+    name = str(lab / "lab_c" / "days.py") if path else "lab_c.days"
+    flag = [f"--config.domain.name={name}"] if spelled == "=" else ["--config.domain.name", name]
+    c = parsed(monkeypatch, config, "--config.domain.knobs.lengths=5", *flag)
+    assert c.domain.to_dict() == {"name": name, "knobs": {"lengths": 5, "grader": "day"}}
+    default.check(c)
+    with pytest.raises(AttributeError):
+        c.domain.knobs.exponent = 3  # locked
+
+
+def test_another_domain_of_the_package_by_its_name(monkeypatch):
+    overrides = "--config.domain.name=arithmetic", "--config.domain.knobs.rare=(1, 2)"
+    c = parsed(monkeypatch, "int.py:rehearsal", *overrides)
+    assert c.domain.knobs.rare == (1, 2) and "grader" not in c.domain.knobs
+    same = parsed(monkeypatch, "int.py:real", "--config.domain.name=math")
+    assert same.domain.knobs.separator == "\n", "the config's own changes stay"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["domain.name=lab_c.days", "domain.knobs.exponent=3"], "domain lab_c.days has no such knob; it has lengths,"),
+        (["domain.name=lab_c.days", "domain.knobs.lengths=many"], "domain.knobs.lengths=many"),
+        (["domain.name=lab_c.nights"], "no domain 'lab_c.nights': there is no module 'lab_c.nights' in"),
+        (["domain.name=lab_c.broken"], "'lab_c.broken' fails while it is imported: .*line 1: ZeroDivisionError"),
+        (["domain.name=nights"], "no domain 'nights' in int_jax/domains: choose one of arithmetic"),
+        (["rl.updtes=3"], "--config.rl.updtes=3: there is no such knob; docs/knobs.md"),
+        (["domain.knobs.grader=strict"], "--config.domain.knobs.grader=strict: there is no such knob"),
+    ],
+)  # fmt: skip
+def test_a_domain_or_a_knob_that_there_is_not_ends_in_one_line(monkeypatch, lab, overrides, words):
+    with pytest.raises(StageError, match=words) as error:
+        parsed(monkeypatch, "int.py:tiny", *(f"--config.{one}" for one in overrides))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", domains.names())

@@ -9,11 +9,11 @@ import pytest
 from experiments import data_stages
 from experiments.configs import default
 from int_jax import datasets, domains, rollout, types
+from int_jax.check import byte_tokenizer
 from int_jax.datasets import entry
 from int_jax.domains import arithmetic
 from int_jax.stages import StageError, Workdir
 from int_jax.tokenizer import Tokenizer
-from tests import byte_tokenizer
 
 
 @pytest.fixture
@@ -333,8 +333,7 @@ def test_an_attempt_without_a_position_left_is_not_in_the_effect_table(run, monk
         data_stages.rollout, "continued", lambda *args, **_: continued.extend(args[3]) or [[]] * len(args[3])
     )
     monkeypatch.setattr(data_stages.estimates, "effect_row", lambda counts: {})
-    config = SimpleNamespace(max_len=len(traces[1].tokens) - 1)
-    engine = SimpleNamespace(take_drawn=lambda: 0, model=SimpleNamespace(config=config))
+    engine = SimpleNamespace(take_drawn=lambda: 0, max_len=len(traces[1].tokens) - 1)
     monkeypatch.setattr(run, "engine", engine, raising=False)
     guided = [rollout.truncated(trace, trace.prompt_len) for trace in traces]
     data_stages.effect(run, [traces[0], long], ones, guided)

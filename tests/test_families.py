@@ -12,9 +12,10 @@ import pytest
 
 from int_jax import checkpoint, losses
 from int_jax.batch import pack, supervised
-from int_jax.engine import Engine, Request, Sampling
+from int_jax.engine import Engine
 from int_jax.models import RopeScaling, build, families, family, hf
 from int_jax.models.transformer import scaled
+from int_jax.sampler import Request, Sampling
 from int_jax.sharding import RULES_DECODE, make_mesh
 
 # head_dim is not hidden / heads, there is one kv head, and the vocabulary is odd.
@@ -177,7 +178,7 @@ def test_the_gradient_of_the_sft_loss_equals_autograd(odd):
     loss.backward()
     np.testing.assert_allclose(metrics["loss"], loss.item(), rtol=1e-5)
     names = family(odd.config.family).NAMES
-    for path, gradient in checkpoint._flat(state.opt.trace).items():
+    for path, gradient in checkpoint.leaves_by_path(state.opt.trace).items():
         their = odd.theirs.get_parameter(hf.tensor_name(names, path)).grad.numpy()
         mine = hf.to_hf(path.rpartition("_")[2], np.asarray(gradient))
         assert np.abs(their).max() > 1e-6, path

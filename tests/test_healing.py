@@ -12,10 +12,11 @@ from tokenizers import Tokenizer as Tokens
 from transformers import PreTrainedTokenizerFast
 
 from int_jax import rollout, sample
-from int_jax.engine import Request, Sampling, spell
+from int_jax.check import byte_tokenizer
+from int_jax.engine import spell
+from int_jax.sampler import Request, Sampling
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Intervention, Task, Trace
-from tests import byte_tokenizer
 from tests.test_tokenizer import CORPUS, FAMILIES
 
 # Single digits are words of their own (SmolLM): a blank line is one token before a digit and two before a letter, since

@@ -27,8 +27,8 @@ from experiments.configs import int as intervention
 from experiments.knobs import rows
 from int_jax import checkpoint, losses, report
 from int_jax.domains.arithmetic import block, boxed, parse_problem
-from int_jax.engine import Response
 from int_jax.lm import LM
+from int_jax.sampler import Response
 from int_jax.stages import StageError
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import State

@@ -5,12 +5,12 @@ import re
 import jinja2
 import numpy as np
 import pytest
-from byte_tokenizer import save
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from int_jax import domains, rollout
-from int_jax.domains import math
+from int_jax.check.byte_tokenizer import save
+from int_jax.domains import TextDomain, math
 from int_jax.domains.math import commonplace, statements
 from int_jax.proposers import fault
 from int_jax.proposers.parse import parse_intervention
@@ -116,7 +116,7 @@ def test_knobs_and_problems_are_asked_for_by_name(tokenizer, domain):
         domains.load("math", tokenizer, grader="lax")
     with pytest.raises(ValueError, match=r"set config.problems.train_file and config.problems.test_file"):
         domain.tasks("train", 0, 3)
-    assert not hasattr(domain, "first_error") and not hasattr(domain, "correction")
+    assert not domain.oracle and domain.splits == ()
 
 
 # --- steps ---
@@ -238,12 +238,15 @@ def test_a_batch_of_rollouts_goes_to_the_graders_at_once(domain, monkeypatch):
 
 
 def test_a_domain_that_grades_one_by_one():
-    class Plain:
+    class Plain(TextDomain):
+        name = "plain"
+
         def verify(self, trace):
             return Verdict(trace == "right", 1.0, "correct" if trace == "right" else "wrong")
 
     traces = ["right", "left"]
-    assert rollout.verdicts(Plain(), traces) == [Plain().verify(trace) for trace in traces]
+    plain = Plain(tokenizer=None)
+    assert rollout.verdicts(plain, traces) == [plain.verify(trace) for trace in traces]
 
 
 # --- leaks ---

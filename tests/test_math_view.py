@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from byte_tokenizer import save
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from int_jax import domains, rollout
+from int_jax.check.byte_tokenizer import save
 from int_jax.domains import said
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Intervention, Task, Trace

@@ -14,8 +14,8 @@ from int_jax import batch as batching
 from int_jax import intervention_training as method
 from int_jax import losses, policy_gradient, rollout
 from int_jax.domains.arithmetic import Arithmetic
-from int_jax.engine import Sampling
 from int_jax.policy_gradient import PolicyGradient, by_group
+from int_jax.sampler import Sampling
 from int_jax.types import Intervention, Task, Trace, Verdict
 
 SAMPLING = Sampling(max_new_tokens=10, stop_ids=(2, *range(20, 24)), seed=11)

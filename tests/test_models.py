@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 from int_jax import checkpoint, losses
-from int_jax.models import Cache, Config, build, empty_cache, empty_recent, families, family, file, hf
+from int_jax.models import (
+    Cache,
+    Config,
+    build,
+    empty_cache,
+    empty_recent,
+    families,
+    family,
+    family_of,
+    file,
+    hf,
+)
 from int_jax.models.qwen3 import config_from_hf, config_to_hf
 
 # head_dim is not dim / heads, there is one kv head, no size divides another, and the vocabulary is odd.
@@ -93,7 +104,7 @@ def test_logits_and_gradients_equal_those_of_transformers(tmp_path, config):
 
         return jax.grad(loss)(params)
 
-    ours = checkpoint._flat(gradient(params))
+    ours = checkpoint.leaves_by_path(gradient(params))
     names = family("qwen3").NAMES
     for path, gradient_ in ours.items():
         their = theirs.get_parameter(hf.tensor_name(names, path)).grad.numpy()
@@ -197,7 +208,7 @@ def test_rematerialising_changes_no_gradient():
         assert ("remat" in str(jax.make_jaxpr(jax.grad(loss))(params))) is remat
         return jax.jit(jax.grad(loss))(params)
 
-    stored, recomputed = checkpoint._flat(gradient(False)), checkpoint._flat(gradient(True))
+    stored, recomputed = checkpoint.leaves_by_path(gradient(False)), checkpoint.leaves_by_path(gradient(True))
     for path, value in stored.items():
         np.testing.assert_allclose(
             recomputed[path], value, rtol=1e-5, atol=1e-5 * np.abs(value).max(), err_msg=path
@@ -239,7 +250,7 @@ def test_a_family_is_the_module_named_by_model_type():
     assert family("qwen3").__name__ == "int_jax.models.qwen3"
     assert "transformer" not in families() and "hf" not in families()
     with pytest.raises(ValueError, match=r"'gpt_oss' is not supported; there are \[.*'qwen3'.*\]"):
-        family("gpt_oss")
+        family_of("gpt_oss")
 
 
 def test_every_weight_layout_is_that_of_torch_and_comes_back():

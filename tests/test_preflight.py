@@ -148,6 +148,9 @@ def test_what_a_knob_may_be(path, value):
         ({"attempts": {"tries": 0}}, r"attempts\.tries = 0"),
         ({"proposals": {"samples": 0}}, r"proposals\.samples = 0"),
         ({"proposals": {"proposer": "gpt"}}, r"proposer = 'gpt': must be one of likelihood_ratio, oracle, self_"),
+        ({"proposals": {"proposer": "lab/p.py"}}, r"proposals: no proposer 'lab/p\.py': there is no file /.*p\.py"),
+        ({"proposals": {"compare": ("oracle", "no_lab.p")}}, r"proposals: no proposer 'no_lab\.p': there is no module"),
+        ({"domain": {"name": "no_lab.chess"}}, r"no domain 'no_lab\.chess': there is no module 'no_lab'"),
         ({"proposals": {"compare": ("oracle", "gpt")}}, r"compare = \('oracle', 'gpt'\): must be a tuple"),
         ({"problems": {"hard": ("train", "tset")}}, r"config\.problems\.hard = .*'tset'"),
         ({"problems": {"shard": 0}}, r"problems\.shard = 0"),
@@ -251,9 +254,7 @@ def run_of(tokenizer, positions: int = 512, **changes) -> Run:
     """A run of int.py:tiny on a model of so many positions, before any model is made."""
     config = intervention.get_config("tiny")
     config.update(changes)
-    engine = types.SimpleNamespace(
-        model=types.SimpleNamespace(config=types.SimpleNamespace(max_len=positions))
-    )
+    engine = types.SimpleNamespace(max_len=positions)
     return Run(config, 0, None, engine, {}, {}, arithmetic.Arithmetic(tokenizer))
 
 

@@ -12,7 +12,7 @@ from int_jax import domains, rollout, types
 from int_jax.domains import reasoning_gym
 from int_jax.domains.reasoning_gym import REFERENCES, SPLITS, worker
 from int_jax.domains.reasoning_gym.process import DEADLINE_S, Process, shared
-from int_jax.engine import Sampling
+from int_jax.sampler import Sampling
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import REASONS, Intervention, Task, Trace
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from int_jax import batch, rollout, types
 from int_jax.domains.arithmetic import Arithmetic
-from int_jax.engine import Sampling
+from int_jax.sampler import Sampling
 from int_jax.types import Intervention, Task, Trace, Verdict
 
 SAMPLING = Sampling(max_new_tokens=12, stop_ids=(2, *range(20, 30)), seed=5)  # digits stop, too: lengths vary

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from int_jax import sample
-from int_jax.engine import Engine, Request, Sampling, _decode, bucket, task_word
+from int_jax.engine import Engine, _decode, bucket, task_word
 from int_jax.models import Config, build
+from int_jax.sampler import Request, Sampling
 from int_jax.sharding import make_mesh
 
 VOCAB = 54

@@ -47,6 +47,9 @@ TABLE = {
         empty=False,
     ),
     "model": Knob("int_jax/assets/tiny_arithmetic", "a Hugging Face directory or hub id", empty=False),
+    "family": Knob(
+        "", "a model family of your own for config.model: its dotted name or file; empty: by its config.json"
+    ),
     "dtype": Knob(
         "float32",
         "of the compute and of the sampler's weights; logits and losses are always float32",
@@ -74,6 +77,7 @@ TABLE = {
             "arithmetic",
             "a module of int_jax/domains; its knobs are listed below",
             choices=tuple(domains.names()),
+            own=True,
         ),
     },
     "export": Knob(
@@ -137,7 +141,11 @@ TABLE = {
     },
     "proposals": {
         "proposer": Knob(
-            "self_verify", "a module of int_jax/proposers", "InT", choices=tuple(proposers.names())
+            "self_verify",
+            "a module of int_jax/proposers",
+            "InT",
+            choices=tuple(proposers.names()),
+            own=True,
         ),
         "model": Knob("", "another model than the policy: a Hugging Face directory or hub id"),
         "chat": Knob({}, "told to that model's chat template"),
@@ -146,6 +154,7 @@ TABLE = {
             "more proposers, whose location accuracy is reported",
             items=str,
             choices=tuple(proposers.names()),
+            own=True,
         ),
         "compare_attempts": count(256, "attempts they are compared on"),
         "samples": count(4, "candidates an attempt: retries against parsing and leaks", "InT"),
@@ -297,5 +306,5 @@ def get_config() -> ConfigDict:
 def check(config: ConfigDict) -> None:
     """Refuse knobs that are unknown, missing, or have a value that they may not have. Raises: ValueError."""
     name = config.domain.name
-    known = domains.find(name).KNOBS if name in domains.names() else {}
+    known = domains.find(name).KNOBS if TABLE["domain"]["name"].allows(name) else {}
     knobs.check({**TABLE, "domain": {**TABLE["domain"], "knobs": known}}, config.to_dict(), "config")

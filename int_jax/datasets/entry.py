@@ -12,13 +12,14 @@ from pathlib import Path
 from int_jax import proposers, rollout, types
 from int_jax.datasets import Row
 from int_jax.datasets.columns import END_OF_TURN, response_text
+from int_jax.domains import Domain
 from int_jax.stages import StageError, write_atomically
 from int_jax.types import Intervention, Task, Trace
 
 COUNTS = ("attempts", "problems", "passed", "spliced", *proposers.DROPS, "differ")
 
 
-def attempt(domain, task: Task, text: str, sample: int = 0) -> Trace:
+def attempt(domain: Domain, task: Task, text: str, sample: int = 0) -> Trace:
     """An attempt from its text (see `columns.response_text`), judged by the domain.
 
     It ends in one stop token: whether the attempt stopped by itself or was cut is not in the file. `key` is
@@ -33,7 +34,7 @@ def attempt(domain, task: Task, text: str, sample: int = 0) -> Trace:
     return trace.replace(verdict=domain.verify(trace))
 
 
-def located(domain, trace: Trace, one: Intervention) -> Intervention:
+def located(domain: Domain, trace: Trace, one: Intervention) -> Intervention:
     """The intervention with `step` counted in this trace's steps.
 
     The files count the pieces between separators, empty ones included ("a\\n\\n\\n\\nb" has three); here a longer run
@@ -52,7 +53,7 @@ def located(domain, trace: Trace, one: Intervention) -> Intervention:
 
 
 def stage_rows(
-    rows: list[Row], domain, filtered: bool = False, hard: bool = True
+    rows: list[Row], domain: Domain, filtered: bool = False, hard: bool = True
 ) -> tuple[dict[str, list[dict]], dict[str, int]]:
     """The rows of the stages attempts, proposals and guided, as `experiments/run.py` keeps them, in one order.
 
@@ -100,14 +101,14 @@ def stage_rows(
     return stages, counts
 
 
-def _attempts(domain, group: list[Row]) -> list[Trace]:
+def _attempts(domain: Domain, group: list[Row]) -> list[Trace]:
     for row in group:
         if not row.attempt:
             raise StageError(f"{row.place}: no 'incorrect_attempt' to enter a run with")
     return [attempt(domain, row.task, row.attempt, sample) for sample, row in enumerate(group)]
 
 
-def _propose(domain, row: Row, trace: Trace, stages: dict, counts: dict) -> None:
+def _propose(domain: Domain, row: Row, trace: Trace, stages: dict, counts: dict) -> None:
     """Add a wrong attempt's intervention, or why there is none, and its guided attempt."""
     one = row.intervention and located(domain, trace, row.intervention)
     drop = proposers.fault(domain, trace, one)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from int_jax import proposers, rollout
 from int_jax.datasets import entry
+from int_jax.domains import Domain
 from int_jax.proposers.parse import parse_intervention
 from int_jax.types import Intervention, Task
 
@@ -81,7 +82,7 @@ class Comparison(NamedTuple):
     differences: tuple[str, ...]
 
 
-def compare(domain, task: Task, attempt: str, outputs: list[str]) -> Comparison:
+def compare(domain: Domain, task: Task, attempt: str, outputs: list[str]) -> Comparison:
     """Their rules and ours on a proposer's outputs for one wrong attempt."""
     theirs, aborted = their_choice(outputs, task.answer)
     trace = entry.attempt(domain, task, attempt)

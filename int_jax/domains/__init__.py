@@ -1,94 +1,210 @@
 """Domains: where problems come from, who sees what, where a step ends, and what counts as solved.
 
-A domain is a module here with `build(tokenizer, **knobs)`; its name in a config is the module's name. It offers:
-
-    KNOBS                      what may be set of it: a table of knobs (`knobs.Knob`); build.KNOBS is the same
-    name, separator            its name; the text that ends a step
-    proposal_roles             roles a self-verifying proposer plays in turn: ("checker",) or ("teacher", "checker")
-    tasks(split, seed, count)  -> list[Task]
-    view(task, steps, role)    -> chat messages: the one place that decides what a role sees
-    steps(tokens, start)       -> step_ends, token offsets
-    step_texts(trace)          -> the text of each step
-    answer(trace)              -> the answer that a response gives, None if it gives none: what a majority vote counts
-    verify(trace)              -> Verdict
-    verify_many(traces)        -> list[Verdict], the same: where grading many side by side is faster
-    leaks(task, text)          -> whether a step gives the final answer away
-    REWARDS, reward(trace, part) -> names of parts of the reward beside those of every domain, and such a part
-    reply(trace)               -> a partner's turn as token ids, [] if the partner is silent
-    first_error(trace)         -> index of the first wrong step, and
-    correction(trace, step)    -> the right step: only where an oracle exists
-
-`view` numbers an attempt's steps from 1, one number for each of `step_ends`; a proposer's location is such a number. An
-attempt may have hundreds of them, and headings of its own ("Step 3"), so the number must not look like one. Nothing is
-left out of a view to make it fit: what is too long for a prompt is counted and skipped by the proposer.
+A domain is a module with `build`, a class that keeps the protocol `Domain`: `build(tokenizer, **knobs)` is the domain
+over a tokenizer. A config names it by one text (modules.py): "math", "mylab.chess" or "lab/chess.py". Most derive from
+`TextDomain`, which knows the rest once there are problems and a view; `python -m int_jax.check domain lab/chess.py`
+says what is missing or wrong.
 """
 
-import importlib
 import json
-import pkgutil
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol
 
 import jinja2
 
+from int_jax import modules
 from int_jax.knobs import Knob, check, defaults
 from int_jax.tokenizer import Tokenizer
-from int_jax.types import normalised
-from int_jax.verify import last_boxed
+from int_jax.types import Task, Trace, Verdict, normalised
+from int_jax.verify import Disagreement, gives_answer, last_boxed
 
 PROMPTS = Path(__file__).parents[1] / "assets" / "prompts"  # a folder a domain, a template a role
 
 
-def names() -> list[str]:
-    """The domains there are."""
-    return [module.name for module in pkgutil.iter_modules(__path__)]
+class Domain(Protocol):
+    """What the package asks of a domain.
+
+    Attributes:
+      name: of tasks and errors. KNOBS: what may be set of it, a table of `knobs.Knob`, as config.domain.knobs.
+      separator: the text that ends a step. splits: those of which it has problems of its own; () where all come from
+        files. A run asks for hard_train and hard_test (hard_validation while knobs are chosen).
+      proposal_roles: the roles that a self-verifying proposer plays in turn, the last of which sees the attempt:
+        ("checker",) or ("teacher", "checker").
+      REWARDS: names of parts of the reward that it has beside those of every domain.
+      oracle: whether it knows an attempt's first error and its correction. graders: where it has two, their names, the
+        one that decides first: a run then reports where they differ.
+    """
+
+    name: str
+    KNOBS: ClassVar[dict[str, Knob]]
+    REWARDS: ClassVar[tuple[str, ...]]
+    separator: str
+    splits: tuple[str, ...]
+    proposal_roles: tuple[str, ...]
+    oracle: bool
+    graders: tuple[str, ...]
+
+    def __init__(self, tokenizer: Tokenizer, **knobs: Any) -> None: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The policy's, which it was made with."""
+
+    def tasks(self, split: str, seed: int, count: int) -> list[Task]:
+        """`count` problems of a split, the same each time; no problem is in two splits. Raises ValueError where there
+        are not so many."""
+
+    def view(self, task: Task, steps: list[str], role: str) -> list[dict[str, str]]:
+        """The chat messages that a role sees, the last one its own question: the one place that decides it.
+
+        "solver" sees the problem alone. Of the attempt, the texts of its `steps` are shown numbered from 1, one number
+        each; a proposer's location is such a number. An attempt may have hundreds, and headings of its own ("Step 3"),
+        so a number must not look like one. Nothing is left out to make a view fit: what is too long for a prompt is
+        counted and skipped by the proposer. Raises ValueError for another role.
+        """
+
+    def steps(self, tokens: Any, start: int = 0) -> tuple[int, ...]:
+        """Token offsets (exclusive) where the steps of tokens[start:] end."""
+
+    def step_texts(self, trace: Trace) -> list[str]:
+        """The text of each step, without separator and special tokens."""
+
+    def solution(self, task: Task) -> str:
+        """A response that solves the task, made of its reference and answer."""
+
+    def answer(self, trace: Trace) -> str | None:
+        """The answer that a response gives, None if it gives none: what a majority vote counts."""
+
+    def verify(self, trace: Trace) -> Verdict:
+        """What a response is worth, whatever stands in it."""
+
+    def verify_many(self, traces: list[Trace]) -> list[Verdict]:
+        """`verify` of each, perhaps side by side."""
+
+    def disagreements(self, traces: list[Trace]) -> tuple[float, list[Disagreement]]:
+        """Where the graders differ: (share of the traces, the cases)."""
+
+    def reward(self, trace: Trace, part: str) -> float:
+        """One of its REWARDS. Raises ValueError for another part."""
+
+    def leaks(self, task: Task, text: str) -> bool:
+        """Whether a step gives the final answer away."""
+
+    def reply(self, trace: Trace) -> Sequence[int]:
+        """A partner's turn as token ids, [] if the partner is silent."""
+
+    def first_error(self, trace: Trace) -> int | None:
+        """The index of the first wrong step; None where none is wrong, or where it is not known (`oracle`)."""
+
+    def correction(self, trace: Trace, step: int) -> str:
+        """The right step in place of a wrong one. Raises ValueError without an `oracle`."""
 
 
-def find(name: str):
-    """The `build` of int_jax/domains/<name>.py: the domain before it has a tokenizer."""
-    if name not in names():
-        raise ValueError(f"no domain {name!r} in int_jax/domains: choose one of {', '.join(names())}")
-    return importlib.import_module(f"{__name__}.{name}").build
+KIND = modules.Kind(
+    "domain",
+    __name__,
+    ("build", *(f"build.{name}" for name in modules.members(Domain) if name != "tokenizer")),
+)
+names = KIND.names
 
 
-def load(name: str, tokenizer, **knobs):
-    """The domain in int_jax/domains/<name>.py, over a tokenizer; knobs that are not given have their defaults."""
+def find(name: str) -> type[Domain]:
+    """The `build` of a domain's module: the domain before it has a tokenizer. Raises: see `modules.Kind.load`."""
+    return KIND.load(name).build
+
+
+def load(name: str, tokenizer: Tokenizer, **knobs: Any) -> Domain:
+    """The domain that a text names, over a tokenizer; knobs that are not given have their defaults."""
     return find(name)(tokenizer, **knobs)
 
 
-class SilentPartner:
-    """What domains of free text have in common: steps that end in line breaks, a boxed answer, a partner who is silent.
+class TextDomain:
+    """A domain of free text, but for its `name`, its `view`, and `tasks` if it has problems of its own.
+
+    Steps end in line breaks, the answer stands in the response's last box and counts if it is the task's to the letter.
+    A partner is silent; where an attempt goes wrong it does not know.
 
     Raises: ValueError for a knob that is not in KNOBS, or has a value that it may not have.
     """
 
     name: str
-    KNOBS: ClassVar[dict[str, Knob]]
+    KNOBS: ClassVar[dict[str, Knob]] = {}
     REWARDS: ClassVar[tuple[str, ...]] = ()
     separator = "\n\n"
+    splits: tuple[str, ...] = ()
+    proposal_roles: tuple[str, ...] = ("teacher", "checker")
+    oracle = False
+    graders: tuple[str, ...] = ()
 
-    def __init__(self, tokenizer: Tokenizer, **knobs):
+    def __init__(self, tokenizer: Tokenizer, **knobs: Any):
         self.tokenizer = tokenizer
         self.knobs = defaults(self.KNOBS) | knobs
         check(self.KNOBS, self.knobs, self.name)
 
-    def steps(self, tokens, start: int = 0) -> tuple[int, ...]:
+    def tasks(self, split: str, seed: int, count: int) -> list[Task]:
+        """There are none: problems come from files. Raises ValueError, naming the knobs to set."""
+        raise ValueError(
+            f"{self.name} has no problems of its own (split {split!r}): set config.problems.train_file and "
+            "config.problems.test_file to files with the columns problem, answer, reference_solution"
+        )
+
+    def steps(self, tokens: Any, start: int = 0) -> tuple[int, ...]:
         return self.tokenizer.step_ends(tokens, start, self.separator)
 
-    def step_texts(self, trace) -> list[str]:
-        """The text of each step, without separator and special tokens."""
+    def step_texts(self, trace: Trace) -> list[str]:
         spans = zip(trace.step_starts(), trace.step_ends, strict=True)
         return [self.tokenizer.text(trace.tokens[a:b]).strip("\n") for a, b in spans]
 
-    def answer(self, trace) -> str | None:
+    def solution(self, task: Task) -> str:
+        """The reference, then the boxed answer."""
+        return f"{task.reference}{self.separator}\\boxed{{{task.answer}}}".strip()
+
+    def answer(self, trace: Trace) -> str | None:
         """The content of the response's last box."""
         return last_boxed(self.tokenizer.text(trace.response))
 
-    def reply(self, trace) -> list[int]:
+    def verify(self, trace: Trace) -> Verdict:
+        """Exact: the response's answer against the task's; one that was cut off is "truncated" unless it passes."""
+        answer = self.answer(trace)
+        if answer is not None and answer.strip() == trace.task.answer:
+            return Verdict(True, 1.0, "correct")
+        if trace.stop == "length":
+            return Verdict(False, 0.0, "truncated")
+        return Verdict(False, 0.0, "no_answer" if answer is None else "wrong")
+
+    def verify_many(self, traces: list[Trace]) -> list[Verdict]:
+        return [self.verify(trace) for trace in traces]
+
+    def disagreements(self, traces: list[Trace]) -> tuple[float, list[Disagreement]]:
+        return 0.0, []
+
+    def leaks(self, task: Task, text: str) -> bool:
+        """A step gives the answer away if it boxes something, ends in the answer's number, or holds an answer that is
+        no number as words of its own."""
+        if gives_answer(text):
+            return True
+        answer = " ".join(task.answer.split()).casefold()
+        if not answer:
+            return False
+        if re.fullmatch(r"-?\d+(\.\d+)?", answer):
+            numbers = re.findall(r"-?\d+(?:\.\d+)?", text.replace(",", ""))
+            return bool(numbers) and float(numbers[-1]) == float(answer)
+        words = " ".join(text.split()).casefold()
+        return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", words) is not None
+
+    def reply(self, trace: Trace) -> list[int]:
         return []
 
-    def reward(self, trace, part: str) -> float:
+    def reward(self, trace: Trace, part: str) -> float:
         raise ValueError(f"the domain {self.name} has no part {part!r} of a reward: it has {self.REWARDS}")
+
+    def first_error(self, trace: Trace) -> int | None:
+        return None
+
+    def correction(self, trace: Trace, step: int) -> str:
+        raise ValueError(f"the domain {self.name} does not know how step {step} of an attempt should read")
 
 
 def template(path: Path) -> jinja2.Template:

@@ -12,9 +12,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from int_jax.domains import SilentPartner
+from int_jax.domains import TextDomain
 from int_jax.knobs import Knob
-from int_jax.types import Task, Trace, Verdict
+from int_jax.types import Task, Trace
 
 NAME = "arithmetic"
 MAX_STEPS = 8
@@ -25,12 +25,12 @@ OPERATIONS = [(op, k) for k in range(1, 10) for op in "+-x" if (op, k) != ("x", 
 NATURAL = 6.0  # the exponent of the embedded model's solving data: x9 is 2,900 times as rare as +1
 COMMON = 17  # operations beyond this rank (operand 7 and above) are the rare ones: 0.4% of the natural ones
 # The check alone: its log states the reference's values, so no guided solve before it.
-PROPOSAL_ROLES = ("checker",)
+PROPOSAL_ROLES: tuple[str, ...] = ("checker",)
 
 MAX_MISSES = 10_000  # draws in a row without a new problem (a few seconds) before `tasks` gives up
 
 # Problems are dealt to splits by a hash of their text, so that no problem is in two of them.
-SPLITS = ("train", "hard_train", "hard_validation", "hard_test")
+SPLITS: tuple[str, ...] = ("train", "hard_train", "hard_validation", "hard_test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,12 +186,14 @@ def corrupted(rng: np.random.Generator, one: Chain) -> list[str]:
     return [*steps, boxed(value)]
 
 
-class Arithmetic(SilentPartner):
-    """The domain, over a tokenizer. See the protocol in `domains/__init__.py`."""
+class Arithmetic(TextDomain):
+    """The domain, over a tokenizer. See `domains.Domain`."""
 
     name = NAME
+    splits = SPLITS
     proposal_roles = PROPOSAL_ROLES
-    REWARDS = ("right_steps",)
+    oracle = True
+    REWARDS: ClassVar[tuple[str, ...]] = ("right_steps",)
     KNOBS: ClassVar = {
         "exponent": Knob(
             NATURAL, "how steeply the frequency of operations falls with their rank", at_least=0
@@ -238,14 +240,9 @@ class Arithmetic(SilentPartner):
             raise ValueError(f"arithmetic has no role {role!r}: choose solver, teacher or checker")
         return [{"role": "user", "content": content}]
 
-    def verify(self, trace: Trace) -> Verdict:
-        """Exact: the last boxed text against the answer; a response cut off is "truncated" unless it passes."""
-        answer = self.answer(trace)
-        if answer is not None and answer.strip() == trace.task.answer:
-            return Verdict(True, 1.0, "correct")
-        if trace.stop == "length":
-            return Verdict(False, 0.0, "truncated")
-        return Verdict(False, 0.0, "no_answer" if answer is None else "wrong")
+    def solution(self, task: Task) -> str:
+        """The model's own style, which is not the reference's."""
+        return self.separator.join(parse_problem(task.problem).steps)
 
     def leaks(self, task: Task, text: str) -> bool:
         """A step gives the answer away if it boxes something or arrives at the answer's value."""

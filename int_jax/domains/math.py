@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 from typing import ClassVar
 
-from int_jax.domains import PROMPTS, SilentPartner, said, template, worked_examples
+from int_jax.domains import PROMPTS, TextDomain, said, template, worked_examples
 from int_jax.knobs import Knob
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Task, Trace, Verdict, normalised
@@ -30,10 +30,12 @@ from int_jax.verify import (
 )
 
 NAME = "math"
-PROPOSAL_ROLES = ("teacher", "checker")
+PROPOSAL_ROLES: tuple[str, ...] = ("teacher", "checker")
 EXAMPLES = "examples.jsonl"  # of proposers, beside their templates
 TAUGHT = ("problem", "answer", "reference_solution", "solution")
 REVIEWED = ("attempt", "review")
+# How an answer is given that the verifier then finds, by the names of verify.ANSWERS.
+GIVEN = {"boxed": "\\boxed{{{}}}", "hashes": "#### {}", "phrase": "The answer is {}."}
 
 # What a step states ---------------------------------------------------------------------------------------------------
 
@@ -99,8 +101,8 @@ def commonplace(task: Task) -> bool:
 # The domain -----------------------------------------------------------------------------------------------------------
 
 
-class Math(SilentPartner):
-    """The domain, over a tokenizer. See the protocol in `domains/__init__.py`.
+class Math(TextDomain):
+    """The domain, over a tokenizer. See `domains.Domain`.
 
     The templates of `prompts` may use problem, reference, answer and apart ("a blank line", what stands between steps),
     the checker's also steps, the texts of the attempt's steps. An examples.jsonl beside them holds worked examples for
@@ -146,19 +148,13 @@ class Math(SilentPartner):
                 f"math.instruction = {self.knobs['instruction']!r}: must contain {{problem}} once, "
                 "where the problem goes"
             )
+        self.graders = tuple(sorted(GRADERS, key=lambda name: name != self.knobs["grader"]))
         folder = Path(self.knobs["prompts"] or PROMPTS / NAME)
         self.prompts = {role: template(folder / f"{role}.jinja") for role in PROPOSAL_ROLES}
         self.examples = worked_examples(Path(self.knobs["examples"])) if self.knobs["examples"] else []
         told = folder / EXAMPLES
         self.reviews = worked_examples(told, TAUGHT, REVIEWED) if told.exists() else []
         self._shown = {normalised(one["problem"]): one["place"] for one in (*self.examples, *self.reviews)}
-
-    def tasks(self, split: str, seed: int, count: int) -> list[Task]:
-        """There are none: problems come from files. Raises ValueError, naming the knobs to set."""
-        raise ValueError(
-            f"math has no problems of its own (split {split!r}): set config.problems.train_file and "
-            "config.problems.test_file to files with the columns problem, answer, reference_solution"
-        )
 
     def view(self, task: Task, steps: list[str], role: str) -> list[dict[str, str]]:
         """The turns that a role sees, the last one its own question: "solver" the problem alone; "teacher" also the
@@ -215,6 +211,10 @@ class Math(SilentPartner):
             steps = [step.strip("\n") for step in one["attempt"].split(self.separator) if step.strip()]
             turns += [said("user", self._told("checker", *given, steps)), said("assistant", one["review"])]
         return turns
+
+    def solution(self, task: Task) -> str:
+        """The reference, then the answer where the knob `answer` looks for it."""
+        return f"{task.reference}{self.separator}{GIVEN[self.knobs['answer']].format(task.answer)}".strip()
 
     def answer(self, trace: Trace) -> str | None:
         return find_answer(self.tokenizer.text(trace.response), self.knobs["answer"])

@@ -1,9 +1,8 @@
 """`build(config) -> Model(config, init, apply)`; the only package that imports flax."""
 
-import pkgutil
-from importlib import import_module
 from types import ModuleType
 
+from int_jax import modules
 from int_jax.models.transformer import (
     Cache,
     Config,
@@ -27,6 +26,7 @@ __all__ = [
     "empty_recent",
     "families",
     "family",
+    "family_of",
     "file",
     "softcap",
 ]
@@ -37,14 +37,20 @@ def build(config: Config) -> Model:
     return Model(config)
 
 
-def families() -> dict[str, ModuleType]:
-    """The modules of this package that hold a table of weight names, by their names."""
-    modules = {m.name: import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)}
-    return {name: module for name, module in modules.items() if hasattr(module, "NAMES")}
+KIND = modules.Kind(
+    "model family", __name__, ("NAMES", "config_from_hf", "config_to_hf"), apart=("hf", "transformer")
+)
+families = KIND.names
 
 
-def family(model_type: str) -> ModuleType:
-    """The family whose module is named as the `model_type` of a config.json."""
+def family(name: str) -> ModuleType:
+    """The family that `Config.family` names: a module of the package, or one of the user's own. Raises: ValueError."""
+    return KIND.load(name)
+
+
+def family_of(model_type: str) -> ModuleType:
+    """The family of the package whose module is named as the `model_type` of a config.json: never a path or a dotted
+    name, since such a file comes from elsewhere and must not say what code is run."""
     known = families()
     if model_type not in known:
         text = f"{model_type}_text"
@@ -54,4 +60,4 @@ def family(model_type: str) -> ModuleType:
         raise ValueError(
             f"model_type = {model_type!r} is not supported{hint}; there are {sorted(known)} in int_jax/models/"
         )
-    return known[model_type]
+    return family(model_type)

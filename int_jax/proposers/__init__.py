@@ -1,31 +1,20 @@
 """Proposers: who finds the first error of a failed attempt and writes the corrective step.
 
-A proposer is a module here with
-
-    propose(engine, params, domain, traces, key, *, samples, sampling, max_prompt, drops, progress, tokenizer)
-        -> list[Intervention | None]
-
-None means that it cannot tell. `key` is the seed of its random stream; `samples` candidates are drawn for each trace
-and the first one that survives `screen` is taken: they exist as retries. Why a trace got none is noted in `drops`
-(`Drops`), by the trace's index; what each candidate said and lacked is kept there by `screen`.
-
-The proposer may be another model than the policy: `engine` and `params` are its own, `tokenizer` too (None: the
-policy's), while `domain` and `traces` are the policy's. A prompt is never cut: one that is longer than `room` is noted
-as "too_long" and not asked.
+A proposer is a module with `propose`, a function that keeps the protocol `Proposer`. A config names it by one text
+(modules.py): "self_verify", "mylab.teacher" or "lab/teacher.py". `python -m int_jax.check proposer lab/teacher.py` says
+what is missing or wrong.
 """
 
-import importlib
-import pkgutil
 from collections.abc import Sequence
+from typing import Any, Protocol
 
+from int_jax import modules
+from int_jax.domains import Domain
+from int_jax.sampler import Progress, Sampler, Sampling, ScoringSampler, silent
+from int_jax.tokenizer import Tokenizer
 from int_jax.types import Intervention, Trace
 
 DROPS = ("unparsed", "not_located", "out_of_range", "empty", "leaked", "too_long")
-
-
-def names() -> list[str]:
-    """The proposers there are."""
-    return [module.name for module in pkgutil.iter_modules(__path__) if module.name != "parse"]
 
 
 class Drops(dict[int, str]):
@@ -41,19 +30,59 @@ class Drops(dict[int, str]):
         self.tried: dict[int, list[dict]] = {}
 
 
-def load(name: str):
-    """The `propose` function of int_jax/proposers/<name>.py."""
-    if name not in names():
-        raise ValueError(f"no proposer {name!r} in int_jax/proposers: choose one of {', '.join(names())}")
-    return importlib.import_module(f"{__name__}.{name}").propose
+class Proposer(Protocol):
+    """What the package asks of a proposer."""
+
+    def __call__(
+        self,
+        engine: ScoringSampler,
+        params: Any,
+        domain: Domain,
+        traces: list[Trace],
+        key: int,
+        *,
+        samples: int,
+        sampling: Sampling,
+        max_prompt: int,
+        drops: Drops,
+        progress: Progress = silent,
+        tokenizer: Tokenizer | None = None,
+    ) -> list[Intervention | None]:
+        """An intervention for each failed attempt, or None where it cannot tell.
+
+        What a trace gets does not depend on the others. A prompt is never cut: one that is longer than `room` is noted
+        as "too_long" and not asked.
+
+        Args:
+          engine, params, tokenizer: the proposer's model, which may be another than the policy's; with a tokenizer of
+            None it is the policy's. domain, traces: the policy's.
+          key: the seed of its random stream. samples: candidates for each trace, of which the first one that survives
+            `screen` is taken: they exist as retries. sampling: how they are drawn.
+          drops: why a trace got none, by its index, is noted here; what each candidate said and lacked is noted by
+            `screen`. progress: told how many candidates were finished since the last call.
+        """
 
 
-def room(engine, sampling, max_prompt: int) -> int:
+KIND = modules.Kind("proposer", __name__, ("propose",), apart=("parse",))
+names = KIND.names
+
+
+def load(name: str) -> Proposer:
+    """The `propose` of the proposer that a text names. Raises: see `modules.Kind.load`."""
+    return KIND.load(name).propose
+
+
+def room(engine: Sampler, sampling: Sampling, max_prompt: int) -> int:
     """The most tokens of a prompt: `max_prompt`, or what the response leaves of the model's positions."""
-    return min(max_prompt, engine.model.config.max_len - sampling.max_new_tokens)
+    return min(max_prompt, engine.max_len - sampling.max_new_tokens)
 
 
-def fault(domain, trace: Trace, candidate: Intervention | str | None) -> str | None:
+def stream(trace: Trace, role: str) -> str:
+    """The name of a random stream of one attempt, apart from the one the attempt was drawn from."""
+    return f"{trace.task.id}/attempt{trace.key[1]}/{role}"
+
+
+def fault(domain: Domain, trace: Trace, candidate: Intervention | str | None) -> str | None:
     """Why a candidate cannot be used, one of DROPS; None if it can. What holds no intervention is given as its text, or
     None where there is none."""
     if not isinstance(candidate, Intervention):
@@ -68,7 +97,7 @@ def fault(domain, trace: Trace, candidate: Intervention | str | None) -> str | N
 
 
 def screen(
-    domain, index: int, trace: Trace, candidates: Sequence[Intervention | str | None], drops: Drops
+    domain: Domain, index: int, trace: Trace, candidates: Sequence[Intervention | str | None], drops: Drops
 ) -> Intervention | None:
     """The first usable candidate; where there is none, the first one's fault is noted at drops[index]. All of them are
     kept at drops.tried[index]."""

@@ -14,13 +14,15 @@ The replacement is drawn from the model with the reference in view, after the st
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
-from int_jax.engine import Engine, Request, Sampling
-from int_jax.proposers import Drops, room, screen
-from int_jax.proposers.self_verify import stream
+from int_jax.domains import Domain
+from int_jax.proposers import Drops, room, screen, stream
 from int_jax.rollout import cut_at, opened, reopened
+from int_jax.sampler import Progress, Request, Sampling, Scorer, ScoringSampler, silent
+from int_jax.tokenizer import Tokenizer
 from int_jax.types import Intervention, Trace
 
 # Chosen on 1,280 failed attempts at the arithmetic domain's hard_validation problems (experiments/LOG.md).
@@ -29,7 +31,7 @@ MARGIN = 0.5  # nats
 MARGINS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # nats, of the curve
 
 
-def gains(engine: Engine, params, domain, traces: list[Trace]) -> list[np.ndarray]:
+def gains(engine: Scorer, params: Any, domain: Domain, traces: list[Trace]) -> list[np.ndarray]:
     """What seeing the reference adds to the log-probability of each token of each response, nats."""
     count, plain = len(traces), [trace.tokens[: trace.prompt_len] for trace in traces]
     informed = [opened(domain, trace.task, "teacher").tokens for trace in traces]
@@ -57,7 +59,7 @@ def location(fall, margin: float = MARGIN) -> int | None:
     return int(deep[0]) if len(deep) else None
 
 
-def all_falls(engine: Engine, params, domain, traces: list[Trace]) -> list[np.ndarray]:
+def all_falls(engine: Scorer, params: Any, domain: Domain, traces: list[Trace]) -> list[np.ndarray]:
     """`falls` of each trace."""
     return [
         falls(gain, [end - trace.prompt_len for end in trace.step_ends])
@@ -79,9 +81,9 @@ def curve(every: list[np.ndarray], truths: list[int | None], margins=MARGINS) ->
 
 
 def propose(
-    engine: Engine,
-    params,
-    domain,
+    engine: ScoringSampler,
+    params: Any,
+    domain: Domain,
     traces: list[Trace],
     key: int,
     *,
@@ -89,10 +91,10 @@ def propose(
     sampling: Sampling,
     max_prompt: int,
     drops: Drops,
-    progress=lambda done: None,
-    tokenizer=None,
+    progress: Progress = silent,
+    tokenizer: Tokenizer | None = None,
 ) -> list[Intervention | None]:
-    """See `proposers`. A trace in which no step falls away is noted as "not_located".
+    """See `proposers.Proposer`. A trace in which no step falls away is noted as "not_located".
 
     Raises: ValueError for a proposer with another tokenizer: what is scored are the trace's own ids.
     """
@@ -130,7 +132,7 @@ def propose(
     return out
 
 
-def drawn_step(domain, step: int, ids, begin: str) -> Intervention:
+def drawn_step(domain: Domain, step: int, ids, begin: str) -> Intervention:
     """What was drawn up to a separator. It keeps its ids if it ends in one, not in a stop token."""
     text = domain.tokenizer.text(ids)[len(begin) :].strip("\n")
     as_drawn = bool(text) and domain.tokenizer.decode(ids) == begin + text + domain.separator

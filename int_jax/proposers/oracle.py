@@ -1,24 +1,29 @@
 """The exact proposer, where the domain knows the first error and its correction: an upper bound, never the method."""
 
+from typing import Any
+
+from int_jax.domains import Domain
 from int_jax.proposers import Drops, screen
+from int_jax.sampler import Progress, Sampling, ScoringSampler, silent
+from int_jax.tokenizer import Tokenizer
 from int_jax.types import Intervention, Trace
 
 
 def propose(
-    engine,
-    params,
-    domain,
+    engine: ScoringSampler,
+    params: Any,
+    domain: Domain,
     traces: list[Trace],
     key: int,
     *,
     samples: int,
-    sampling,
+    sampling: Sampling,
     max_prompt: int,
     drops: Drops,
-    progress=lambda done: None,
-    tokenizer=None,
+    progress: Progress = silent,
+    tokenizer: Tokenizer | None = None,
 ) -> list[Intervention | None]:
-    """See `proposers`. An attempt in which the domain sees no wrong step is noted as "not_located"."""
+    """See `proposers.Proposer`. An attempt in which the domain sees no wrong step is noted as "not_located"."""
     out: list[Intervention | None] = []
     for i, trace in enumerate(traces):
         step = domain.first_error(trace)

@@ -5,18 +5,20 @@ of the same conversation (InT's propose_interventions: one answer, then K candid
 """
 
 import dataclasses
+from typing import Any
 
-from int_jax.engine import Engine, Request, Sampling
-from int_jax.proposers import Drops, room, screen
+from int_jax.domains import Domain
+from int_jax.proposers import Drops, room, screen, stream
 from int_jax.proposers.parse import parse_intervention
+from int_jax.sampler import Progress, Request, Sampler, Sampling, silent
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Intervention, Trace
 
 
 def propose(
-    engine: Engine,
-    params,
-    domain,
+    engine: Sampler,
+    params: Any,
+    domain: Domain,
     traces: list[Trace],
     key: int,
     *,
@@ -24,10 +26,10 @@ def propose(
     sampling: Sampling,
     max_prompt: int,
     drops: Drops,
-    progress=lambda done: None,
+    progress: Progress = silent,
     tokenizer: Tokenizer | None = None,
 ) -> list[Intervention | None]:
-    """See `proposers`. A conversation that does not fit is noted as "too_long" at the turn where it does not.
+    """See `proposers.Proposer`. A conversation that does not fit is noted as "too_long" at the turn where it does not.
 
     With another `tokenizer` than the domain's, attempts are read through the domain's, prompts and responses written
     and read through this one, and a response ends with its stop ids.
@@ -53,8 +55,7 @@ def propose(
             for i, prompt in prompts.items()
             for k in range(count)
         ]
-        shown = progress if last else lambda done: None
-        responses = iter(engine.generate(params, requests, sampling, shown))
+        responses = iter(engine.generate(params, requests, sampling, progress if last else silent))
         return {
             i: [tokenizer.text(next(responses).tokens[len(prompt) :]) for _ in range(count)]
             for i, prompt in prompts.items()
@@ -74,8 +75,3 @@ def named(answer: str) -> Intervention | str:
     """The intervention of an answer, or the answer itself where it holds none."""
     one = parse_intervention(answer)
     return answer if one is None else dataclasses.replace(one, source="self_verify")
-
-
-def stream(trace: Trace, role: str) -> str:
-    """The name of a random stream of one attempt, apart from the one the attempt was drawn from."""
-    return f"{trace.task.id}/attempt{trace.key[1]}/{role}"

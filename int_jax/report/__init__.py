@@ -6,13 +6,14 @@ shown as they are.
 
 from int_jax.report.cells import LABELS, label, seeds_table, tables
 from int_jax.report.page import Attempt, Example, html, write_html
-from int_jax.report.results import Scalars, plain, write_results
+from int_jax.report.results import Scalars, Writer, plain, write_results
 
 __all__ = [
     "LABELS",
     "Attempt",
     "Example",
     "Scalars",
+    "Writer",
     "html",
     "label",
     "plain",

@@ -5,7 +5,7 @@ import math
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tensorboardX
@@ -85,8 +85,18 @@ def write_results(path, results: Mapping) -> None:
     )
 
 
+class Writer(Protocol):
+    """Where the scalars of training go."""
+
+    def write(self, step: int, mapping: Mapping[str, float]) -> None:
+        """Log some at a step of the stage, an update's number from 0."""
+
+    def close(self) -> None:
+        """All is written: nothing is lost once this returns."""
+
+
 class Scalars:
-    """Scalars of one stage (one step axis): TensorBoard events, and the same lines in `logdir/scalars.jsonl`.
+    """A `Writer` of one stage (one step axis): TensorBoard events, and the same lines in `logdir/scalars.jsonl`.
 
     `resume_step=k` forgets what an interrupted run wrote at step k and later, in both. A last line torn by a kill is
     always dropped. A value that is not finite is null in the JSONL, whose lines hold no times: a resumed run ends

@@ -6,21 +6,19 @@ killed. Data sets whose metadata show the way to the answer (REFERENCES) can be 
 
 import hashlib
 import itertools
-import re
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
-from int_jax.domains import PROMPTS, SilentPartner, template
+from int_jax.domains import PROMPTS, TextDomain, template
 from int_jax.domains.reasoning_gym import worker
 from int_jax.domains.reasoning_gym.process import DEADLINE_S, shared
 from int_jax.knobs import Knob
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Task, Trace, Verdict
-from int_jax.verify import gives_answer
 
 NAME = "reasoning_gym"
-PROPOSAL_ROLES = ("teacher", "checker")
-SPLITS = ("train", "hard_train", "hard_validation", "hard_test")
+PROPOSAL_ROLES: tuple[str, ...] = ("teacher", "checker")
+SPLITS: tuple[str, ...] = ("train", "hard_train", "hard_validation", "hard_test")
 REFERENCES = tuple(worker.REFERENCES)
 MAX_CHARS = 5_000  # of an answer; the longest right ones, grids of rearc, have 1,800
 MAX_MISSES = 1_024  # draws in a row without a new problem before `tasks` gives up
@@ -38,14 +36,15 @@ def plain(value):
     return [plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-class ReasoningGym(SilentPartner):
-    """The domain, over a tokenizer. See the protocol in `domains/__init__.py`.
+class ReasoningGym(TextDomain):
+    """The domain, over a tokenizer. See `domains.Domain`.
 
     Raises: ModuleNotFoundError without the package; ValueError for unknown knobs and data sets, and for data sets
       without a reference where `with_reference` asks for one.
     """
 
     name = NAME
+    splits = SPLITS
     proposal_roles = PROPOSAL_ROLES
     KNOBS: ClassVar = {
         "tasks": Knob({"gsm_symbolic": {}}, "data sets of the package, each with its configuration"),
@@ -176,20 +175,6 @@ class ReasoningGym(SilentPartner):
                 "task was made with"
             )
         return self.process.ask("score", **whole, answer=answer)
-
-    def leaks(self, task: Task, text: str) -> bool:
-        """A step gives the answer away if it boxes something, ends in the answer's number, or holds an answer that is
-        no number as words of its own."""
-        if gives_answer(text):
-            return True
-        answer = " ".join(task.answer.split()).casefold()
-        if not answer:
-            return False
-        if re.fullmatch(r"-?\d+(\.\d+)?", answer):
-            numbers = re.findall(r"-?\d+(?:\.\d+)?", text.replace(",", ""))
-            return bool(numbers) and float(numbers[-1]) == float(answer)
-        words = " ".join(text.split()).casefold()
-        return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", words) is not None
 
 
 build = ReasoningGym

@@ -1,0 +1,103 @@
+"""What draws responses, and what scores them: protocols that `engine.Engine` keeps and that others may, too.
+
+Whoever only draws (rollouts, proposers) names these and not the engine, so that a server of another make can take its
+place. What is asked and what comes back are records of the host.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from int_jax import knobs
+from int_jax.knobs import SAMPLING
+from int_jax.tokenizer import Tokenizer
+
+Progress = Callable[[int], None]  # told how many were finished since the last call
+
+
+def silent(done: int) -> None:
+    """The progress of callers that show none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 keep every token.
+
+    A response ends with any of `stop_ids`, which is kept, and with the token that completes any of the texts `stop`.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stop_ids: tuple[int, ...] = ()
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        knobs.check(SAMPLING, {name: getattr(self, name) for name in SAMPLING}, "sampling")
+        if not isinstance(self.stop, tuple) or not all(isinstance(one, str) and one for one in self.stop):
+            raise ValueError(f"sampling: stop={self.stop!r}: give a tuple of texts of at least one character")
+
+
+class Request(NamedTuple):
+    """One response to draw: prompt ids, the names of its random stream besides the seed, and the text that it must
+    begin with (`Trace.begin`)."""
+
+    prompt: tuple[int, ...]
+    task: str
+    sample: int
+    begin: str = ""
+
+
+class Response(NamedTuple):
+    """tokens [length] int32 prompt and response, logp [length] float32, stop "stop" or "length"."""
+
+    tokens: np.ndarray
+    logp: np.ndarray
+    stop: str
+
+
+class Sampler(Protocol):
+    """What draws responses from parameters that it is given, or that it holds itself."""
+
+    @property
+    def max_len(self) -> int:
+        """Positions of the model: tokens of prompt and response together, at most."""
+
+    def decode_params(self, params: Any) -> Any:
+        """The parameters as `generate` wants them."""
+
+    def generate(
+        self,
+        params: Any,
+        requests: list[Request],
+        sampling: Sampling,
+        progress: Progress = silent,
+        tokenizer: Tokenizer | None = None,
+    ) -> list[Response]:
+        """A response for each request, in order: a function of (params, prompt, sampling, task, sample) alone."""
+
+    def take_drawn(self) -> int:
+        """Tokens drawn since the last call of this."""
+
+
+class Scorer(Protocol):
+    """What says how likely given tokens are."""
+
+    def score(
+        self,
+        params: Any,
+        sequences: Sequence[Any],
+        temperature: float = 1.0,
+        progress: Progress = silent,
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """(log p(token t | tokens before t), entropy of each prediction) of each sequence, float32 nats; element 0 is
+        0."""
+
+
+class ScoringSampler(Sampler, Scorer, Protocol):
+    """Both: what a proposer is given."""
