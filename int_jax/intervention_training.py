@@ -233,7 +233,13 @@ REFILL, CUT = 1, 2  # what a stream of random numbers of a batch is for
 
 
 def draw_batch(
-    engine: Engine, params, domain, tasks: list[Task], knobs: PolicyGradient, sampling: Sampling, step: int
+    engine: Engine,
+    params: Any,
+    domain: Domain,
+    tasks: list[Task],
+    knobs: PolicyGradient,
+    sampling: Sampling,
+    step: int,
 ) -> list[list[Trace]]:
     """The rollouts of the batch that begins at `step`, a group a problem.
 
