@@ -17,6 +17,7 @@ from absl import app, flags
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
+from experiments import arms
 from experiments.command_line import define_config
 from experiments.configs import default
 from int_jax import checkpoint, memory
@@ -45,9 +46,9 @@ def stages(c: ConfigDict, model: Config, mesh, checker: Config | None = None) ->
         weights = asked.params(checker.dtype, RULES_DECODE)
         base = (*base, memory.Item("the proposer's model", weights, f"proposals.model, {knob}"))
     both = (*base, low)
-    others = len(
-        c.arms
-    )  # with int_rl there is its start, too; the policy in training is counted by its stage
+    others = (
+        len(arms.policies(c.arms)) - 2
+    )  # but the base model, and the one in training, which its stage counts
     trained = memory.Item("policies trained before", others * one, f"arms, {knob}")
     state = memory.Item("policy in training", 3 * one, knob)
     answer = c.attempts.sampling.max_new_tokens
@@ -70,12 +71,13 @@ def stages(c: ConfigDict, model: Config, mesh, checker: Config | None = None) ->
         sampling("eval", PROBLEM, c.eval.sampling.max_new_tokens, (*both, trained)),
         memory.scoring("drift", sizes, PROBLEM + answer, (*both, trained)),
     ]
-    unused: tuple[str, ...] = () if "int_rl" in c.arms else ("proposals", "guided", "sft")
-    if not (c.rl.kl or (c.rl.old == "current" and c.rl.passes * c.rl.minibatches > 1)):
-        unused += ("rl: scoring",)
-    if "int_rl" not in c.arms and not c.problems.hard:
-        unused += ("attempts",)
-    return [stage for stage in every if stage.name not in unused]
+    used = arms.stages(c.arms) | ({"attempts"} if c.problems.hard else set()) | {"eval", "drift"}
+    scored = c.rl.kl or (c.rl.old == "current" and c.rl.passes * c.rl.minibatches > 1)
+    return [
+        stage
+        for stage in every
+        if stage.name.partition(":")[0] in used and (scored or stage.name != "rl: scoring")
+    ]
 
 
 def planned(c: ConfigDict, mesh) -> list[memory.Stage]:

@@ -5,16 +5,14 @@ from collections.abc import Iterator
 import jax
 from ml_collections import ConfigDict
 
-from experiments import plan
+from experiments import arms, plan
 from experiments.configs import default
-from experiments.data_stages import Run
 from int_jax import checkpoint, domains, memory, policy_gradient, proposers, rollout
 from int_jax.knobs import Knob
+from int_jax.lab import Lab
 from int_jax.lm import directory
 from int_jax.stages import StageError
 from int_jax.types import Task
-
-BASELINES = ("rl", "rl_matched")  # what InT + RL is compared with
 
 
 def check(config: ConfigDict) -> None:
@@ -33,7 +31,10 @@ def clashes(c: ConfigDict) -> Iterator[str]:
             proposers.load(name)
         except ValueError as error:
             yield f"proposals: {error}"
-    intervenes, made = "int_rl" in c.arms, policies(c)
+    stages, made = arms.stages(c.arms), arms.policies(c.arms)
+    for name in c.arms:
+        for needed in (one for one in arms.load(name).needs if one not in made):
+            yield f"arms = {c.arms}: the arm {name!r} goes on from {needed!r}, which none of them makes; add its arm"
     if max(c.eval.ks) > c.eval.samples:
         yield f"eval.ks = {c.eval.ks} needs as many samples, and eval.samples = {c.eval.samples}: set one of them"
     if c.mesh.data == c.mesh.model == -1:
@@ -41,14 +42,14 @@ def clashes(c: ConfigDict) -> Iterator[str]:
     for name in (name for name in c.export if name not in made):
         yield f"export = {c.export}: arms = {c.arms} make no policy {name!r}, only {', '.join(made)}; set export"
     yield from policy_gradient_clashes(c)
-    if c.rl.pool == "kept" and not intervenes:
+    if c.rl.pool == "kept" and "guided" not in stages:
         yield f"rl.pool = 'kept': arms = {c.arms} keep no problems, as nothing is filtered; set rl.pool to hard"
     if c.enter.source and (p.train_file or c.inputs.attempts):
         yield (
             f"enter.source = {c.enter.source!r} brings problems and attempts, beside problems.train_file = "
             f"{p.train_file!r} and inputs.attempts = {c.inputs.attempts!r}; set either"
         )
-    if not intervenes:
+    if "proposals" not in stages:
         return
     if not (c.sft.prefix or c.sft.intervention):
         yield "sft.prefix = config.sft.intervention = 0: no token is trained; set one of them above 0"
@@ -122,32 +123,21 @@ def reward_clashes(rl: ConfigDict, domain) -> Iterator[str]:
         )
 
 
-def policies(c: ConfigDict) -> list[str]:
-    """The policies that a config's arms make."""
-    both = ["rl_matched"] if c.rl.matched and {"int_rl", "rl"} <= {*c.arms} else []
-    return [
-        "base",
-        *(["int", "int_rl"] if "int_rl" in c.arms else []),
-        *(["rl"] if "rl" in c.arms else []),
-        *both,
-    ]
-
-
 def draws_proposals(c: ConfigDict) -> bool:
     """Whether a model is asked for interventions: the oracle asks none, and they may come from a file."""
     asked = {*c.proposals.compare} | (set() if c.inputs.proposals else {c.proposals.proposer})
-    return "int_rl" in c.arms and bool(asked - {"oracle"})
+    return "proposals" in arms.stages(c.arms) and bool(asked - {"oracle"})
 
 
-def check_lengths(run: Run, train: list[Task], test: list[Task]) -> None:
+def check_lengths(c: ConfigDict, lab: Lab, test: list[Task]) -> None:
     """Refuse problems without a place for a response, in the model's positions or in a row of training, and proposals
     that no problem leaves room for, before anything is sampled. Raises: StageError."""
-    c = run.config
-    positions = run.engine.max_len
-    answer = max(c.rl.max_new_tokens, c.attempts.sampling.max_new_tokens if "int_rl" in c.arms else 0)
-    trained = {task.id for task in train}
-    for task in [*train, *test]:
-        prompt = rollout.opened(run.domain, task).prompt_len
+    positions = lab.engine.max_len
+    drawn = c.attempts.sampling.max_new_tokens if "attempts" in arms.stages(c.arms) else 0
+    answer = max(c.rl.max_new_tokens, drawn)
+    trained = {task.id for task in lab.tasks}
+    for task in [*lab.tasks, *test]:
+        prompt = rollout.opened(lab.domain, task).prompt_len
         if prompt >= positions:
             raise StageError(
                 f"the prompt of task {task.id} has {prompt} tokens, and the model has {positions} positions: leave the "
@@ -158,24 +148,23 @@ def check_lengths(run: Run, train: list[Task], test: list[Task]) -> None:
                 f"config.train.row_length = {c.train.row_length} is too short: the prompt of task {task.id} has "
                 f"{prompt} tokens and a response up to {answer}"
             )
-    if train and draws_proposals(c):
-        check_proposals(run, train)
+    if lab.tasks and draws_proposals(c):
+        check_proposals(lab)
 
 
-def check_proposals(run: Run, tasks: list[Task]) -> None:
+def check_proposals(lab: Lab) -> None:
     """Refuse a room for the proposer's prompts in which no problem has place, even without its attempt."""
-    c = run.config.proposals
-    asked, tokenizer = (
-        (run, run.domain.tokenizer) if run.checker is None else (run.checker, run.checker.tokenizer)
-    )
-    room = proposers.room(asked.engine, run.sampling(c.sampling), c.max_prompt)
-    shortest = min(len(tokenizer.render(run.domain.view(task, [], "teacher"))) for task in tasks)
+    asked = lab.proposer_lm or lab
+    tokenizer = lab.proposer_lm.tokenizer if lab.proposer_lm else lab.domain.tokenizer
+    knobs = lab.knobs["proposals"]
+    room = proposers.room(asked.engine, knobs["sampling"], knobs["max_prompt"])
+    shortest = min(len(tokenizer.render(lab.domain.view(task, [], "teacher"))) for task in lab.tasks)
     if shortest > room:
         raise StageError(
-            f"config.proposals.max_prompt = {c.max_prompt} and proposals.sampling.max_new_tokens = "
-            f"{c.sampling.max_new_tokens} leave {room} of the proposer's {asked.engine.max_len} positions "
-            f"for a prompt, and the shortest of {len(tasks)} has {shortest} tokens before its attempt: every attempt "
-            "would be dropped as too long; set max_prompt higher or max_new_tokens lower"
+            f"config.proposals.max_prompt = {knobs['max_prompt']} and proposals.sampling.max_new_tokens = "
+            f"{knobs['sampling'].max_new_tokens} leave {room} of the proposer's {asked.engine.max_len} "
+            f"positions for a prompt, and the shortest of {len(lab.tasks)} has {shortest} tokens before its attempt: "
+            "every attempt would be dropped as too long; set max_prompt higher or max_new_tokens lower"
         )
 
 

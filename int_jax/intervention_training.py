@@ -1,16 +1,12 @@
-"""Intervention Training (InT, arXiv 2601.14209), to be read beside the paper.
+"""Intervention Training (InT, arXiv 2601.14209), to be read beside the paper: `intervention_training` is the method.
 
-Sample attempts at problems with a reference solution; keep those that fail. Let the model find the first error of each,
-by checking it against the reference, and write one corrective step. Cut the attempt before that step and append the
-step. Continue the result a few times and keep it if a continuation succeeds. Fine-tune on (prefix + intervention); from
-there, train with a policy gradient on outcome rewards alone, without references.
-
-Every function takes values, not configs, and returns records; what it draws depends only on its arguments and `seed`.
+Every other function here takes values, not configs, and returns records; what it draws depends only on its arguments
+and `seed`. Another method is another function over the same `Lab`; experiments/arms/ has those that are compared.
 """
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optax
@@ -20,10 +16,31 @@ from int_jax import losses, policy_gradient, proposers, rollout
 from int_jax.domains import Domain
 from int_jax.engine import Engine
 from int_jax.policy_gradient import PolicyGradient
+from int_jax.rollout import Stream
+from int_jax.rows import AttemptRow, GuidedRow
 from int_jax.sampler import Sampler, Sampling, ScoringSampler, silent
 from int_jax.types import Intervention, State, Task, Trace
 
+if TYPE_CHECKING:
+    from int_jax.lab import Lab
+
 SHOWN = 4  # continuations of a guided attempt whose text is kept for the report
+
+
+def intervention_training(lab: "Lab"):
+    """Intervention Training (Section 4): makes the policies "int" and "int_rl"; returns the parameters of the latter.
+
+    Sample attempts at problems with a reference solution; keep those that fail. Let the model find the first error of
+    each, by checking it against the reference, and write one corrective step. Cut the attempt before that step and
+    append the step. Continue the result a few times and keep it if a continuation succeeds. Fine-tune on (prefix +
+    intervention); from there, train with a policy gradient on outcome rewards alone, without references.
+    """
+    attempts = lab.attempts(lab.tasks)
+    wrong = failures(attempts, lab.unsolved)
+    proposals = lab.proposals(wrong)
+    guided = lab.guided(lab.splice(wrong, proposals))
+    start = lab.fine_tune("int", kept(guided, lab.successes))
+    return lab.reinforce("int_rl", start, lab.pool())
 
 
 def attempts(
@@ -34,22 +51,17 @@ def attempts(
     samples: int,
     sampling: Sampling,
     progress=silent,
-):
-    """`samples` attempts at each problem, from the problem alone: list of lists of judged traces."""
+    round: int = 0,
+) -> list[list[Trace]]:
+    """`samples` judged attempts at each problem, from the problem alone."""
     prompts = [rollout.opened(domain, task) for task in tasks]
-    return rollout.continued(
-        engine, params, domain, prompts, samples, sampling, "/attempts", progress=progress
-    )
+    stream = Stream("attempts", round)
+    return rollout.continued(engine, params, domain, prompts, samples, sampling, stream, progress=progress)
 
 
-def failures(groups: list[list[Trace]], keep: int, unsolved: bool = True) -> list[Trace]:
-    """The first `keep` wrong attempts at each problem: at those that no attempt solved, or at all of them."""
-    found = []
-    for group in groups:
-        wrong = [trace for trace in group if not trace.verdict.passed]
-        if len(wrong) == len(group) or not unsolved:
-            found += wrong[:keep]
-    return found
+def failures(rows: list[AttemptRow], unsolved: bool = True) -> list[Trace]:
+    """The wrong attempts: those at problems that no attempt solved, or at all of them."""
+    return [trace for row in rows if not (unsolved and row.correct) for trace in row.wrong]
 
 
 def proposals(
@@ -67,26 +79,6 @@ def proposals(
     return found, drops
 
 
-def patched(domain: Domain, wrong: list[Trace], interventions: list[Intervention]) -> list[Trace]:
-    """The guided attempts: the steps before the error, then the intervention. Everything after the error is dropped."""
-    return rollout.spliced(wrong, interventions, domain.tokenizer, domain.separator)
-
-
-@dataclasses.dataclass(frozen=True)
-class Guided:
-    """A guided attempt and how its continuations fared.
-
-    Attributes:
-      tries, successes: continuations drawn, and right. tokens: generated. shown: (text, passed) of the first few.
-    """
-
-    trace: Trace
-    tries: int = 0
-    successes: int = 0
-    tokens: int = 0
-    shown: tuple[tuple[str, bool], ...] = ()
-
-
 def guided(
     engine: Sampler,
     params: Any,
@@ -97,24 +89,28 @@ def guided(
     stop_at_success: bool = True,
     at_once: int = 8,
     progress=silent,
-) -> list[Guided]:
-    """Continue each guided attempt up to `tries` times, `at_once` in a round.
+    round: int = 0,
+) -> list[GuidedRow]:
+    """Continue each guided attempt up to `tries` times, `at_once` together.
 
-    With `stop_at_success` a guided attempt leaves after the round that brought its first success: the filter asks only
-    whether there is one. Without it all tries are drawn, as in the paper (32), and success rates are unbiased.
+    With `stop_at_success` a guided attempt leaves after the continuations that brought its first success: the filter
+    asks only whether there is one. Without it all tries are drawn, as in the paper (32): success rates are unbiased.
     """
-    results = [Guided(trace) for trace in traces]
+    results = [GuidedRow(trace, 0, 0) for trace in traces]
+    stream = Stream("guided", round, by_attempt=True)
     for start in range(0, tries, at_once):
         waiting = [i for i, r in enumerate(results) if not (stop_at_success and r.successes)]
         count = min(at_once, tries - start)
-        streams = [
-            traces[i].replace(
-                task=dataclasses.replace(traces[i].task, id=f"{traces[i].task.id}/{traces[i].key[1]}")
-            )
-            for i in waiting
-        ]
         groups = rollout.continued(
-            engine, params, domain, streams, count, sampling, "/guided", first_sample=start, progress=progress
+            engine,
+            params,
+            domain,
+            [traces[i] for i in waiting],
+            count,
+            sampling,
+            stream,
+            first_sample=start,
+            progress=progress,
         )
         for i, group in zip(waiting, groups, strict=True):
             done, prompt = results[i], len(traces[i].tokens)
@@ -122,16 +118,15 @@ def guided(
                 done,
                 tries=done.tries + count,
                 successes=done.successes + sum(trace.verdict.passed for trace in group),
-                tokens=done.tokens + sum(len(trace.tokens) - prompt for trace in group),
                 shown=done.shown
                 or tuple((domain.tokenizer.text(t.tokens[prompt:]), t.verdict.passed) for t in group[:SHOWN]),
             )
     return results
 
 
-def kept(results: list[Guided]) -> list[Trace]:
-    """The guided attempts with at least one right continuation."""
-    return [result.trace for result in results if result.successes]
+def kept(rows: list[GuidedRow], successes: int = 1) -> list[Trace]:
+    """The guided attempts with at least so many right continuations."""
+    return [row.trace for row in rows if row.successes >= successes]
 
 
 def sft(
@@ -148,14 +143,18 @@ def sft(
     intervention: float = 1.0,
     end_of_turn: int | None = None,
     loss: losses.LossConfig = losses.LossConfig(),
+    start: int = 0,
 ) -> Iterator[tuple[State, dict]]:
     """Fine-tune on prefix + intervention given the problem: -sum_t w_t log p_t / sum_t w_t over each batch.
 
-    No suffix is trained, and no end-of-turn token unless its id is given. Starts at `state.step`; yields the state and
-    metrics after each update. The order is a function of (seed, epoch).
+    No suffix is trained, and no end-of-turn token unless its id is given. Goes on at update `state.step` - `start`;
+    yields the state and metrics after each update. The order is a function of (seed, epoch).
+
+    Args:
+      start: updates that the state had before this fine-tuning began.
     """
     steps = sft_steps(len(traces), epochs, batch_size)
-    for step in range(int(state.step), steps):
+    for step in range(int(state.step) - start, steps):
         chosen = [traces[i] for i in epoch_slice(len(traces), batch_size, seed, step)]
         sequences = [sft_sequence(trace, prefix, intervention, end_of_turn) for trace in chosen]
         state, metrics = engine.update(state, batching.pack(sequences, row_length, rows), tx, loss)
@@ -195,13 +194,14 @@ def reinforce(
     row_length: int,
     rows: int,
     reference_params=None,
+    start: int = 0,
 ) -> Iterator[tuple[State, dict]]:
     """Group-relative policy gradient on outcome rewards: no reference solution, no hint.
 
-    Starts at `state.step`, which is a whole number of batches; runs for as long as it is asked; yields the state and
-    metrics after all updates on each batch. What is drawn and how it is cut are functions of (seed, step), so training
-    may stop and go on after any batch. Sequences without an advantage are left out of the packed batch; they count in
-    its totals, so the gradient is that of the whole batch.
+    Goes on at update `state.step` - `start`, a whole number of batches, for as long as it is asked; yields the state
+    and metrics after all updates on each batch. What is drawn and how it is cut are functions of (seed, update), so
+    training may stop and go on after any batch. Sequences without an advantage are left out of the packed batch; they
+    count in its totals, so the gradient is that of the whole batch.
 
     Raises: ValueError for rollouts drawn with top-k, top-p or min-p, whose log-probabilities are not the policy's.
     """
@@ -213,7 +213,7 @@ def reinforce(
     if knobs.kl and reference_params is None:
         raise ValueError(f"reinforce: kl={knobs.kl} needs reference_params, the policy to stay near")
     while True:
-        step, params = int(state.step), engine.decode_params(state.params)
+        step, params = int(state.step) - start, engine.decode_params(state.params)
         groups = draw_batch(engine, params, domain, tasks, knobs, sampling, step)
         parts = policy_gradient.reward_parts(domain, groups, knobs, sampling.max_new_tokens)
         rewards = policy_gradient.weighted(parts, knobs.rewards)
@@ -260,7 +260,7 @@ def draw_batch(
             prompts,
             knobs.group,
             sampling,
-            f"/update{step}",
+            Stream(f"update{step}"),
             policy_update=step,
         )
         missing = wanted - sum(not policy_gradient.one_outcome(group) for group in groups)

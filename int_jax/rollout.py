@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -12,6 +12,25 @@ from int_jax.engine import Engine
 from int_jax.sampler import Progress, Request, Response, Sampler, Sampling, silent
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Intervention, Task, Trace, Verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """What names a stage's random numbers, besides the seed, the problem's id and the number of the sample.
+
+    Attributes:
+      stage: two stages draw different samples for one problem. round: how often it was drawn from before.
+      by_attempt: whether each attempt at a problem has a stream of its own, named by its sample number.
+    """
+
+    stage: str
+    round: int = 0
+    by_attempt: bool = False
+
+    def name(self, trace: Trace) -> str:
+        """ "train/7/attempts", "train/7/3/guided", "train/7/attempts/round1"."""
+        attempt = [f"{trace.key[1]}"] * self.by_attempt
+        return "/".join([trace.task.id, *attempt, self.stage, *[f"round{self.round}"] * bool(self.round)])
 
 
 def opened(domain: Domain, task: Task, role: str = "solver") -> Trace:
@@ -27,7 +46,7 @@ def continued(
     traces: list[Trace],
     samples: int,
     sampling: Sampling,
-    stream: str = "",
+    stream: Stream = Stream("samples"),
     first_sample: int = 0,
     policy_update: int = 0,
     progress: Progress = silent,
@@ -35,8 +54,7 @@ def continued(
     """Continue each open trace `samples` times until the policy stops and its partner is silent, and judge the results.
 
     Args:
-      params: laid out by `engine.decode_params`. stream: names the random stream besides the task's id, so that two
-        stages draw different samples for one task. first_sample: index of the first sample.
+      params: laid out by `engine.decode_params`. first_sample: index of the first sample.
 
     Returns: for each trace its continuations; `sampled` marks what the policy drew, `verdict` what the domain says.
     """
@@ -45,10 +63,11 @@ def continued(
         for t in traces
     ]
     flat = [trace for group in running for trace in group]
+    streams = [stream.name(trace) for trace in traces for _ in range(samples)]
     waiting = list(range(len(flat)))
     while waiting:
         requests = [
-            Request(tuple(flat[i].tokens.tolist()), flat[i].task.id + stream, flat[i].key[1], flat[i].begin)
+            Request(tuple(flat[i].tokens.tolist()), streams[i], flat[i].key[1], flat[i].begin)
             for i in waiting
         ]
         responses = engine.generate(params, requests, sampling, progress, domain.tokenizer)
@@ -124,15 +143,28 @@ def reopened(trace: Trace, end: int, tokenizer: Tokenizer, separator: str = "\n\
     return truncated(trace, end).replace(begin=begin, step_ends=ends)
 
 
-def spliced(
+@overload
+def splice(
+    traces: Trace, interventions: Intervention, tokenizer: Tokenizer, separator: str = "\n\n"
+) -> Trace: ...
+@overload
+def splice(
     traces: list[Trace], interventions: list[Intervention], tokenizer: Tokenizer, separator: str = "\n\n"
-) -> list[Trace]:
+) -> list[Trace]: ...
+def splice(traces, interventions, tokenizer, separator="\n\n"):
     """The guided attempts: steps before the located one, then the intervention; open, ready to be continued.
 
     The prefix keeps its ids, but for a separator at its end that is spelled another way before the intervention. The
     intervention is encoded, unless its own ids are known, and is marked as not drawn by the policy; the separator
     behind it is left to the policy. Everything after the located step is dropped.
+
+    Args:
+      traces, interventions: one of each, or lists of the same length.
+
+    Raises: IndexError for a step that the attempt does not have, ValueError for an empty intervention.
     """
+    if isinstance(traces, Trace):
+        return splice([traces], [interventions], tokenizer, separator)[0]
     cuts, ids, begins, ends = [], [], [], []
     for trace, one in zip(traces, interventions, strict=True):
         whole = trace.tokens[: cut_at(trace, one.step)]
@@ -149,7 +181,7 @@ def spliced(
         begins.append(after)
     rows = Engine.splice([t.tokens for t in traces], [t.prompt_len for t in traces], cuts, ids)
     out = []
-    for i, (tokens, _) in enumerate(rows):
+    for i, tokens in enumerate(rows):
         prefix = truncated(traces[i], cuts[i])
         out.append(
             prefix.replace(
@@ -162,8 +194,3 @@ def spliced(
             )
         )
     return out
-
-
-def splice(trace: Trace, intervention: Intervention, tokenizer: Tokenizer) -> Trace:
-    """`spliced` for one trace: the guided attempt, ready to be continued."""
-    return spliced([trace], [intervention], tokenizer)[0]

@@ -1,21 +1,19 @@
-"""Cut a trace before a step and append an intervention there: pure array functions on token ids."""
+"""Cut a trace before a step and append an intervention there: a pure array function on token ids."""
 
 import jax.numpy as jnp
 
 from int_jax.dims import check
 
-PROMPT, PREFIX, INTERVENTION, PADDING = 0, 1, 2, -1
-
 
 @check
-def splice(tokens_BT, prompt_B, cut_B, inserted_BI, inserted_length_B):
-    """tokens[:cut] + inserted, right-padded with zeros, and the span of each token.
+def splice(tokens_BT, cut_B, inserted_BI, inserted_length_B):
+    """tokens[:cut] + inserted, right-padded with zeros.
 
     Args:
-      tokens_BT: int32 traces. prompt_B: where each response starts. cut_B: the offset at which the wrong step starts.
-      inserted_BI: int32 ids of the interventions. inserted_length_B: how many of them count.
+      tokens_BT: int32 traces. cut_B: the offset at which the wrong step starts. inserted_BI: int32 ids of the
+        interventions. inserted_length_B: how many of them count.
 
-    Returns: (tokens [B, T + I], length_B, span [B, T + I]); a span is PROMPT, PREFIX, INTERVENTION or PADDING.
+    Returns: (tokens [B, T + I], length_B).
     """
     rows, width = tokens_BT.shape
     columns = jnp.arange(width + inserted_BI.shape[1])[None]
@@ -25,8 +23,5 @@ def splice(tokens_BT, prompt_B, cut_B, inserted_BI, inserted_length_B):
     )
     offset = jnp.clip(columns - cut_B[:, None], 0, inserted_BI.shape[1] - 1)
     inserted = jnp.take_along_axis(inserted_BI, offset, axis=1)
-    span = jnp.where(columns < prompt_B[:, None], PROMPT, PREFIX)
-    span = jnp.where(columns >= cut_B[:, None], INTERVENTION, span)
-    span = jnp.where(columns >= length_B[:, None], PADDING, span)
-    tokens = jnp.where(span == INTERVENTION, inserted, jnp.where(span == PADDING, 0, from_trace))
-    return tokens, length_B, span
+    spliced = jnp.where(columns < cut_B[:, None], from_trace, inserted)
+    return jnp.where(columns < length_B[:, None], spliced, 0), length_B

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,12 +30,11 @@ class Matching(NamedTuple):
 
     Attributes:
       wanted: an id for each row that the stage needs, in its order. id_of: the id that a row carries; it raises
-        KeyError, TypeError or ValueError for what is no row of the stage. spare: ids that may be there besides.
+        KeyError, TypeError or ValueError for what is no row of the stage.
     """
 
     wanted: list[tuple]
     id_of: Callable[[dict], tuple]
-    spare: Collection[tuple] = ()
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -160,6 +159,7 @@ class Workdir:
         work: Callable,
         done: Callable = lambda part: None,
         matching: Matching | None = None,
+        kind: str = "",
     ):
         """All rows of a stage, and the sums over its shards' counts: (list of dict, dict).
 
@@ -167,6 +167,7 @@ class Workdir:
           parts: what each shard is made of. work(part) -> (rows, counts): rows and counts as JSON types, counts a flat
             dict of numbers. It is called only for shards that do not exist yet. done(part): called after each shard.
           matching: for the rows of a file of the user's own; a stage without cannot be given.
+          kind: under which its time is noted, the stage's name by default.
         """
         rows: list[dict] = []
         totals: dict[str, float] = {}
@@ -183,7 +184,7 @@ class Workdir:
                 lines = [json.dumps({"counts": counts, "rows": len(made)}), *map(json.dumps, made)]
                 if processes.first():
                     write_atomically(path, "\n".join(lines) + "\n")
-                self.clock(stage, time.perf_counter() - start)
+                self.clock(kind or stage, time.perf_counter() - start)
             counts, made = processes.agreed(shard(path) if processes.first() else None)
             rows += made
             done(part)
@@ -255,7 +256,7 @@ def matched(stage: str, source: str, matching: Matching) -> tuple[list[dict], di
     found: dict[tuple, tuple[str, dict]] = {}
     totals: dict[str, float] = {}
     faults: list[str] = []
-    known = {*matching.wanted, *matching.spare}
+    known = {*matching.wanted}
     for path in stage_files(source):
         for number, row in numbered(path):
             place = f"{path}, row {number}"

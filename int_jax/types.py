@@ -5,10 +5,14 @@ id that equals a stop id is harmless. Everything is right-padded.
 """
 
 import dataclasses
+import functools
+import types
+import typing
 import unicodedata
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 REASONS = ("correct", "wrong", "no_answer", "unparsable", "timeout", "truncated")
 
@@ -59,10 +63,10 @@ class Trace:
     """
 
     task: Task
-    tokens: np.ndarray
+    tokens: NDArray[np.int32]
     prompt_len: int
-    sampled: np.ndarray
-    logp: np.ndarray
+    sampled: NDArray[np.bool_]
+    logp: NDArray[np.float32]
     temperature: float = 1.0
     step_ends: tuple[int, ...] = ()
     stop: str = ""
@@ -114,41 +118,48 @@ class Intervention:
     raw: str = ""
 
 
-def to_json(record) -> dict:
-    """A record as plain JSON types; `trace_from_json` and its like bring it back bit for bit, float32 included."""
-    out = {}
-    for field in dataclasses.fields(record):
-        value = getattr(record, field.name)
-        if dataclasses.is_dataclass(value):
-            value = to_json(value)
-        elif isinstance(value, np.ndarray):
-            value = value.astype(int).tolist() if value.dtype == bool else value.tolist()
-        elif isinstance(value, Verdict):
-            value = list(value)
-        out[field.name] = value
-    return out
+def to_json(value):
+    """A record, or what it holds, as plain JSON types; `from_json` brings it back bit for bit, float32 included."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, np.ndarray):
+        return value.astype(int).tolist() if value.dtype == bool else value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    return value
 
 
-def task_from_json(data: dict) -> Task:
-    return Task(**data)
+def from_json(kind: Any, data: Any) -> Any:
+    """The record of the dataclass `kind` that `to_json` wrote; also what one of its fields holds, by the field's type.
+
+    Raises: KeyError, TypeError or ValueError where `data` is no such record.
+    """
+    record: Any = kind  # what is_dataclass narrows a type to cannot be called
+    if dataclasses.is_dataclass(kind):
+        hints, fields = _hints(record), dataclasses.fields(record)
+        needed = (f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING)
+        if missing := [name for name in needed if name not in data]:
+            raise KeyError(missing[0])
+        if foreign := [name for name in data if name not in hints]:
+            raise TypeError(f"{record.__name__} has no field {foreign[0]!r}")
+        return record(**{name: from_json(hints[name], value) for name, value in data.items()})
+    if kind is Verdict:
+        return Verdict(*data)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is np.ndarray:  # NDArray[np.int32] is ndarray[Any, dtype[np.int32]]
+        return np.asarray(data, typing.get_args(args[1])[0])
+    if origin is tuple and args[-1] is Ellipsis:
+        return tuple(from_json(args[0], item) for item in data)
+    if origin is tuple:
+        return tuple(from_json(each, item) for each, item in zip(args, data, strict=True))
+    if origin is types.UnionType:  # X | None
+        return None if data is None else from_json(args[0], data)
+    return data
 
 
-def trace_from_json(data: dict) -> Trace:
-    arrays = {"tokens": np.int32, "sampled": bool, "logp": np.float32}
-    return Trace(
-        **{
-            **data,
-            **{name: np.asarray(data[name], dtype) for name, dtype in arrays.items()},
-            "task": task_from_json(data["task"]),
-            "step_ends": tuple(data["step_ends"]),
-            "key": tuple(data["key"]),
-            "verdict": Verdict(*data["verdict"]) if data["verdict"] else None,
-        }
-    )
-
-
-def intervention_from_json(data: dict) -> Intervention:
-    return Intervention(**{**data, "ids": tuple(data["ids"])})
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 class Batch(NamedTuple):

@@ -1,19 +1,45 @@
 """Where a run's problems come from, and what it finds in the stages that it does not have to compute."""
 
+import dataclasses
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from experiments import data_stages
+from experiments import build, diagnose, evaluate
+from experiments import problems as sources
 from experiments.configs import default
+from experiments.store import WorkdirStore
 from int_jax import datasets, domains, rollout, types
 from int_jax.check import byte_tokenizer
 from int_jax.datasets import entry
-from int_jax.domains import arithmetic
+from int_jax.domains import Domain, arithmetic
+from int_jax.intervention_training import failures
+from int_jax.lab import Lab
+from int_jax.sampler import Sampling
 from int_jax.stages import StageError, Workdir
 from int_jax.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass
+class Run:
+    config: ConfigDict
+    work: Workdir
+    domain: Domain
+
+    def problems(self):
+        return sources.problems(self.config, self.work, self.domain, 0)
+
+    def lab(self, tasks, **engine) -> Lab:
+        """A lab whose engine draws nothing."""
+        engine = {"max_len": 10_000, "decode_params": lambda params: params, "take_drawn": lambda: 0} | engine
+        lm = SimpleNamespace(engine=SimpleNamespace(**engine), params={})
+        store = WorkdirStore(self.config, self.work, lm.engine)
+        self.config.proposals.proposer = "oracle"
+        return build.lab(self.config, 0, lm, None, self.domain, tasks, store)
 
 
 @pytest.fixture
@@ -22,8 +48,7 @@ def run(tmp_path, tiny_dir):
     config = default.get_config()
     config.problems.update(train=5, test=4)
     domain = arithmetic.Arithmetic(Tokenizer(tiny_dir))
-    work = Workdir(tmp_path / "run", config.to_dict(), {})
-    return data_stages.Run(config, 0, work, None, {}, {}, domain)
+    return Run(config, Workdir(tmp_path / "run", config.to_dict(), {}), domain)
 
 
 def chains(count: int, seed: int = 3) -> list[arithmetic.Chain]:
@@ -42,7 +67,7 @@ def row(one: arithmetic.Chain, **more) -> dict:
 
 
 def test_the_domains_own_problems(run):
-    train, test = data_stages.problems(run)
+    train, test = run.problems()
     assert [task.id for task in train] == [task.id for task in run.domain.tasks("hard_train", 0, 5)]
     assert len(test) == 4 and not {t.problem for t in train} & {t.problem for t in test}
 
@@ -50,7 +75,7 @@ def test_the_domains_own_problems(run):
 def test_problems_of_files(run, tmp_path, capsys):
     made = chains(6)
     run.config.problems.train_file = write(tmp_path / "train.jsonl", map(row, made))
-    train, _ = data_stages.problems(run)
+    train, _ = run.problems()
     assert [task.problem for task in train] == [one.problem for one in made[:5]]  # train=5
     assert "6 rows, 6 problems; no bad rows" in capsys.readouterr().out
 
@@ -62,9 +87,9 @@ def test_held_out_problems_stay_held_out(run, tmp_path):
         test_file=write(tmp_path / "test.jsonl", map(row, made[3:])),
     )
     with pytest.raises(StageError, match="1 of 4 training problems"):
-        data_stages.problems(run)
+        run.problems()
     run.config.problems.skip_bad = True
-    train, test = data_stages.problems(run)
+    train, test = run.problems()
     assert len(train) == len(test) == 3 and made[3].problem in {task.problem for task in test}
 
 
@@ -72,9 +97,9 @@ def test_interventions_need_references(run, tmp_path):
     rows = [row(one, reference_solution="") for one in chains(2)]
     run.config.problems.train_file = write(tmp_path / "train.jsonl", rows)
     with pytest.raises(StageError, match="reference_solution"):
-        data_stages.problems(run)
+        run.problems()
     run.config.arms = ("rl",)
-    assert len(data_stages.problems(run)[0]) == 2
+    assert len(run.problems()[0]) == 2
 
 
 def test_votes_count_answers_by_their_text(run):
@@ -87,7 +112,7 @@ def test_votes_count_answers_by_their_text(run):
         "\\boxed{" + "9" * 1_001 + "}",
     ]
     traces = [entry.attempt(run.domain, task, text) for text in texts]
-    assert data_stages.votes(run.domain, traces) == [("98", 2, False), (task.answer, 1, True)]
+    assert evaluate.votes(run.domain, traces) == (("98", 2, False), (task.answer, 1, True))
 
 
 def test_problems_that_are_hard_already_lend_every_wrong_attempt(run, tmp_path):
@@ -99,7 +124,7 @@ def test_problems_that_are_hard_already_lend_every_wrong_attempt(run, tmp_path):
     for hard, used in ((True, 0), (False, 2)):
         stages, counts = entry.stage_rows(read, run.domain, hard=hard)
         assert len(stages["proposals"]) == used and counts["passed"] == 1
-        assert len(stages["attempts"][0]["wrong"]) == 2
+        assert len(stages["attempts"][0].wrong) == 2
 
 
 @pytest.mark.parametrize("filtered", [False, True])
@@ -119,26 +144,28 @@ def test_a_run_enters_behind_given_attempts(run, tmp_path, filtered):
     rows.append({**rows[0], **held_out})
     run.config.problems.update(test_file=write(tmp_path / "test.jsonl", [held_out]), skip_bad=True)
     run.config.enter.update(source=write(tmp_path / "given.jsonl", rows), filtered=filtered)
-    train, _ = data_stages.problems(run)
+    train, _ = run.problems()
     assert len(train) == 3  # the held-out one stays out of the stages' rows, too
 
-    attempts, _ = data_stages.attempt(run, train, "attempts", True)
-    assert [task["problem"] for task in (r["task"] for r in attempts)] == [t.problem for t in train]
-    assert all(r["correct"] == 0 and len(r["wrong"]) == 1 for r in attempts)
-    wrong = [types.trace_from_json(r["wrong"][0]) for r in attempts]
+    lab = run.lab(train)
+    attempts = lab.attempts(train)
+    assert [row.task.problem for row in attempts] == [t.problem for t in train]
+    assert all(row.correct == 0 and len(row.wrong) == 1 for row in attempts)
+    wrong = failures(attempts)
     assert run.domain.first_error(wrong[0]) == 1
-    proposals, _ = data_stages.propose(run, "oracle", wrong, "proposals")
-    kept = [i for i, r in enumerate(proposals) if not r["drop"]]
-    assert kept and all(proposals[i]["intervention"]["step"] == 1 for i in kept)
+    proposals = lab.proposals(wrong)
+    assert any(row.intervention for row in proposals)
+    assert all(row.intervention.step == 1 for row in proposals if row.intervention)
     assert bool(run.work.inputs["guided"]) is filtered
     if filtered:
-        traces = [wrong[i] for i in kept]
-        assert len(data_stages.guide(run, traces, [True] * len(kept))[0]) == len(kept)
-        fits = [
-            False,
-            *[True] * (len(kept) - 1),
-        ]  # a row for one that is too long for a row of training is spare
-        assert len(data_stages.guide(run, traces, fits)[0]) == len(kept) - 1
+        spliced = lab.splice(wrong, proposals)
+        assert [row.trace.task.id for row in lab.guided(spliced)] == [trace.task.id for trace in spliced]
+        lengths = sorted(len(trace.tokens) for trace in spliced)
+        run.config.train.row_length = (
+            lengths[-1] - 1
+        )  # a row may be given for an attempt that is too long to train on
+        fewer = run.lab(train).guided(spliced)
+        assert len(fewer) == sum(length < lengths[-1] for length in lengths)
 
 
 # --- rows of the user's own ---
@@ -158,12 +185,12 @@ def entered(run, tmp_path):
 
 
 def results(run, tasks) -> list:
-    """The three stages' rows, each given by a file."""
-    attempts, _ = data_stages.attempt(run, tasks, "attempts", True)
-    wrong = [types.trace_from_json(data) for one in attempts for data in one["wrong"]]
-    proposals, _ = data_stages.propose(run, "oracle", wrong, "proposals")
-    kept = [trace for trace, one in zip(wrong, proposals, strict=True) if one["intervention"]]
-    return [attempts, proposals, data_stages.guide(run, kept, [True] * len(kept))[0]]
+    """The three stages' rows, each given by a file, as JSON."""
+    lab = run.lab(tasks)
+    attempts = lab.attempts(tasks)
+    wrong = failures(attempts)
+    proposals = lab.proposals(wrong)
+    return types.to_json([attempts, proposals, lab.guided(lab.splice(wrong, proposals))])
 
 
 def give(run, folder, stages: dict) -> None:
@@ -178,8 +205,8 @@ def test_rows_of_ones_own_in_another_order_give_the_same(run, tmp_path, entered)
     assert [len(rows) for rows in expected] == [3, 6, 3]
     give(run, tmp_path / "b", {stage: [*rows[1:], rows[0]] for stage, rows in stages.items()})
     assert results(run, tasks) == expected
-    first_line = {"counts": {"tokens": 7}, "rows": 3}
-    give(run, tmp_path / "c", {stage: [first_line, *rows] for stage, rows in stages.items()})
+    for path in map(Path, list(run.work.inputs.values())[:3]):
+        path.write_text('{"counts": {"tokens": 7}, "rows": 3}\n' + path.read_text())  # a shard of a run's own
     assert results(run, tasks) == expected
 
 
@@ -221,7 +248,7 @@ def test_rows_of_ones_own_in_another_order_give_the_same(run, tmp_path, entered)
         (
             "guided",
             lambda rows: rows[0].update(task="x"),
-            "its trace continues another attempt than ('x', 0, 0)",
+            "row 1: no row of the stage guided (TypeError: GuidedRow has no field 'task')",
         ),
         ("guided", lambda rows: rows[0].update(successes=None), "successes = None is no count"),
         ("guided", lambda rows: rows[0].update(shown=3), "row 1: no row of the stage guided (TypeError"),
@@ -229,9 +256,10 @@ def test_rows_of_ones_own_in_another_order_give_the_same(run, tmp_path, entered)
 )
 def test_rows_of_ones_own_that_do_not_match_are_named(run, tmp_path, entered, stage, change, said):
     tasks, stages = entered
-    rows = json.loads(json.dumps(stages[stage]))
+    rows = types.to_json(stages[stage])
     changed = change(rows)
-    give(run, tmp_path, stages | {stage: changed if isinstance(changed, list) else rows})
+    give(run, tmp_path, stages)
+    write(tmp_path / f"{stage}.jsonl", changed if isinstance(changed, list) else rows)
     with pytest.raises(StageError) as error:
         results(run, tasks)
     assert f"{stage}.jsonl" in str(error.value) and said in str(error.value)
@@ -245,7 +273,7 @@ def test_a_stage_is_given_once(run, tmp_path):
     run.config.enter.source = write(tmp_path / "given.jsonl", [given_row])
     run.config.inputs.proposals = write(tmp_path / "own.jsonl", [])
     with pytest.raises(StageError, match=r"config\.inputs\.proposals and config\.enter\.source both give"):
-        data_stages.problems(run)
+        run.problems()
 
 
 # --- data that changes, data that is not held out ---
@@ -269,11 +297,11 @@ def test_data_that_changes_between_two_starts_is_noticed(run, tmp_path, knob):
         }
     run.config.update_from_flattened_dict(paths)
     for _ in range(2):
-        data_stages.problems(run)
+        run.problems()
     with open(paths[knob], "a") as file:
         file.write("\n")
     with pytest.raises(StageError, match=rf"{paths[knob]}: changed \(config\.{knob}\)"):
-        data_stages.problems(run)
+        run.problems()
 
 
 def test_a_source_that_serves_both_sets_is_refused(run, tmp_path):
@@ -283,10 +311,10 @@ def test_a_source_that_serves_both_sets_is_refused(run, tmp_path):
     both = str(tmp_path / "data")
     run.config.problems.update(train_file=both, test_file=both, skip_bad=True)
     with pytest.raises(StageError, match=r"nothing would be held out: .*a\.jsonl, .*b\.jsonl"):
-        data_stages.problems(run)
+        run.problems()
     (tmp_path / "data" / "a.jsonl").rename(tmp_path / "data" / "a_train.jsonl")
     (tmp_path / "data" / "b.jsonl").rename(tmp_path / "data" / "b_test.jsonl")
-    train, test = data_stages.problems(run)
+    train, test = run.problems()
     assert len(train) == len(test) == 3
 
 
@@ -303,8 +331,8 @@ def test_the_effect_table_continues_nothing_behind_a_stop_token(run):
     trace = trace.replace(step_ends=run.domain.steps(trace.tokens, trace.prompt_len))
     one = types.Intervention(len(trace.step_ends) - 1, "2 + 1 = 3")
     guided = rollout.truncated(trace, len(trace.tokens) - 2)
-    found = data_stages.conditions(run.domain, trace, one, guided)
-    assert tuple(found) == data_stages.CONDITIONS
+    found = diagnose.conditions(run.domain, trace, one, guided)
+    assert tuple(found) == diagnose.CONDITIONS
     assert all(stop not in t.response and t.stop == "" for t in found.values())
 
 
@@ -313,11 +341,11 @@ def test_the_effect_table_s_separators_are_left_to_the_policy(tmp_path):
     domain = domains.load("math", Tokenizer(byte_tokenizer.save(tmp_path / "bytes")))
     task = types.Task("t", "math", "How many?", "Two.\n\n\\boxed{2}", "2")
     trace = entry.attempt(domain, task, "One.\n\nFour.\n\n\\boxed{3}")
-    found = data_stages.conditions(domain, trace, types.Intervention(1, "Two."), trace)
+    found = diagnose.conditions(domain, trace, types.Intervention(1, "Two."), trace)
     text = {name: domain.tokenizer.text(t.response) for name, t in found.items()}
     assert (text["prefix"], found["prefix"].begin) == ("One", ".\n\n")
     assert (text["prefix_error"], found["prefix_error"].begin) == ("One.\n\nFour", ".\n\n")
-    last = data_stages.conditions(domain, trace, types.Intervention(2, "\\boxed{2}"), trace)["prefix_error"]
+    last = diagnose.conditions(domain, trace, types.Intervention(2, "\\boxed{2}"), trace)["prefix_error"]
     assert domain.tokenizer.text(last.response) == "One.\n\nFour.\n\n\\boxed{3}" and not last.begin
 
 
@@ -330,11 +358,12 @@ def test_an_attempt_without_a_position_left_is_not_in_the_effect_table(run, monk
     ones = [types.Intervention(1, "2 + 1 = 3"), types.Intervention(0, "2 + 1 = 3")]
     continued = []
     monkeypatch.setattr(
-        data_stages.rollout, "continued", lambda *args, **_: continued.extend(args[3]) or [[]] * len(args[3])
+        diagnose.rollout, "continued", lambda *args, **_: continued.extend(args[3]) or [[]] * len(args[3])
     )
-    monkeypatch.setattr(data_stages.estimates, "effect_row", lambda counts: {})
-    engine = SimpleNamespace(take_drawn=lambda: 0, max_len=len(traces[1].tokens) - 1)
-    monkeypatch.setattr(run, "engine", engine, raising=False)
-    guided = [rollout.truncated(trace, trace.prompt_len) for trace in traces]
-    data_stages.effect(run, [traces[0], long], ones, guided)
+    monkeypatch.setattr(diagnose.estimates, "effect_row", lambda counts: {})
+    room = len(traces[1].tokens) - 1
+    spliced = [rollout.truncated(trace, trace.prompt_len) for trace in traces]
+    every = [*zip([traces[0], long], ones, spliced, strict=True)]
+    found = SimpleNamespace(continued=lambda: every)
+    diagnose.effect(run.lab([task, other], max_len=room), found, 10, 1, Sampling())
     assert [t.task.id for t in continued] == [task.id] * 4

@@ -20,12 +20,14 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from int_jax import datasets, domains, types
+from int_jax import rows as stage_rows
 from int_jax.batch import intervention_weights, reinforced
 from int_jax.datasets import entry, local, problem_id, read, read_tasks
 from int_jax.datasets.columns import Row, response_text
 from int_jax.datasets.sources import files, plain
 from int_jax.domains.arithmetic import chain, corrupted
-from int_jax.rollout import spliced
+from int_jax.intervention_training import failures
+from int_jax.rollout import splice
 from int_jax.stages import StageError, read_jsonl
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Intervention, Task
@@ -760,16 +762,16 @@ def test_a_run_may_enter_at_any_stage(tmp_path_factory, domain, seed):
     rows = read(write(folder / "x.jsonl", *released(seed)), "arithmetic", skip_bad=True).rows
     stages, counts = entry.stage_rows(rows, domain, filtered=True)
     paths = entry.write_stages(stages, folder / "inputs")
-    attempts, proposals, guided = (list(read_jsonl(paths[s])) for s in ("attempts", "proposals", "guided"))
-    hard = [row for row in attempts if row["correct"] == 0]
-    wrong = [types.trace_from_json(data) for row in hard for data in row["wrong"]]
-    found = [p["intervention"] and types.intervention_from_json(p["intervention"]) for p in proposals]
-    assert len(found) == len(wrong) and [bool(p["drop"]) for p in proposals] == [f is None for f in found]
-    usable = [i for i, one in enumerate(found) if one]
-    again = spliced(
-        [wrong[i] for i in usable], [found[i] for i in usable], domain.tokenizer, domain.separator
+    attempts, proposals, guided = (
+        [types.from_json(stage_rows.ROWS[stage], row) for row in read_jsonl(paths[stage])]
+        for stage in ("attempts", "proposals", "guided")
     )
-    kept = [types.trace_from_json(row["trace"]) for row in guided]
+    wrong = failures(attempts)
+    found = [row.intervention for row in proposals]
+    assert [row.id for row in proposals] == [stage_rows.id_of(trace) for trace in wrong]
+    usable = [i for i, one in enumerate(found) if one]
+    again = splice([wrong[i] for i in usable], [found[i] for i in usable], domain.tokenizer, domain.separator)
+    kept = [row.trace for row in guided]
     assert list(map(types.to_json, kept)) == list(map(types.to_json, again))
     assert counts["spliced"] == len(kept) and counts["differ"] == 0
     assert counts["attempts"] == len(rows) and counts["problems"] == len(attempts) == len(
@@ -792,7 +794,7 @@ def test_imported_tokens_are_not_taken_for_samples_and_are_trained_all_the_same(
     trace = entry.attempt(domain, row.task, row.attempt)
     assert not trace.sampled.any() and not trace.logp.any()
     assert not reinforced(trace, 1.0).rl.any()  # no policy gradient: its log-probabilities are not known
-    [patched] = spliced([trace], [row.intervention], domain.tokenizer, domain.separator)
+    [patched] = splice([trace], [row.intervention], domain.tokenizer, domain.separator)
     weights = intervention_weights(patched, prefix=2.0, intervention=3.0)
     where = np.arange(len(weights))
     expected = np.where(where < patched.prompt_len, 0, np.where(where < patched.spliced, 2.0, 3.0))
@@ -902,7 +904,7 @@ def test_what_cannot_be_spliced_is_counted_by_its_reason(tmp_path, domain, chang
     other = {**good, **change, "incorrect_attempt": "7 + 5 = 14\n\n\\boxed{42}"}
     rows = read(write(tmp_path / "x.jsonl", good, other), "arithmetic").rows
     stages, counts = entry.stage_rows(rows, domain)
-    assert [p["drop"] for p in stages["proposals"]] == ["", drop] and stages.keys() == {
+    assert [p.drop for p in stages["proposals"]] == ["", drop] and stages.keys() == {
         "attempts",
         "proposals",
     }
@@ -918,7 +920,7 @@ def test_an_attempt_that_the_verifier_passes_is_no_failure(tmp_path, domain):
     stages, counts = entry.stage_rows(read(path, "arithmetic").rows, domain)
     assert counts["passed"] == 1 and "proposals" not in stages
     [row] = stages["attempts"]
-    assert (row["samples"], row["correct"], len(row["wrong"])) == (2, 1, 1)
+    assert (row.samples, row.correct, len(row.wrong)) == (2, 1, 1)
     with pytest.raises(StageError, match=r"x\.jsonl, row 1: no 'incorrect_attempt'"):
         entry.stage_rows(read(write(tmp_path / "x.jsonl", base), "arithmetic").rows, domain)
 

@@ -15,12 +15,14 @@ import optax
 import pytest
 
 import int_jax
-from experiments import data_stages, training
+from experiments import arms, evaluate
 from experiments import run as runs
 from experiments.configs import default
 from experiments.configs import int as intervention
+from experiments.store import WorkdirStore
 from int_jax import checkpoint, proposers
 from int_jax.engine import Engine
+from int_jax.lab import Lab, Training
 from int_jax.sharding import make_mesh
 from int_jax.stages import StageError, Workdir
 from int_jax.types import State
@@ -59,12 +61,27 @@ SPOILED = {  # update, metrics, (part of the state, value) -> what is named; Non
 }
 
 
+@dataclasses.dataclass
+class Small:
+    """A store, and the parameters with which its trainings begin."""
+
+    store: WorkdirStore
+    base: dict
+
+    @property
+    def folder(self):
+        return self.store.work.path
+
+    def state(self) -> State:
+        return self.store.engine.state(self.base, TX)
+
+
 @pytest.fixture
-def small_run(tmp_path, engine, domain):
+def small_run(tmp_path, engine):
     config = default.get_config()
-    params = jax.jit(engine.model.init)(jax.random.key(0))
+    config.rl.checkpoint_every = 2
     work = Workdir(tmp_path / "run", config.to_dict(), {})
-    return data_stages.Run(config, 0, work, engine, params, engine.decode_params(params), domain)
+    return Small(WorkdirStore(config, work, engine), jax.jit(engine.model.init)(jax.random.key(0)))
 
 
 def updates(state: State, spoiled_at: int, metrics: dict, fault, seen: list):
@@ -80,21 +97,27 @@ def updates(state: State, spoiled_at: int, metrics: dict, fault, seen: list):
         yield state, FINE | (metrics if step == spoiled_at else {})
 
 
-def trained(run, *fault, seen=None, name="rl"):
-    state = run.engine.state(run.base, TX)
-    state = checkpoint.restore(run.work.path / name / "state", state) or state
+def training(state: State, *fault, seen=None, name="rl") -> Training:
     seen = [] if seen is None else seen
-    with data_stages.bar("test", 5, "update") as shown:
-        return training.train(
-            run, name, state, lambda s: updates(s, *fault, seen), 2, lambda step, tokens: step >= 5, shown
-        )
+    return Training(
+        name,
+        "sft" if name == "int" else "rl",
+        state,
+        lambda state: updates(state, *fault, seen),
+        lambda state, tokens: int(state.step) >= 5,
+        5,
+    )
+
+
+def trained(run: Small, *fault, **knobs):
+    return run.store.follow(training(run.state(), *fault, **knobs))
 
 
 @pytest.mark.parametrize("case", SPOILED)
 def test_the_first_number_that_is_not_finite_ends_a_policys_training(small_run, case):
     at, metrics, fault, what = SPOILED[case]
     found = trained(small_run, at, metrics, fault)
-    folder = small_run.work.path / "rl"
+    folder = small_run.folder / "rl"
     steps = checkpoint.saved(folder / "state")
     if what is None:
         assert found.diverged is None and int(found.state.step) == 5 and steps == [5]
@@ -104,9 +127,7 @@ def test_the_first_number_that_is_not_finite_ends_a_policys_training(small_run, 
     assert steps == [n for n in [at // 2 * 2] if n]  # every second update is saved, the spoiled one never
     assert found.diverged["checkpoint"] == (f"rl/state/{steps[0]}" if steps else None)
     for step in steps:
-        assert small_run.engine.finite(
-            checkpoint.restore(folder / "state", small_run.engine.state(small_run.base, TX))
-        )
+        assert small_run.store.engine.finite(checkpoint.restore(folder / "state", small_run.state()))
         assert f"state/{step}" in found.diverged["said"]
     said = found.diverged["said"]
     assert f"RL diverged at update {at}: {what} is " in said
@@ -132,7 +153,9 @@ def test_checkpoints_stand_at_the_ends_of_batches(small_run, monkeypatch, each, 
     """Of `each` updates, and as often as every so many updates; the last one always."""
     found: list[int] = []
     monkeypatch.setattr(checkpoint, "save", lambda folder, state: found.append(int(state.step)))
-    monkeypatch.setattr(training, "unsound", lambda run, params: "")
+    monkeypatch.setattr(small_run.store, "unsound", lambda params: "")
+    monkeypatch.setattr(small_run.store.engine, "decode_params", lambda params: params)
+    small_run.store.config.rl.checkpoint_every = every
 
     def batches(state: State):
         while True:
@@ -141,16 +164,16 @@ def test_checkpoints_stand_at_the_ends_of_batches(small_run, monkeypatch, each, 
             before.step.delete()  # as an update does, which is given its state
             yield state, FINE
 
-    with data_stages.bar("test", 12, "batch") as shown:
-        state = small_run.engine.state(small_run.base, TX)
-        training.train(small_run, "rl", state, batches, every, lambda step, tokens: step >= 12, shown)
+    small_run.store.follow(
+        Training("rl", "rl", small_run.state(), batches, lambda state, tokens: int(state.step) >= 12, 12)
+    )
     assert found == kept
 
 
 def test_a_kill_before_the_note_ends_alike(small_run):
     case = (3, {"loss": math.nan}, None)
     first = trained(small_run, *case)
-    (small_run.work.path / "rl" / "diverged.json").unlink()
+    (small_run.folder / "rl" / "diverged.json").unlink()
     seen: list[int] = []
     again = trained(small_run, *case, seen=seen)
     assert seen == [2, 3] and again.diverged == first.diverged  # from checkpoint 2
@@ -159,9 +182,9 @@ def test_a_kill_before_the_note_ends_alike(small_run):
 
 @pytest.mark.parametrize("part", ["params", "opt"])
 def test_a_checkpoint_that_is_not_finite_is_not_trained_on(small_run, part):
-    state = small_run.engine.state(small_run.base, TX)
+    state = small_run.state()
     checkpoint.save(
-        small_run.work.path / "int" / "state", spoil(state, part, math.nan)._replace(step=state.step + 5)
+        small_run.folder / "int" / "state", spoil(state, part, math.nan)._replace(step=state.step + 5)
     )
     seen: list[int] = []
     found = trained(small_run, 9, {}, None, seen=seen, name="int")
@@ -187,8 +210,11 @@ def test_a_checkpoint_that_is_not_finite_is_not_trained_on(small_run, part):
     ],
 )
 def test_the_knob_that_is_named(small_run, dtype, what, at, words):
-    small_run.config.dtype = dtype
-    assert words in training.divergence(small_run, "int", at, what, math.nan)["said"]
+    small_run.store.config.dtype = dtype
+    assert (
+        words
+        in small_run.store.divergence(training(small_run.state(), name="int"), at, what, math.nan)["said"]
+    )
 
 
 # --- whole runs ----------------------------------------------------------------------------------------------------
@@ -209,7 +235,8 @@ def small(**changes):
     c.proposals.compare = ()
     c.effect.update(problems=2, samples=1)
     c.sft.update(epochs=1, batch=16)
-    c.rl.update(updates=2, problems=2, group=2, matched=False)
+    c.rl.update(updates=2, problems=2, group=2)
+    c.arms = ("int_rl", "rl")
     c.eval.update(samples=2, ks=(1, 2), train_problems=2)
     c.update_from_flattened_dict(changes)
     return c
@@ -258,7 +285,10 @@ DIVERGENCES = {  # the section that is too steep -> why each policy was stopped
 @pytest.mark.parametrize("section", ["rl", pytest.param("sft", marks=pytest.mark.slow)])
 def test_a_diverged_arm_stops_and_the_others_go_on(lm, workdir, section):
     knobs = {f"{section}.{knob}": value for knob, value in STEEP.items()}
-    knobs |= {"rl.matched": True, "sft.epochs": 3}  # the first of the three has a learning rate of 0
+    knobs |= {
+        "arms": ("int_rl", "rl", "rl_matched"),
+        "sft.epochs": 3,
+    }  # the first of the three has a learning rate of 0
     found, text = ended(lm, workdir, small(**knobs))
     why = DIVERGENCES[section]
     assert {name: how["why"] for name, how in found["stopped"].items()} == why
@@ -268,9 +298,9 @@ def test_a_diverged_arm_stops_and_the_others_go_on(lm, workdir, section):
     for name in policies & found["eval"].keys():
         assert (found["eval"][name]["pass@1"]["mean"] is None) == (why.get(name) == "diverged")
     assert found["eval"].keys() == policies - {name for name, how in why.items() if how == "skipped"}
-    screen = int_jax.report.tables(found)
+    screen, labels = int_jax.report.tables(found), arms.policies(found["config"]["arms"])
     for name, how in why.items():
-        assert re.search(rf"^ {re.escape(int_jax.report.LABELS[name])} +{how} +{how}", screen, re.MULTILINE)
+        assert re.search(rf"^ {re.escape(labels[name].label)} +{how} +{how}", screen, re.MULTILINE)
         assert (workdir / name / "state").exists() == (
             how == "diverged" and bool(found["stopped"][name]["checkpoint"])
         )
@@ -346,16 +376,16 @@ def test_a_run_in_which_int_yields_nothing_ends_well(lm, workdir, monkeypatch, c
     if (
         change is None
     ):  # no knob does it to all of them: rows too short for the attempts are refused at the start
-        monkeypatch.setattr(runs, "too_long", lambda run, trace: True)
+        monkeypatch.setattr(Lab, "fits", lambda self, trace: False)
         for stage in ("guided", "effect"):
             shutil.rmtree(workdir / stage)
     else:
         change(workdir)
     found, text = ended(lm, workdir, small(**knobs))
-    arms = knobs.get("arms", ("int_rl", "rl"))
+    chosen = knobs.get("arms", ("int_rl", "rl"))
     assert found["stopped"] == {"int": {"why": "skipped"}, "int_rl": {"why": "skipped"}}
     assert re.search(said, found["notes"][0]) and f"proposals and guided in {workdir}" in found["notes"][0]
-    assert found["eval"].keys() == {"base", *arms} - {"int_rl"}
+    assert found["eval"].keys() == {"base", *chosen} - {"int_rl"}
     pool = [note for note in found["notes"] if "config.rl.pool = kept" in note]
     assert len(pool) == (knobs.get("rl.pool") != "hard")
     if case == "all proposals unparsed":
@@ -413,7 +443,8 @@ def test_a_seed_without_a_policy_leaves_no_mean_over_the_others():
         return {"counts": {name: {"test": found} for name, found in counts.items()}, "stopped": stopped or {}}
 
     every = [seed(base=[(2, 1)], rl=[(2, 1)]), seed({"rl": {"why": "diverged"}}, base=[(2, 0)])]
-    rows = runs.across_seeds(every, 2)["pass@1"]
+    rows = evaluate.across_seeds(every, 2, ["rl"])["pass@1"]
     assert rows["base"]["mean"] == 0.25
     assert rows["rl"] == {"mean": None, "ci95": [None, None], "seeds": [0.5, None], "stopped": "diverged"}
-    assert re.search(r"RL +diverged +50\.0  –", int_jax.report.seeds_table({"pass@1": rows}))
+    shown = int_jax.report.policies_of({"policies": arms.shown(("rl",))})
+    assert re.search(r"RL +diverged +50\.0  –", int_jax.report.seeds_table({"pass@1": rows}, shown))

@@ -107,7 +107,7 @@ def test_the_step_after_a_splice_is_drawn_as_in_an_unspliced_trace(tokenizer, se
     texts = {separator.join((first, step, after)): p for after, p in NEXT.items()}
     attempt = drawn(tokenizer, separator.join((first, removed + end, "6")), separator)
     model = Canonical(tokenizer, attempt.tokens[: attempt.prompt_len].tolist(), texts)
-    [guided] = rollout.spliced([attempt], [Intervention(1, step)], tokenizer, separator)
+    [guided] = rollout.splice([attempt], [Intervention(1, step)], tokenizer, separator)
     found = model.continuations(tokenizer, guided)
     assert found == pytest.approx({"P" + text: p for text, p in texts.items()})
 
@@ -131,7 +131,7 @@ def test_a_prefix_says_nothing_of_the_step_that_was_removed(tokenizer, separator
 def test_a_splice_is_written_as_the_tokenizer_writes_the_text(tokenizer, removed, step):
     """Prefix, separator and intervention are the ids of the whole text; what was drawn so stays marked as drawn."""
     attempt = drawn(tokenizer, f"7 are here.\n\n{removed}\n\n6", "\n\n")
-    [guided] = rollout.spliced([attempt], [Intervention(1, step)], tokenizer)
+    [guided] = rollout.splice([attempt], [Intervention(1, step)], tokenizer)
     start, whole = attempt.prompt_len, tokenizer.encode(f"7 are here.\n\n{step}\n\n")
     response = guided.response.tolist()
     assert response == whole[: len(response)]

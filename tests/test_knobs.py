@@ -21,6 +21,7 @@ import optax
 import pytest
 
 import int_jax
+from experiments import build
 from experiments import run as runs
 from experiments.configs import default
 from experiments.configs import int as intervention
@@ -156,8 +157,8 @@ class Watch:
         workdir = self.folder / str(self.count)
         tokenizer = self.tokenizer
 
-        def load(name, mesh, dtype, param_dtype, chat):
-            story.tell("load", name, mesh.shape, dtype, param_dtype, chat)
+        def load(name, mesh, dtype, param_dtype, chat, family=""):
+            story.tell("load", name, mesh.shape, dtype, param_dtype, chat, family)
             size = SimpleNamespace(max_len=512, vocab=tokenizer.vocab, dtype=dtype)
             return LM(
                 SimpleNamespace(config=size, tokenizer=tokenizer, story=story), self.params, tokenizer, None
@@ -169,7 +170,7 @@ class Watch:
 
         with self.patch.context() as patch:
             patch.setattr(int_jax, "load", load, raising=False)
-            patch.setattr(runs, "Engine", Toy)
+            patch.setattr(build, "Engine", Toy)
             patch.setattr(runs, "CONFIG", SimpleNamespace(value=config))
             patch.setattr(runs, "WORKDIR", SimpleNamespace(value=str(workdir)))
             patch.setattr(runs, "DISTRIBUTED", SimpleNamespace(value=False))
@@ -231,7 +232,7 @@ def configured(changes: dict):
     return c
 
 
-RL = {"arms": ("rl",), "export": (), "rl.pool": "hard", "problems.hard": (), "rl.matched": False}
+RL = {"arms": ("rl",), "export": (), "rl.pool": "hard", "problems.hard": ()}
 SEVERAL = RL | {"rl.passes": 2, "rl.minibatches": 2, "rl.updates": 4}
 CLIPPED = SEVERAL | {"rl.clip_low": 0.1, "rl.clip_high": 0.1, "rl.passes": 4, "rl.updates": 8}
 OVERLONG = RL | {"rl.rewards": {"score": 1.0, "overlong": 1.0}, "rl.overlong": 90}
@@ -241,6 +242,7 @@ SHOWN = {
     "name": ("results", "another", RL),
     "seeds": ("draws: probe", (1,)),
     "model": ("load", "{data}/model"),
+    "family": ("load", "int_jax.models.qwen3"),
     "dtype": ("load", "bfloat16"),
     "param_dtype": ("load", "bfloat16"),
     "chat": ("load", {"enable_thinking": False}),
@@ -316,9 +318,11 @@ SHOWN = {
     "rl.rewards": ("update: rl", {"score": 1.0, "right_steps": 0.5}, RL),
     "rl.overlong": ("update: rl", 60, OVERLONG),
     "rl.pool": ("draws: update", "hard", {"guided.tries": 2}),
-    "rl.matched": ("draws: update -> export", False),
     "rl.temperature": ("draws: update", 0.5, RL),
     "rl.max_new_tokens": ("draws: update", 20, RL),
+    "sft.checkpoint_every": ("?", 1),
+    "drift.guided": ("results", 1),
+    "drift.attempts": ("results", 1),
     "rl.checkpoint_every": ("checkpoint -> draws: update", 2, RL),
     "eval.samples": ("draws: eval", 3, RL),
     "eval.ks": ("results", (1,), RL),

@@ -198,7 +198,7 @@ def test_the_steps_are_the_ones_between_separators(tokenizer, tmp_path, separato
     trace = attempt(domain, [separator.join(["1+1 = 2", "2+1 = 3", "\\boxed{3}"])])
     assert domain.step_texts(trace) == ["1+1 = 2", "2+1 = 3", "\\boxed{3}"]
     assert domain.view(TASK, [], "teacher")[0]["content"].endswith(f"|{APART[separator]}")
-    (patched,) = rollout.spliced([trace], [Intervention(1, "2+2 = 4")], tokenizer, separator)
+    (patched,) = rollout.splice([trace], [Intervention(1, "2+2 = 4")], tokenizer, separator)
     assert domain.step_texts(patched) == ["1+1 = 2", "2+2 = 4"]
     assert tokenizer.text(patched.response).startswith("1+1 = 2" + separator + "2+2 = 4")
 

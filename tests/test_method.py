@@ -15,11 +15,17 @@ from int_jax import intervention_training as method
 from int_jax import losses, policy_gradient, rollout
 from int_jax.domains.arithmetic import Arithmetic
 from int_jax.policy_gradient import PolicyGradient, by_group
+from int_jax.rows import AttemptRow, GuidedRow
 from int_jax.sampler import Sampling
 from int_jax.types import Intervention, Task, Trace, Verdict
 
 SAMPLING = Sampling(max_new_tokens=10, stop_ids=(2, *range(20, 24)), seed=11)
 ROW = {"row_length": 128, "rows": 4}
+
+
+def named(trace, sample: int):
+    """What tells a continuation from all others: two attempts at one problem differ in the steps before the splice."""
+    return trace.task.id, tuple(trace.tokens[trace.prompt_len : max(trace.spliced, 0)].tolist()), sample
 
 
 class Lucky(Arithmetic):
@@ -32,7 +38,7 @@ class Lucky(Arithmetic):
         self.tries = {}
 
     def verify(self, trace):
-        name = trace.task.id, trace.key[1]
+        name = named(trace, trace.key[1])
         assert name not in self.tries, "drawn twice"
         passed = int(trace.response.sum()) % self.odds == 0
         self.tries[name] = trace.response.tolist(), passed
@@ -66,20 +72,23 @@ OUTCOMES = st.lists(st.lists(st.booleans(), min_size=1, max_size=5), max_size=6)
 @given(OUTCOMES, st.integers(1, 6))
 def test_failures_are_the_first_wrong_attempts_at_what_nobody_solved_or_at_all(outcomes, keep):
     groups = [[made(passed=p, key=(i, k)) for k, p in enumerate(group)] for i, group in enumerate(outcomes)]
+    rows = [AttemptRow.of(made().task, group, keep) for group in groups]
     unsolved, every = [], []
     for i, group in enumerate(outcomes):
         wrong = [(i, k) for k, passed in enumerate(group) if not passed][:keep]
         every += wrong
         unsolved += wrong if sum(group) == 0 else []
-    assert [trace.key for trace in method.failures(groups, keep)] == unsolved
-    assert [trace.key for trace in method.failures(groups, keep, unsolved=False)] == every
+    assert [trace.key for trace in method.failures(rows)] == unsolved
+    assert [trace.key for trace in method.failures(rows, unsolved=False)] == every
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 3), max_size=6))
 def test_kept_are_those_with_a_success(successes):
-    results = [method.Guided(made(key=(0, i)), 8, n) for i, n in enumerate(successes)]
-    assert [t.key[1] for t in method.kept(results)] == [i for i, n in enumerate(successes) if n > 0]
+    results = [GuidedRow(made(key=(0, i)), 8, n) for i, n in enumerate(successes)]
+    for least in (0, 1, 2):
+        kept = [t.key[1] for t in method.kept(results, least)]
+        assert kept == [i for i, n in enumerate(successes) if n >= least]
 
 
 # --- guided ---
@@ -112,20 +121,14 @@ def full(engine, params, tokenizer, guided_attempts):
     return drawn(engine, params, tokenizer, guided_attempts, tries=14, stop_at_success=False, at_once=5)
 
 
-def name(trace: Trace, k: int):
-    return f"{trace.task.id}/{trace.key[1]}", k
-
-
 def test_all_tries_are_drawn_where_asked_and_counted(full, guided_attempts):
     results, tries = full
     assert len(tries) == 14 * len(guided_attempts)
     assert len({tuple(response) for response, _ in tries.values()}) > 0.9 * len(tries)  # of two attempts, too
     for result, trace in zip(results, guided_attempts, strict=True):
-        mine = [tries[name(trace, k)] for k in range(14)]
+        mine = [tries[named(trace, k)] for k in range(14)]
         assert result.trace is trace and result.tries == 14
         assert result.successes == sum(passed for _, passed in mine)
-        given = len(trace.response)
-        assert result.tokens == sum(len(response) - given for response, _ in mine)
         assert len(result.shown) == method.SHOWN and [p for _, p in result.shown] == [
             p for _, p in mine[: method.SHOWN]
         ]
@@ -142,11 +145,11 @@ def test_early_stop_keeps_the_same_attempts_and_draws_a_prefix_of_the_same_tries
     full_results, full_tries = full
     assert tries.items() <= full_tries.items()
     for result, other, trace in zip(results, full_results, guided_attempts, strict=True):
-        outcomes = [full_tries[name(trace, k)][1] for k in range(14)]
+        outcomes = [full_tries[named(trace, k)][1] for k in range(14)]
         first = outcomes.index(True) if any(outcomes) else 13
         rounds = -(-(first + 1) // at_once)
         assert result.tries == min(rounds * at_once, 14)  # it leaves after the round of its first success
-        assert {k for n, k in tries if n == name(trace, 0)[0]} == set(range(result.tries))
+        assert {k for *n, k in tries if n == [*named(trace, 0)[:2]]} == set(range(result.tries))
         assert (result.successes > 0) == (other.successes > 0)
         assert result.successes == sum(outcomes[: result.tries])
     assert [t.key for t in method.kept(results)] == [t.key for t in method.kept(full_results)]

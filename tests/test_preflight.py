@@ -7,10 +7,9 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import preflight
+from experiments import build, preflight
 from experiments.configs import default, grpo, reasoning_gym
 from experiments.configs import int as intervention
-from experiments.data_stages import Run
 from experiments.knobs import rows
 from int_jax import checkpoint, domains
 from int_jax.domains import arithmetic
@@ -168,7 +167,7 @@ def test_what_a_knob_may_be(path, value):
         ({"seeds": ()}, r"config\.seeds = \(\): must be a tuple of one or more items, distinct"),
         ({"seeds": (1, 1)}, r"config\.seeds = \(1, 1\): .* distinct"),
         ({"seeds": (-1,)}, r"config\.seeds = \(-1,\)"),
-        ({"arms": ("int_rl", "dpo")}, r"config\.arms = .*'dpo'.* each one of int_rl, rl"),
+        ({"arms": ("int_rl", "dpo")}, r"config\.arms = .*'dpo'.* each one of int_rl, rl, rl_matched"),
         ({"arms": ()}, r"config\.arms = \(\)"),
         ({"export": ("best",)}, r"config\.export = \('best',\): .* each one of base, int, int_rl"),
         ({"model": ""}, r"config\.model = ''"),
@@ -180,7 +179,8 @@ def test_what_a_knob_may_be(path, value):
         # Good alone, and not together.
         ({"eval": {"ks": (1, 64)}}, r"ks = \(1, 64\) needs as many samples, and eval\.samples = 16"),
         ({"mesh": {"data": -1, "model": -1}}, r"mesh\.data = config\.mesh\.model = -1"),
-        ({"export": ("int_rl", "rl_matched"), "rl": {"matched": False}}, r"make no policy 'rl_matched', only base"),
+        ({"arms": ("int_rl", "rl"), "export": ("rl_matched",)}, r"make no policy 'rl_matched', only base"),
+        ({"arms": ("int_rl", "rl_matched")}, r"arms = .*: the arm 'rl_matched' goes on from 'rl', which none .* add"),
         ({"arms": ("rl",), "export": ("int",)}, r"make no policy 'int', only base, rl; .*\n.*rl\.pool = 'kept'"),
         ({"rl": {"clip_low": 0.2}}, r"rl\.clip_low = 0\.2 changes nothing: the one update .* has the ratio 1"),
         ({"rl": {"clip_high": 0.28}}, r"rl\.clip_high = 0\.28 changes nothing"),
@@ -250,12 +250,14 @@ def test_all_bad_knobs_are_named_at_once():
 # --- lengths ---
 
 
-def run_of(tokenizer, positions: int = 512, **changes) -> Run:
-    """A run of int.py:tiny on a model of so many positions, before any model is made."""
+def check_lengths(tokenizer, train, test, positions: int = 512, **changes) -> None:
+    """Of a run of int.py:tiny on a model of so many positions, before any model is made."""
     config = intervention.get_config("tiny")
     config.update(changes)
-    engine = types.SimpleNamespace(max_len=positions)
-    return Run(config, 0, None, engine, {}, {}, arithmetic.Arithmetic(tokenizer))
+    engine = types.SimpleNamespace(max_len=positions, decode_params=lambda params: params)
+    lm = types.SimpleNamespace(engine=engine, params={})
+    lab = build.lab(config, 0, lm, None, arithmetic.Arithmetic(tokenizer), train, None)
+    preflight.check_lengths(config, lab, test)
 
 
 @pytest.fixture(scope="module")
@@ -272,53 +274,50 @@ def prompts(domain, tasks):
     }
 
 
-def refused(run: Run, train, test, words: str) -> None:
-    with pytest.raises(StageError, match=words):
-        preflight.check_lengths(run, train, test)
-
-
 def test_rows_that_a_response_cannot_fit_into(tokenizer, tasks, prompts):
     longest = max(prompts["solver"])
-    preflight.check_lengths(run_of(tokenizer, train={"row_length": longest + 96}), tasks, [])
-    short = run_of(tokenizer, train={"row_length": longest + 95})
-    refused(short, tasks, [], rf"row_length = {longest + 95} is too short: .* has {longest} tokens")
-    preflight.check_lengths(short, [], tasks)  # these are not trained on
+    check_lengths(tokenizer, tasks, [], train={"row_length": longest + 96})
+    short = {"row_length": longest + 95}
+    with pytest.raises(
+        StageError, match=rf"row_length = {longest + 95} is too short: .* has {longest} tokens"
+    ):
+        check_lengths(tokenizer, tasks, [], train=short)
+    check_lengths(tokenizer, [], tasks, train=short)  # these are not trained on
     # A response ends with the model's positions, so a row that holds them all holds any.
-    preflight.check_lengths(
-        run_of(tokenizer, 250, train={"row_length": 250}, rl={"max_new_tokens": 4_000}), tasks, []
-    )
+    check_lengths(tokenizer, tasks, [], 250, train={"row_length": 250}, rl={"max_new_tokens": 4_000})
 
 
 def test_problems_that_the_model_has_no_place_for(tokenizer, tasks, prompts):
     longest = max(prompts["solver"])
     for train, test in ((tasks, []), ([], tasks)):
-        refused(
-            run_of(tokenizer, longest), train, test, rf"has {longest} tokens, and the model has {longest} pos"
-        )
-    preflight.check_lengths(run_of(tokenizer, longest + 1), [], tasks)
+        with pytest.raises(StageError, match=rf"has {longest} tokens, and the model has {longest} pos"):
+            check_lengths(tokenizer, train, test, longest)
+    check_lengths(tokenizer, [], tasks, longest + 1)
 
 
 def test_proposals_that_leave_no_room_for_any_prompt(tokenizer, tasks, prompts):
     """One that has room is enough: the others are counted and dropped."""
     shortest = min(prompts["teacher"])
     positions = shortest + 128  # of which a response may take 128
-    preflight.check_lengths(run_of(tokenizer, positions), tasks, [])
+    check_lengths(tokenizer, tasks, [], positions)
     words = rf"max_new_tokens = {{}} leave {shortest - 1} .* shortest of 20 has {shortest} tokens"
-    refused(run_of(tokenizer, positions - 1), tasks, [], words.format(128))
-    refused(
-        run_of(tokenizer, proposals={"max_prompt": shortest - 1}), tasks, [], rf"max_prompt = {shortest - 1}"
-    )
     longer = {"proposals": {"sampling": {"max_new_tokens": 513 - shortest}}}
-    refused(run_of(tokenizer, **longer), tasks, [], words.format(513 - shortest))
+    for said, some, changes in (
+        (words.format(128), positions - 1, {}),
+        (rf"max_prompt = {shortest - 1}", 512, {"proposals": {"max_prompt": shortest - 1}}),
+        (words.format(513 - shortest), 512, longer),
+    ):
+        with pytest.raises(StageError, match=said):
+            check_lengths(tokenizer, tasks, [], some, **changes)
     # Nobody is asked: no interventions, the oracle's, those of a file.
-    preflight.check_lengths(run_of(tokenizer, arms=("rl",), **longer), tasks, [])
+    check_lengths(tokenizer, tasks, [], arms=("rl",), **longer)
     longer["proposals"] |= {"proposer": "oracle", "compare": ()}
-    preflight.check_lengths(run_of(tokenizer, **longer), tasks, [])
+    check_lengths(tokenizer, tasks, [], **longer)
     given = {
         "inputs": {"proposals": "mine.jsonl"},
         "proposals": {**longer["proposals"], "proposer": "self_verify"},
     }
-    preflight.check_lengths(run_of(tokenizer, **given), tasks, [])
+    check_lengths(tokenizer, tasks, [], **given)
 
 
 def test_a_proposal_as_long_as_the_models_positions(tiny_dir):

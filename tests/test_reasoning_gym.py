@@ -84,7 +84,7 @@ def test_tasks_are_distinct_in_turn_and_a_function_of_split_and_seed(domain, som
     assert len({t.problem for t in tasks}) == len({t.id for t in tasks}) == 20
     assert domain.tasks("hard_train", 3, 12) == tasks[:12] != domain.tasks("hard_train", 4, 12)
     for task in tasks:
-        assert types.task_from_json(types.to_json(task)) == task and task.domain == "reasoning_gym"
+        assert types.from_json(types.Task, types.to_json(task)) == task and task.domain == "reasoning_gym"
         assert task.problem.endswith(domain.knobs["instruction"])
 
 
@@ -273,7 +273,7 @@ def test_a_scorer_that_throws_says_unparsable(domain):
 
 def test_a_task_that_the_package_no_longer_makes_is_an_error(domain, some):
     task = some["chain_sum"]
-    other = types.task_from_json({**types.to_json(task), "meta": {**task.meta, "digest": "0" * 16}})
+    other = types.from_json(types.Task, {**types.to_json(task), "meta": {**task.meta, "digest": "0" * 16}})
     with pytest.raises(
         RuntimeError, match=r"task chain_sum-.*makes another problem here; install the version"
     ):
@@ -288,7 +288,7 @@ def test_steps_come_back_and_interventions_splice(domain, some):
     assert domain.step_texts(trace) == ["One.", "Two,\nand more.", "\\boxed{3}"]
     spans = zip(trace.step_starts(), trace.step_ends, strict=True)
     assert np.concatenate([trace.tokens[a:b] for a, b in spans]).tolist() == trace.response.tolist()
-    [guided] = rollout.spliced([trace], [Intervention(1, "Better.")], domain.tokenizer, domain.separator)
+    [guided] = rollout.splice([trace], [Intervention(1, "Better.")], domain.tokenizer, domain.separator)
     assert domain.tokenizer.text(guided.response) == "One.\n\nBetter.\n\n" and domain.reply(guided) == []
 
 
@@ -323,7 +323,13 @@ def test_a_real_model_attempts_real_problems(tiny_dir):
     prompts = [rollout.opened(domain, task) for task in domain.tasks("hard_train", 0, 4)]
     sampling = Sampling(max_new_tokens=24, stop_ids=lm.tokenizer.stop_ids)
     groups = rollout.continued(
-        lm.engine, lm.engine.decode_params(lm.params), domain, prompts, 2, sampling, "/attempts"
+        lm.engine,
+        lm.engine.decode_params(lm.params),
+        domain,
+        prompts,
+        2,
+        sampling,
+        rollout.Stream("attempts"),
     )
     for trace in (trace for group in groups for trace in group):
         assert trace.verdict.reason in REASONS and trace.verdict.passed == (trace.verdict.score == 1)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboardX.proto import event_pb2
 
+from experiments import arms
 from int_jax import report, stages
 from int_jax.report import cells, page, plots
 from int_jax.types import Intervention, Task
@@ -44,6 +45,7 @@ RESULTS = {
     "config": {"name": "int.py:tiny", "rl": {"lr": 1e-5}},
     "seed": 7,
     "versions": {"jax": "0.10.0", "python": "3.11.7"},
+    "policies": arms.shown(("int_rl", "rl", "rl_matched")),
     "wall_s": {"attempts": 41.2, "rl": 214.7},
     "tokens": {"attempts": 211_482, "rl": 1_402_377},
     "funnel": {
@@ -90,6 +92,7 @@ RESULTS = {
         "entropy": {"base": 0.26, "int": 0.29},
     },
 }
+POLICIES = report.policies_of(RESULTS)
 HOSTILE = '<script>alert("x")</script><img src="https://evil.example/a.png" onerror=alert(1)>\'"&</style>'
 
 
@@ -191,12 +194,12 @@ def test_a_curve_is_drawn_up_to_where_it_diverged(name):
         key: [value if i in range(20)[known] else math.nan for i, value in enumerate(values)]
         for key, values in curve(20).items()
     }
-    page = Page(report.html({"rl": {"rl": curve(20), "int_rl": curve_of}}))
+    page = Page(report.html({"policies": RESULTS["policies"], "rl": {"rl": curve(20), "int_rl": curve_of}}))
     labels = [said] if said else []
-    panels = plots.curve_plots({"rl": curve(20), "int_rl": curve_of})[0]
+    panels = plots.curve_plots({"rl": curve(20), "int_rl": curve_of}, POLICIES)[0]
     assert {s["label"] for p in panels for s in p["series"]} == {"RL", *labels}
     assert all(len(s["raw"].split()) in (20, known.stop) for p in panels for s in p["series"])
-    assert len(plots.curve_plots({"int_rl": curve_of})[1]) == bool(known.stop)
+    assert len(plots.curve_plots({"int_rl": curve_of}, POLICIES)[1]) == bool(known.stop)
     drawn = " ".join(a[key] for _, a in page.tags for key in a.keys() & {"points", "d", "x", "y", "cx", "cy"})
     assert "nan" not in drawn and "None" not in drawn
 
@@ -383,7 +386,7 @@ def test_the_table_over_seeds_holds_every_policy_and_difference():
         "base": {"mean": 0.01, "ci95": [0.002, 0.02], "seeds": [0.0, 0.02]},
         "int_rl - rl_matched": {"mean": -0.05, "ci95": [-0.1, 0.01], "seeds": [-0.11, 0.01]},
     }
-    screen = report.seeds_table({"pass@1": rows, "pass@8": rows})
+    screen = report.seeds_table({"pass@1": rows, "pass@8": rows}, POLICIES)
     for line in (
         r"pass@8 +base +1\.0% .*  0\.0  2\.0",
         r"pass@1 +InT \+ RL - RL matched +-5\.0% .* -11\.0  1\.0",

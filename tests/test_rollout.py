@@ -92,10 +92,10 @@ def test_a_step_that_was_drawn_as_it_stands_keeps_its_ids(domain, tasks):
 def test_many_at_once_equal_one_by_one(domain, tasks):
     traces = [sampled(domain, t, ["7", "\n\n"] * n, n) for n, t in enumerate(tasks, 1)]
     ones = [Intervention(n, f"step {n}") for n in range(len(tasks))]
-    together = rollout.spliced(traces, ones, domain.tokenizer)
+    together = rollout.splice(traces, ones, domain.tokenizer)
     for got, trace, one in zip(together, traces, ones, strict=True):
         assert types.to_json(got) == types.to_json(rollout.splice(trace, one, domain.tokenizer))
-    assert rollout.spliced([], [], domain.tokenizer) == []
+    assert rollout.splice([], [], domain.tokenizer) == []
 
 
 @pytest.mark.parametrize("step", [-1, 2, 99])
@@ -152,7 +152,7 @@ def test_an_attempt_is_its_own_whatever_else_is_asked(engine, params, domain, ta
     assert alone.items() <= all_of_them.items() and drawn(tasks[::-1]) == all_of_them
     later = drawn(tasks[:1], 2, first_sample=1)
     assert later.items() <= alone.items() and len(later) == 2  # a sample is named by its index
-    other = drawn(tasks[:1], stream="/other")
+    other = drawn(tasks[:1], stream=rollout.Stream("other"))
     assert other.keys() == alone.keys() and other != alone  # and by its stream
 
 
@@ -237,7 +237,7 @@ def traces(draw) -> Trace:
 @settings(max_examples=300, deadline=None)
 @given(traces())
 def test_a_trace_survives_json_bit_for_bit(trace):
-    back = types.trace_from_json(json.loads(json.dumps(types.to_json(trace))))
+    back = types.from_json(types.Trace, json.loads(json.dumps(types.to_json(trace))))
     for field in trace.__dataclass_fields__:
         old, new = getattr(trace, field), getattr(back, field)
         if isinstance(old, np.ndarray):
@@ -253,4 +253,4 @@ def test_a_trace_survives_json_bit_for_bit(trace):
     st.builds(Intervention, st.integers(), TEXT, st.tuples(st.integers(0, 9), st.integers(0, 9)), TEXT, TEXT)
 )
 def test_an_intervention_survives_json(one):
-    assert types.intervention_from_json(json.loads(json.dumps(types.to_json(one)))) == one
+    assert types.from_json(types.Intervention, json.loads(json.dumps(types.to_json(one)))) == one

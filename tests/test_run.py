@@ -78,7 +78,7 @@ def test_the_whole_run_in_small(tmp_path):
     """Every stage once, as small as it goes; the slow tests look closer."""
     smaller = {"compare": "()", "compare_attempts": 4}
     knobs = {f"proposals.{name}": value for name, value in smaller.items()}
-    knobs |= {"rl.updates": 1, "rl.matched": False, "sft.epochs": 1, "eval.train_problems": 4}
+    knobs |= {"arms": "('int_rl','rl')", "rl.updates": 1, "sft.epochs": 1, "eval.train_problems": 4}
     code, out, err = run(tmp_path, *(f"--config.{name}={value}" for name, value in knobs.items()))
     assert code == 0, err[-3000:]
     found = results(tmp_path)
@@ -92,14 +92,14 @@ def test_the_whole_run_in_small(tmp_path):
 
 
 def test_the_comparison_over_seeds_pairs_problems_within_a_seed():
-    from experiments.run import across_seeds
+    from experiments.evaluate import across_seeds
 
     def seed(base, int_rl, rl):
         counts = {"base": base, "int_rl": int_rl, "rl": rl}
         return {"counts": {name: {"test": [(8, c) for c in found]} for name, found in counts.items()}}
 
     every = [seed([0, 0], [8, 4], [4, 0]), seed([1, 0, 0], [5, 4, 6], [1, 0, 2])]
-    summary = across_seeds(every, 8)
+    summary = across_seeds(every, 8, ["rl", "rl_matched"])
     assert summary.keys() == {"pass@1", "pass@8"}
     assert summary["pass@1"].keys() == {"base", "int_rl", "rl", "int_rl - rl"}
     gain = summary["pass@1"]["int_rl - rl"]
@@ -210,7 +210,7 @@ def same_draws(one_workdir, other_workdir) -> None:
             for line in path.read_text().splitlines()
         ]
 
-    for stage in ("attempts", "attempts_hard_test"):
+    for stage in ("attempts", "attempts_held_out"):
         for one, other in zip(rows(one_workdir, stage), rows(other_workdir, stage), strict=True):
             one, other = json.loads(one), json.loads(other)
             assert one.get("correct") == other.get("correct")

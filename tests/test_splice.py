@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from int_jax.domains.arithmetic import Arithmetic
 from int_jax.engine import Engine
-from int_jax.splicing import INTERVENTION, PREFIX, PROMPT, splice
+from int_jax.splicing import splice
 from int_jax.tokenizer import Tokenizer
 
 IDS = st.integers(0, 60)
@@ -28,19 +28,18 @@ def traces(draw):
 def test_splice_is_concatenation(rows):
     got = Engine.splice(*zip(*rows, strict=True)) if rows else Engine.splice([], [], [], [])
     assert len(got) == len(rows)
-    for (ids, span), (tokens, prompt, cut, inserted) in zip(got, rows, strict=True):
+    for ids, (tokens, _, cut, inserted) in zip(got, rows, strict=True):
         assert ids.tolist() == tokens[:cut] + inserted  # nothing is lost, clipped or padded
-        assert span.tolist() == [PROMPT] * prompt + [PREFIX] * (cut - prompt) + [INTERVENTION] * len(inserted)
 
 
 def test_cut_at_the_first_step_keeps_the_prompt_alone():
-    [(ids, span)] = Engine.splice([[7, 8, 9, 9]], [2], [2], [[5, 0, 5]])
-    assert ids.tolist() == [7, 8, 5, 0, 5] and span.tolist() == [PROMPT] * 2 + [INTERVENTION] * 3
+    [ids] = Engine.splice([[7, 8, 9, 9]], [2], [2], [[5, 0, 5]])
+    assert ids.tolist() == [7, 8, 5, 0, 5]
 
 
 def test_widths_that_fill_a_bucket():
     tokens, inserted = list(range(64)), [1] * 32
-    [(ids, _)] = Engine.splice([tokens], [3], [63], [inserted])
+    [ids] = Engine.splice([tokens], [3], [63], [inserted])
     assert ids.tolist() == tokens[:63] + inserted
 
 
@@ -72,7 +71,7 @@ def test_lists_of_different_lengths_are_refused():
 def test_shapes_are_checked():
     ints = np.zeros(2, np.int32)
     with pytest.raises(ValueError, match="axis B"):
-        splice(np.zeros((2, 4), np.int32), np.zeros(3, np.int32), ints, np.zeros((2, 3), np.int32), ints)
+        splice(np.zeros((2, 4), np.int32), np.zeros(3, np.int32), np.zeros((2, 3), np.int32), ints)
 
 
 # --- where steps end ---
@@ -169,8 +168,8 @@ def test_a_wrong_attempt_is_cut_at_any_step(tokenizer):
     ends = domain.steps(ids, len(prompt))
     assert len(ends) == 3 and ends[-1] == len(ids)
     for step, cut in enumerate((len(prompt), *ends[:-1])):
-        [(out, span)] = Engine.splice([ids], [len(prompt)], [cut], [new])
-        assert out[:cut].tolist() == ids[:cut] and (span == PREFIX).sum() == cut - len(prompt)
+        [out] = Engine.splice([ids], [len(prompt)], [cut], [new])
+        assert out[:cut].tolist() == ids[:cut]
         assert domain.steps(out, len(prompt)) == (*ends[:step], len(out))
 
 

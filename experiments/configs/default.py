@@ -8,6 +8,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from experiments import arms
 from int_jax import domains, knobs, losses, policy_gradient, proposers
 from int_jax.knobs import SAMPLING, Knob
 
@@ -34,7 +35,6 @@ def sampling() -> dict:
 
 
 DTYPES = ("float32", "bfloat16", "float16")
-ARMS = ("int_rl", "rl")
 SPLITS = ("train", "test")
 
 TABLE = {
@@ -83,12 +83,12 @@ TABLE = {
     "export": Knob(
         ("int_rl",),
         "policies written to workdir/models/NAME in Hugging Face format",
-        choices=("base", "int", "int_rl", "rl", "rl_matched"),
+        choices=("base", *arms.policies(arms.names())),
     ),
     "arms": Knob(
-        ("int_rl", "rl"),
-        "policies trained: int_rl (SFT, then RL), rl (RL from the base model)",
-        choices=ARMS,
+        ("int_rl", "rl", "rl_matched"),
+        "methods compared: modules of experiments/arms",
+        choices=tuple(arms.names()),
         empty=False,
     ),
     "inputs": {
@@ -173,6 +173,10 @@ TABLE = {
         "problems": count(334, "problems of the four-condition table, one attempt each", "InT, Table 1"),
         "samples": count(32, "fresh samples a condition", "InT"),
     },
+    "drift": {
+        "guided": count(256, "guided attempts whose likelihood is measured under each policy"),
+        "attempts": count(128, "wrong attempts along which each policy's entropy is measured"),
+    },
     "sft": {
         "epochs": count(4, "passes over the guided attempts", "InT, Table 6"),
         "batch": count(64, "sequences an update", "InT"),
@@ -184,6 +188,7 @@ TABLE = {
         "intervention": weight(1.0, "weight of each intervention token", "InT"),
         "end_of_turn": Knob(False, "train the end-of-turn token after the intervention", "InT"),
         "filtered": Knob(True, "only guided attempts with a right continuation", "InT"),
+        "checkpoint_every": count(50, "updates"),
     },
     "rl": {
         "updates": count(400, "updates of each arm, in whole batches", "InT"),
@@ -257,10 +262,6 @@ TABLE = {
             "problems trained on: kept by the filter, or all hard ones",
             "InT",
             choices=("kept", "hard"),
-        ),
-        "matched": Knob(
-            True,
-            "go on with RL alone until it has also spent the tokens of InT's data stages; needs both arms",
         ),
         "temperature": Knob(
             1.0,

@@ -13,7 +13,7 @@ from experiments.configs import int as intervention
 
 def alone(c: ConfigDict) -> ConfigDict:
     """A config without InT: one arm, on all hard problems, and its policy is what is exported."""
-    c.update(arms=("rl",), export=("rl",), rl={"pool": "hard", "matched": False})
+    c.update(arms=("rl",), export=("rl",), rl={"pool": "hard"})
     return c
 
 

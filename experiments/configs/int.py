@@ -57,6 +57,7 @@ def smoke() -> ConfigDict:
 def rehearsal() -> ConfigDict:
     """Every stage of the mathematics domain with a model of 1 M parameters; `make rehearsal` makes it and its data."""
     c = tiny()
+    c.arms = ("int_rl", "rl")
     c.domain = default.domain("math")
     c.slots = 64
     for stage in (c.attempts, c.guided, c.eval):
@@ -68,7 +69,7 @@ def rehearsal() -> ConfigDict:
     c.guided.update(tries=16, shard=24)
     c.effect.update(problems=16, samples=8)
     c.sft.update(epochs=2, batch=8)
-    c.rl.update(updates=4, problems=8, group=4, max_new_tokens=128, checkpoint_every=2, matched=False)
+    c.rl.update(updates=4, problems=8, group=4, max_new_tokens=128, checkpoint_every=2)
     c.eval.update(samples=8, train_problems=16)
     c.train.update(row_length=512)
     return c
@@ -77,19 +78,21 @@ def rehearsal() -> ConfigDict:
 def real() -> ConfigDict:
     """A real chat model on two CPU cores: `make real` fetches it and makes problems, worked examples and prompts."""
     c = default.get_config()
+    c.arms = ("int_rl", "rl")
     told = "Solve the problem step by step, one step a line. The last line gives the answer in \\boxed{}."
     c.domain = default.domain("math", system=told, separator="\n")
-    c.slots = 32
+    c.slots = 16
     for stage in (c.attempts, c.guided, c.proposals, c.eval):
         stage.sampling.max_new_tokens = 80
-    c.problems.shard = 8
+    c.problems.update(shard=24, hard=("train",))
     c.attempts.update(tries=4, keep=1)
-    c.proposals.update(proposer="likelihood_ratio", max_prompt=1_024, samples=2, shard=16)
-    c.guided.update(tries=4, at_once=4, shard=8)
-    c.effect.update(problems=6, samples=2)
+    c.proposals.update(proposer="likelihood_ratio", max_prompt=1_024, samples=1, shard=24)
+    c.guided.update(tries=4, at_once=4, shard=24)
+    c.effect.update(problems=4, samples=4)
+    c.drift.update(guided=4, attempts=4)
     c.sft.update(epochs=2, batch=8, learning_rate=1e-5)
-    c.rl.update(updates=2, problems=4, group=4, max_new_tokens=80, checkpoint_every=2, matched=False)
-    c.eval.update(samples=4, ks=(1, 4), train_problems=4, shard=8)
+    c.rl.update(updates=2, problems=4, group=4, max_new_tokens=80, checkpoint_every=2)
+    c.eval.update(samples=2, ks=(1, 2), train_problems=2, shard=24)
     c.train.update(row_length=512, rows=2, remat=False, chunk=256)
     return c
 

@@ -111,7 +111,7 @@ def check_tasks(s: Subject) -> Iterator[str]:
                 yield f"{where} has an empty problem"
             if task.domain != s.domain.name:
                 yield f"{where} has the domain {task.domain!r}, and the domain's name is {s.domain.name!r}"
-            if types.task_from_json(json.loads(json.dumps(types.to_json(task)))) != task:
+            if types.from_json(types.Task, json.loads(json.dumps(types.to_json(task)))) != task:
                 yield f"{where} is another one after JSON: keep texts, numbers, lists and dicts with text keys in meta"
             if (other := seen.setdefault(normalised(task.problem), split)) != split:
                 yield f"{where}: the same problem is in split {other!r}: deal them out by a hash of their text"
@@ -234,7 +234,7 @@ def _spliced(s: Subject, trace: Trace, where: str) -> Iterator[str]:
     """The steps before a spliced one stay as they are, and it is a step of its own."""
     texts = s.domain.step_texts(trace)
     ones = [Intervention(k, "spliced 1") for k in range(len(texts))]
-    guided = rollout.spliced([trace] * len(ones), ones, s.tokenizer, s.domain.separator)
+    guided = rollout.splice([trace] * len(ones), ones, s.tokenizer, s.domain.separator)
     for k, one in enumerate(guided):
         if (found := s.domain.step_texts(one)) != [*texts[:k], "spliced 1"]:
             yield f"step {k} {where} replaced by 'spliced 1' leaves the steps {found!r:.80}"

@@ -98,7 +98,7 @@ def _usable(s: Subject, trace: Trace, one: Intervention, where: str) -> Iterator
     elif one.ids and s.domain.tokenizer.decode(one.ids) != one.text + s.domain.separator:
         yield f"{where} has ids that spell {s.domain.tokenizer.decode(one.ids)!r:.40}, not its text and a separator"
     else:
-        rollout.spliced([trace], [one], s.domain.tokenizer, s.domain.separator)
+        rollout.splice([trace], [one], s.domain.tokenizer, s.domain.separator)
 
 
 def _tried(found: list[Intervention | None], drops: Drops, where: str) -> Iterator[str]:

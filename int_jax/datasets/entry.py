@@ -9,12 +9,13 @@ import dataclasses
 import json
 from pathlib import Path
 
-from int_jax import proposers, rollout, types
+from int_jax import proposers, rollout, rows
 from int_jax.datasets import Row
 from int_jax.datasets.columns import END_OF_TURN, response_text
 from int_jax.domains import Domain
+from int_jax.rows import AttemptRow, GuidedRow, ProposalRow
 from int_jax.stages import StageError, write_atomically
-from int_jax.types import Intervention, Task, Trace
+from int_jax.types import Intervention, Task, Trace, to_json
 
 COUNTS = ("attempts", "problems", "passed", "spliced", *proposers.DROPS, "differ")
 
@@ -53,15 +54,15 @@ def located(domain: Domain, trace: Trace, one: Intervention) -> Intervention:
 
 
 def stage_rows(
-    rows: list[Row], domain: Domain, filtered: bool = False, hard: bool = True
-) -> tuple[dict[str, list[dict]], dict[str, int]]:
+    read: list[Row], domain: Domain, filtered: bool = False, hard: bool = True
+) -> tuple[dict[str, list[rows.Row]], dict[str, int]]:
     """The rows of the stages attempts, proposals and guided, as `experiments/run.py` keeps them, in one order.
 
     An attempt that the domain's verifier passes is counted as correct, not as wrong. A guided attempt is spliced anew
     from attempt and intervention.
 
     Args:
-      rows: all with an attempt; see `datasets.read(needs=("incorrect_attempt",))`.
+      read: all with an attempt; see `datasets.read(needs=("incorrect_attempt",))`.
       filtered: the rows are those whose guided attempts had a success (InT's SFT set): "successes" is 1, of tries that
         are not known (0). Otherwise the stage guided is left to the run.
       hard: a problem with a right attempt is not a hard one, and its other attempts are not used.
@@ -72,29 +73,21 @@ def stage_rows(
     Raises: StageError for a row without an attempt.
     """
     by_task: dict[str, list[Row]] = {}
-    for row in rows:
+    for row in read:
         by_task.setdefault(row.task.id, []).append(row)
     counts = dict.fromkeys(COUNTS, 0)
-    stages: dict[str, list[dict]] = {"attempts": [], "proposals": [], "guided": []}
+    stages: dict[str, list[rows.Row]] = {"attempts": [], "proposals": [], "guided": []}
     for group in by_task.values():
         traces = _attempts(domain, group)
-        wrong = [trace for trace in traces if not trace.verdict.passed]
-        passed = len(traces) - len(wrong)
+        made = AttemptRow.of(group[0].task, traces, keep=len(traces))
         counts["problems"] += 1
-        counts["attempts"] += len(traces)
-        counts["passed"] += passed
-        stages["attempts"].append(
-            {
-                "task": types.to_json(group[0].task),
-                "samples": len(traces),
-                "correct": passed,
-                "wrong": [types.to_json(trace) for trace in wrong],
-            }
-        )
+        counts["attempts"] += made.samples
+        counts["passed"] += made.correct
+        stages["attempts"].append(made)
         for row, trace in zip(group, traces, strict=True):
-            if not trace.verdict.passed and not (hard and passed):
+            if not trace.verdict.passed and not (hard and made.correct):
                 _propose(domain, row, trace, stages, counts)
-    if not any(row.intervention for row in rows):
+    if not any(row.intervention for row in read):
         del stages["proposals"]
     if not filtered:
         del stages["guided"]
@@ -112,22 +105,19 @@ def _propose(domain: Domain, row: Row, trace: Trace, stages: dict, counts: dict)
     """Add a wrong attempt's intervention, or why there is none, and its guided attempt."""
     one = row.intervention and located(domain, trace, row.intervention)
     drop = proposers.fault(domain, trace, one)
-    ids = {"task": trace.task.id, "attempt": trace.key}
-    stages["proposals"].append(
-        ids | {"intervention": None if drop else types.to_json(one), "drop": drop or ""}
-    )
+    stages["proposals"].append(ProposalRow(trace.task.id, trace.key, None if drop else one, drop or ""))
     counts[drop or "spliced"] += 1
     if drop:
         return
-    patched = rollout.spliced([trace], [one], domain.tokenizer, domain.separator)[0]
+    patched = rollout.splice([trace], [one], domain.tokenizer, domain.separator)[0]
     text = domain.tokenizer.text(patched.response) + patched.begin
     counts["differ"] += bool(row.guided) and row.guided.split() != text.split()
-    stages["guided"].append(ids | {"trace": types.to_json(patched), "tries": 0, "successes": 1, "shown": []})
+    stages["guided"].append(GuidedRow(patched, 0, 1))
 
 
-def write_stages(stages: dict[str, list[dict]], folder: str | Path) -> dict[str, Path]:
+def write_stages(stages: dict[str, list[rows.Row]], folder: str | Path) -> dict[str, Path]:
     """Write each stage's rows to folder/STAGE.jsonl: what a run takes as --config.inputs.STAGE."""
     paths = {stage: Path(folder) / f"{stage}.jsonl" for stage in stages}
     for stage, path in paths.items():
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in stages[stage]))
+        write_atomically(path, "".join(json.dumps(to_json(row)) + "\n" for row in stages[stage]))
     return paths

@@ -92,7 +92,7 @@ def compare(domain: Domain, task: Task, attempt: str, outputs: list[str]) -> Com
     first = faults.index(None) if None in faults else None
     ours = None
     if first is not None:
-        patched = rollout.spliced([trace], [usable[first]], domain.tokenizer, domain.separator)[0]
+        patched = rollout.splice([trace], [usable[first]], domain.tokenizer, domain.separator)[0]
         ours = (domain.tokenizer.text(patched.response) + patched.begin).rstrip("\n")
     found = {"aborted"} if aborted else set()
     until = len(outputs) if first is None else first + 1

@@ -4,12 +4,11 @@ Pure host code. Numbers come from `results` (keys: results.ORDER; fractions in [
 shown as they are.
 """
 
-from int_jax.report.cells import LABELS, label, seeds_table, tables
+from int_jax.report.cells import label, policies_of, seeds_table, tables
 from int_jax.report.page import Attempt, Example, html, write_html
 from int_jax.report.results import Scalars, Writer, plain, write_results
 
 __all__ = [
-    "LABELS",
     "Attempt",
     "Example",
     "Scalars",
@@ -17,6 +16,7 @@ __all__ = [
     "html",
     "label",
     "plain",
+    "policies_of",
     "seeds_table",
     "tables",
     "write_html",

@@ -6,18 +6,13 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from int_jax.report.results import plain, rank
 
 LABELS = {
-    "base": "base",
-    "rl": "RL",
-    "rl_matched": "RL matched",
-    "int": "InT",
-    "int_rl": "InT + RL",
     "problem": "problem alone",
     "prefix": "prefix before the located step",
     "prefix_error": "prefix + own wrong step",
@@ -27,7 +22,6 @@ LABELS = {
     "kept_right": "right by the oracle",
     "problems_kept": "problems kept",
 }
-METHODS = ("base", "rl", "rl_matched", "int", "int_rl")
 CONDITIONS = ("problem", "prefix", "prefix_error", "prefix_intervention")
 # A funnel count -> the earlier count it is a share of. `guided` may count attempts or continuations, so `kept` is
 # measured against what was spliced.
@@ -108,8 +102,18 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def label(key: str) -> str:
-    return LABELS.get(key, key.replace("_", " "))
+Policies = Mapping[str, Mapping[str, Any]]
+
+
+def policies_of(results: Mapping) -> Policies:
+    """How a run's policies are shown, by name and in order: {"name", "label", "color", "dash", "headline"}."""
+    return {one["name"]: one for one in results.get("policies", ())}
+
+
+def label(key: str, policies: Policies | None = None) -> str:
+    """What is shown of a key of `results`, or of a policy."""
+    named = (policies or {}).get(key)
+    return named["label"] if named else LABELS.get(key, key.replace("_", " "))
 
 
 def ordered(mapping: Mapping, first: Sequence[str] = ()) -> list[str]:
@@ -203,7 +207,8 @@ def _eval(results: Mapping) -> Section:
     stopped = {name: how["why"] for name, how in results.get("stopped", {}).items()}
     keys = pass_keys(*splits.values())
     shown = list(dict.fromkeys([keys[0], "pass@8" if "pass@8" in keys else keys[-1]]))
-    methods = ordered({name: None for table in splits.values() for name in table} | stopped, METHODS)
+    policies = policies_of(results)
+    methods = ordered({name: None for table in splits.values() for name in table} | stopped, tuple(policies))
     columns, cells, sizes = [], [], []
     for split, table in splits.items():
         for key in shown:
@@ -220,7 +225,8 @@ def _eval(results: Mapping) -> Section:
         )
         sizes.append(f"{split}: {' or '.join(counts)}")
     rows = [
-        [shorten(label(name), 12), *row] for name, row in zip(methods, zip(*cells, strict=True), strict=True)
+        [shorten(label(name, policies), 12), *row]
+        for name, row in zip(methods, zip(*cells, strict=True), strict=True)
     ]
     note = ". ".join(sizes) + ". Intervals: 95%, over problems."
     if "rl_matched" in methods:
@@ -233,15 +239,15 @@ def _mean(row: Mapping | None, stopped: str | None = None) -> tuple[float | None
     return stopped or (DASH if row is None else (row["mean"], row["ci95"]))
 
 
-def difference(name: str) -> str:
+def difference(name: str, policies: Policies) -> str:
     """ "int_rl - rl" -> "InT + RL - RL"."""
-    return " - ".join(map(label, name.split(" - ")))
+    return " - ".join(label(one, policies) for one in name.split(" - "))
 
 
-def _gain(gain: Mapping) -> Section:
+def _gain(gain: Mapping, policies: Policies) -> Section:
     keys, names = pass_keys(gain), ordered(gain)
     columns = [_aligned([_mean(gain[name].get(key)) for name in names]) for key in keys]
-    rows = [[difference(name), *cells] for name, *cells in zip(names, *columns, strict=True)]
+    rows = [[difference(name, policies), *cells] for name, *cells in zip(names, *columns, strict=True)]
     note = "Held-out problems of this seed; the interval resamples problems, paired."
     titles = ["difference", *(f"{key} [95% interval]" for key in keys)]
     return Section("gain", "What InT adds to RL", titles, rows, note)
@@ -299,7 +305,7 @@ def rl_runs(results: Mapping) -> dict[str, Mapping]:
     return {"rl": curves} if "reward" in curves else dict(curves)
 
 
-def _rl(runs: Mapping[str, Mapping]) -> Section:
+def _rl(runs: Mapping[str, Mapping], policies: Policies) -> Section:
     def mean(values: Sequence[float | None]) -> float | None:
         known = [value for value in values if value is not None]
         return None if len(known) < len(values) else float(np.mean(known))
@@ -312,26 +318,26 @@ def _rl(runs: Mapping[str, Mapping]) -> Section:
     columns = ["run", "batches", "reward", "zero-advantage share", "response tokens"]
     rows = [
         [
-            label(name),
+            label(name, policies),
             f"{len(runs[name]['reward']):,}",
             change(runs[name], "reward", lambda value: number(value, ".3f")),
             change(runs[name], "zero_advantage", percent),
             change(runs[name], "length", lambda value: number(value, ".1f")),
         ]
-        for name in ordered(runs, METHODS)
+        for name in ordered(runs, tuple(policies))
     ]
     return Section("rl", "Policy gradient", columns, rows, "First tenth of the batches → last tenth, means.")
 
 
-def _drift(drift: Mapping) -> Section:
+def _drift(drift: Mapping, policies: Policies) -> Section:
     nll, entropy = drift.get("nll", {}), drift.get("entropy", {})
     rows = [
         [f"NLL of {label(key) if key != 'prefix' else 'prefix'} under base", number(nll[key], ".3f")]
         for key in ordered(nll)
     ]
     rows += [
-        [f"next-token entropy of {label(key)}", number(entropy[key], ".3f")]
-        for key in ordered(entropy, METHODS)
+        [f"next-token entropy of {label(key, policies)}", number(entropy[key], ".3f")]
+        for key in ordered(entropy, tuple(policies))
     ]
     return Section("drift", "Distance from the base model", ["", "nats per token"], rows)
 
@@ -375,7 +381,7 @@ def _cost(results: Mapping) -> Section:
 
 def sections(results: Mapping) -> list[Section]:
     """The tables that `results` has numbers for."""
-    made = []
+    made, policies = [], policies_of(results)
     if results.get("funnel"):
         made.append(_funnel(results["funnel"]))
     if results.get("effect"):
@@ -383,15 +389,15 @@ def sections(results: Mapping) -> list[Section]:
     if pass_keys(results.get("eval", {}), results.get("eval_train", {})):
         made.append(_eval(results))
     if results.get("gain"):
-        made.append(_gain(results["gain"]))
+        made.append(_gain(results["gain"], policies))
     if results.get("proposers"):
         made.append(_proposers(results["proposers"]))
     if results.get("graders"):
         made.append(_graders(results["graders"]))
     if rl_runs(results):
-        made.append(_rl(rl_runs(results)))
+        made.append(_rl(rl_runs(results), policies))
     if any(results.get("drift", {}).values()):
-        made.append(_drift(results["drift"]))
+        made.append(_drift(results["drift"], policies))
     if results.get("tokens") or "wall_s" in results:
         made.append(_cost(results))
     return made
@@ -432,17 +438,17 @@ def _draw(section: Section) -> list[str]:
     return [" " + section.title.upper(), *(line.rstrip() for line in [lines[0], rule, *lines[1:]]), *note]
 
 
-def seeds_table(summary: Mapping[str, Mapping]) -> str:
+def seeds_table(summary: Mapping[str, Mapping], shown: Policies) -> str:
     """The comparison over seeds: {"pass@1": {policy or "a - b": {"mean", "ci95", "seeds"}}, ...} as text."""
     rows = []
     for metric, policies in plain(summary).items():
-        names = ordered(policies, METHODS)
+        names = ordered(policies, tuple(shown))
         cells = _aligned([_mean(policies[name], policies[name].get("stopped")) for name in names])
         for name, cell in zip(names, cells, strict=True):
             each = "  ".join(
                 DASH if mean is None else f"{100 * mean:.1f}" for mean in policies[name]["seeds"]
             )
-            rows.append([metric, difference(name), cell, each])
+            rows.append([metric, difference(name, shown), cell, each])
     note = "Held-out problems; the interval resamples seeds, then problems."
     columns = ["", "policy", "mean [95% interval]", "each seed, %"]
     return "\n".join(_draw(Section("seeds", "Over all seeds", columns, rows, note, (0, 1))))

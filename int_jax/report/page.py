@@ -15,11 +15,12 @@ from markupsafe import Markup
 
 from int_jax.report.cells import (
     CONDITIONS,
-    METHODS,
+    Policies,
     effect_ratio,
     facts,
     label,
     percent,
+    policies_of,
     rl_runs,
     sections,
     share,
@@ -146,14 +147,38 @@ def headlines(results: Mapping) -> list[tuple[str, str]]:
         found.append(
             (effect_ratio(effect), "accuracy with the intervention over accuracy with the own wrong step")
         )
-    for name in METHODS:
-        if name in ("base", "rl", "int_rl") and "pass@1" in test.get(name, {}):
-            found.append((percent(test[name]["pass@1"]["mean"]), f"held-out pass@1, {label(name)}"))
+    policies = policies_of(results)
+    for name in (name for name, one in policies.items() if one["headline"]):
+        if "pass@1" in test.get(name, {}):
+            found.append((percent(test[name]["pass@1"]["mean"]), f"held-out pass@1, {label(name, policies)}"))
     if funnel.get("spliced") and "kept" in funnel:
         found.append(
             (percent(share(funnel["kept"], funnel["spliced"])), "of the spliced interventions were kept")
         )
     return found
+
+
+COLORS = ("blue", "orange", "green", "grey", "violet")  # of report.css
+
+
+def styles(policies: Policies) -> str:
+    """The stylesheet of the policies' lines and bars.
+
+    Raises: ValueError for a colour or dashes that the stylesheet does not have.
+    """
+    rules = []
+    for name, one in policies.items():
+        if one["color"] not in COLORS or not re.fullmatch(r"[\d ]*", one["dash"]):
+            raise ValueError(
+                f"policy {name!r}: color {one['color']!r} must be one of {', '.join(COLORS)}, and dash "
+                f"{one['dash']!r} numbers such as '6 4', or ''"
+            )
+        name, color = re.sub(r"\W", "_", name), f"var(--{one['color']})"
+        dash = f" .mean.line-{name} {{ stroke-dasharray: {one['dash']}; }}" if one["dash"] else ""
+        rules.append(
+            f".line-{name} {{ stroke: {color}; }}{dash} .dot.line-{name}, .bar-{name} {{ fill: {color}; }}"
+        )
+    return "\n".join([*rules, ""])
 
 
 def _cell(text: str) -> str:
@@ -180,7 +205,8 @@ def html(
     environment.filters["cell"] = _cell
     script = (ASSETS / "report.js").read_text(encoding="utf-8")
     views = [_view(example) for example in examples]
-    line_plots, area_plots = curve_plots(curves)
+    policies = policies_of(results)
+    line_plots, area_plots = curve_plots(curves, policies)
     effect = {
         key: (row["accuracy"], row["ci95"])
         for key in CONDITIONS
@@ -188,7 +214,7 @@ def html(
     }
     config = results.get("config")
     return environment.get_template("report.html").render(
-        style=Markup((ASSETS / "report.css").read_text(encoding="utf-8")),
+        style=Markup((ASSETS / "report.css").read_text(encoding="utf-8") + styles(policies)),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         facts=facts(results),

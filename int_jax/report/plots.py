@@ -7,7 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from int_jax.report.cells import DIVERGED, METHODS, Interval, estimate, label, ordered, pass_keys
+from int_jax.report.cells import (
+    DIVERGED,
+    Interval,
+    Policies,
+    estimate,
+    label,
+    ordered,
+    pass_keys,
+    policies_of,
+)
 
 BARS_W = 520
 PLOT_W, PLOT_H, LEFT, RIGHT, TOP, BOTTOM = 520, 240, 46, 96, 10, 34
@@ -85,7 +94,12 @@ def _spread(heights: Sequence[float], gap: float = 15) -> list[float]:
     return placed
 
 
-def line_plot(title: str, runs: Mapping[str, Sequence[float] | np.ndarray], share: bool = False) -> dict:
+def line_plot(
+    title: str,
+    runs: Mapping[str, Sequence[float] | np.ndarray],
+    share: bool = False,
+    policies: Policies | None = None,
+) -> dict:
     """One panel: every run's curve, thin, and its moving mean, bold, labelled at its end.
 
     A curve has a finite number. Where it ends in others it is drawn to the last finite one, and its label says so.
@@ -99,7 +113,7 @@ def line_plot(title: str, runs: Mapping[str, Sequence[float] | np.ndarray], shar
         {
             **{
                 "style": name,
-                "label": label(name) if math.isfinite(curve[-1]) else f"{label(name)}: {DIVERGED}",
+                "label": label(name, policies) + ("" if math.isfinite(curve[-1]) else f": {DIVERGED}"),
                 "x": axes.x(last(curve)),
                 "y": end,
                 "label_y": height,
@@ -134,7 +148,9 @@ def area_plot(title: str, curve: Mapping[str, np.ndarray]) -> dict:
     return {"title": title, "areas": areas, "x": axes.x(axes.x_top), **axes.frame(SHARE_TICKS, percent_tick)}
 
 
-def bar_plot(title: str, rows: Mapping[str, tuple[float | None, Interval]]) -> dict:
+def bar_plot(
+    title: str, rows: Mapping[str, tuple[float | None, Interval]], policies: Policies | None = None
+) -> dict:
     """Horizontal bars with interval whiskers and the numbers at the end, no bar where a number is None.
 
     rows: name -> (value, ci95).
@@ -142,7 +158,7 @@ def bar_plot(title: str, rows: Mapping[str, tuple[float | None, Interval]]) -> d
     told = {name: estimate(*row) for name, row in rows.items()}
     drawn = {name: (0.0, (0.0, 0.0)) if told[name] == DIVERGED else row for name, row in rows.items()}
     top = max([ci95[1] for _, ci95 in drawn.values()] + [value for value, _ in drawn.values()] + [1e-9])
-    left = 16 + 7 * max(len(label(name)) for name in rows)
+    left = 16 + 7 * max(len(label(name, policies)) for name in rows)
     room = BARS_W - 150 - left
 
     def x(value: float) -> float:
@@ -150,7 +166,7 @@ def bar_plot(title: str, rows: Mapping[str, tuple[float | None, Interval]]) -> d
 
     bars = [
         {
-            "label": label(name),
+            "label": label(name, policies),
             "style": name,
             "x": x(value),
             "low": x(ci95[0]),
@@ -177,33 +193,32 @@ CURVES = {  # the key of a curve -> its panel's title, whether it is a share
 }
 
 
-def curve_plots(curves: Mapping[str, Mapping]) -> tuple[list[dict], list[dict]]:
+def curve_plots(curves: Mapping[str, Mapping], policies: Policies) -> tuple[list[dict], list[dict]]:
     """Line panels (all runs in one) and area panels (a panel a run) of the RL runs."""
     lines, areas = [], []
     for key, (title, share) in CURVES.items():
-        found = {name: numbers(curves[name].get(key, [])) for name in ordered(curves, METHODS)}
+        found = {name: numbers(curves[name].get(key, [])) for name in ordered(curves, tuple(policies))}
         if runs := {name: curve for name, curve in found.items() if np.isfinite(curve).any()}:
-            lines.append(line_plot(title, runs, share))
-    for name in ordered(curves, METHODS):
+            lines.append(line_plot(title, runs, share, policies))
+    for name in ordered(curves, tuple(policies)):
         shares = {key: numbers(curves[name].get(key, [])) for key in ("never", "sometimes", "always")}
         known = np.isfinite(np.stack([*shares.values()])).all(axis=0)
         whole = len(known) if known.all() else int(known.argmin())  # batches before the first gap
         if whole:
-            title = f"{label(name)}: groups solved never, sometimes, always"
+            title = f"{label(name, policies)}: groups solved never, sometimes, always"
             areas.append(area_plot(title, {key: curve[:whole] for key, curve in shares.items()}))
     return lines, areas
 
 
 def pass_plots(results: Mapping) -> list[dict]:
     """A bar panel for each split and k."""
-    plots = []
+    plots, policies = [], policies_of(results)
     for split, table in (
         ("held-out", results.get("eval", {})),
         ("training", results.get("eval_train", {})),
     ):
         for key in pass_keys(table):
-            found = {name: table[name][key] for name in ordered(table, METHODS) if key in table[name]}
-            plots.append(
-                bar_plot(f"{split} {key}", {name: (row["mean"], row["ci95"]) for name, row in found.items()})
-            )
+            found = {name: table[name][key] for name in ordered(table, tuple(policies)) if key in table[name]}
+            rows = {name: (row["mean"], row["ci95"]) for name, row in found.items()}
+            plots.append(bar_plot(f"{split} {key}", rows, policies))
     return plots

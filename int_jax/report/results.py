@@ -14,14 +14,13 @@ from int_jax.stages import write_atomically
 
 # Every known key, in the order in which it is written and shown; unknown keys follow, by name.
 ORDER = (
-    *("config", "seed", "versions", "wall_s", "notes", "stopped", "tokens", "funnel", "effect"),
+    *("config", "seed", "versions", "policies", "wall_s", "notes", "stopped", "tokens", "funnel", "effect"),
     *(
         "problems",
         "hard",
         "attempts",
         "wrong",
         "proposals",
-        "propose",
         "proposed",
         "unparsed",
         "not_located",

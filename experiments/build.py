@@ -1,0 +1,123 @@
+"""A config as the objects it describes: models, and the lab of one seed."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+import int_jax
+from experiments.preflight import check, planned
+from experiments.progress import show
+from int_jax import domains, losses, proposers
+from int_jax.domains import Domain
+from int_jax.engine import Engine
+from int_jax.lab import Lab, Store
+from int_jax.lm import LM
+from int_jax.policy_gradient import PolicyGradient, by_group, from_first_error
+from int_jax.sampler import Sampling
+from int_jax.sharding import make_mesh
+from int_jax.types import Task
+
+
+def models(config: ConfigDict) -> tuple[LM, LM | None]:
+    """The policy, and the proposer's model or None, once config and memory plan have been looked through."""
+    check(config)
+    mesh = make_mesh(config.mesh.data, config.mesh.model)
+    show(planned(config, mesh))
+
+    def loaded(name: str, param_dtype: str | None, chat: ConfigDict, family: str = "") -> LM:
+        lm = int_jax.load(name, mesh, config.dtype, param_dtype, chat.to_dict(), family)
+        return dataclasses.replace(lm, engine=Engine(lm.model, mesh, config.slots, config.chunk))
+
+    lm = loaded(config.model, config.param_dtype, config.chat, config.family)
+    domains.load(config.domain.name, lm.tokenizer, **config.domain.knobs.to_dict())
+    other = config.proposals.model
+    return lm, loaded(other, None, config.proposals.chat) if other else None
+
+
+def sampling(knobs, domain: Domain, seed: int) -> Sampling:
+    return Sampling(**knobs, stop_ids=domain.tokenizer.stop_ids, seed=seed)
+
+
+def policy_gradient(config: ConfigDict, domain: Domain) -> PolicyGradient:
+    """The knobs of a config; the domain knows first errors. Raises: ValueError, naming the knob and its choices."""
+    c, packing = config.rl, config.train
+    advantages = by_group(c.advantage)
+    if c.penalise == "from_first_error":
+        advantages = from_first_error(advantages, domain.first_error)
+    batch = ("problems", "group", "normalise", "kl", "old", "passes", "minibatches", "refill", "overlong")
+    loss = ("clip", "clip_low", "clip_high", "ratio", "importance_cap")
+    return PolicyGradient(
+        **{name: c[name] for name in batch},
+        advantages=advantages,
+        rewards=c.rewards.to_dict(),
+        loss=losses.LossConfig(**{name: c[name] for name in loss}, chunk=packing.chunk, remat=packing.remat),
+    )
+
+
+def lab(
+    config: ConfigDict,
+    seed: int,
+    lm: LM,
+    proposer_lm: LM | None,
+    domain: Domain,
+    tasks: list[Task],
+    store: Store,
+) -> Lab:
+    """The lab of one seed."""
+    c, rows = config, {"row_length": config.train.row_length, "rows": config.train.rows}
+
+    def drawn(knobs) -> Sampling:
+        return sampling(knobs, domain, seed)
+
+    def trained(section) -> dict:
+        return {name: section[name] for name in ("learning_rate", "weight_decay", "clip_norm")} | rows
+
+    knobs = {
+        "attempts": {
+            "samples": c.attempts.tries,
+            "keep": c.attempts.keep,
+            "sampling": drawn(c.attempts.sampling),
+        },
+        "proposals": {
+            "propose": proposers.load(c.proposals.proposer),
+            "samples": c.proposals.samples,
+            "sampling": drawn(c.proposals.sampling),
+            "max_prompt": c.proposals.max_prompt,
+        },
+        "guided": {
+            "tries": c.guided.tries,
+            "sampling": drawn(c.guided.sampling),
+            "stop_at_success": c.guided.stop_at_success,
+            "at_once": c.guided.at_once,
+        },
+        "sft": {
+            **trained(c.sft),
+            "epochs": c.sft.epochs,
+            "batch_size": c.sft.batch,
+            "warmup": c.sft.warmup,
+            "prefix": c.sft.prefix,
+            "intervention": c.sft.intervention,
+            "end_of_turn": domain.tokenizer.end_of_turn if c.sft.end_of_turn else None,
+            "loss": losses.LossConfig(chunk=c.train.chunk, remat=c.train.remat),
+        },
+        "rl": {
+            **trained(c.rl),
+            "knobs": policy_gradient(c, domain),
+            "sampling": drawn({"temperature": c.rl.temperature, "max_new_tokens": c.rl.max_new_tokens}),
+            "updates": c.rl.updates,
+            "tasks": c.rl.pool,
+        },
+    }
+    return Lab(
+        lm.engine,
+        lm.params,
+        domain,
+        tasks,
+        knobs,
+        seed,
+        unsolved="train" in c.problems.hard,
+        successes=1 if c.sft.filtered else 0,
+        proposer_lm=proposer_lm,
+        store=store,
+        tell=lambda said: show(f"\n{said}\n"),
+    )

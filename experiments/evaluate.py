@@ -1,0 +1,158 @@
+"""Policies on sets of problems: pass@k, majority votes, what InT + RL gains, and where the domain's graders differ."""
+
+import numpy as np
+
+from int_jax import eval as estimates
+from int_jax import rollout
+from int_jax.domains import Domain
+from int_jax.lab import Lab
+from int_jax.rows import EvalRow, Stage
+from int_jax.sampler import Sampling
+from int_jax.types import Task
+from int_jax.verify import MAX_CHARS
+
+OURS = "int_rl"  # what the baselines are compared with
+
+
+def policy_rows(
+    lab: Lab, name: str, sets: dict[str, list[Task]], samples: int, sampling: Sampling, shard: int
+) -> list[EvalRow]:
+    """A row for each problem of each set, under one policy. shard: problems of each set that are stored together."""
+    items = [(which, task) for which, tasks in sets.items() for task in tasks]
+    decoding = lab.engine.decode_params(lab.policies[name])
+
+    def work(part, progress):
+        groups = rollout.continued(
+            lab.engine,
+            decoding,
+            lab.domain,
+            [rollout.opened(lab.domain, task) for _, task in part],
+            samples,
+            sampling,
+            rollout.Stream("eval"),
+            progress=progress,
+        )
+        return [
+            EvalRow(
+                which,
+                task.id,
+                len(group),
+                sum(trace.verdict.passed for trace in group),
+                votes(lab.domain, group),
+                differing(lab.domain, group) if lab.domain.graders else (),
+            )
+            for (which, task), group in zip(part, groups, strict=True)
+        ]
+
+    return lab.stage(Stage("eval", name), items, work, samples, shard * len(sets))
+
+
+def votes(domain: Domain, traces: list) -> tuple[estimates.Vote, ...]:
+    """How many of a problem's responses give each answer, and whether it is right. Answers longer than MAX_CHARS, which
+    no grader reads, do not vote."""
+    found: dict[str, list] = {}
+    for trace in traces:
+        answer = domain.answer(trace)
+        if answer and answer.strip() and len(answer) <= MAX_CHARS:
+            vote = found.setdefault(" ".join(answer.split()), [0, trace.verdict.passed])
+            vote[0] += 1
+    return tuple((answer, count, right) for answer, (count, right) in found.items())
+
+
+def differing(domain: Domain, traces: list) -> tuple[dict[str, str], ...]:
+    """The responses on which the domain's graders differ, and what each says."""
+    return tuple(
+        {"answer": d.answer, "gold": d.gold, "strict": d.strict.reason, "tolerant": d.tolerant.reason}
+        for d in domain.disagreements(traces)[1]
+    )
+
+
+def evaluate(
+    lab: Lab,
+    sets: dict[str, list[Task]],
+    samples: int,
+    ks: tuple[int, ...],
+    sampling: Sampling,
+    shard: int,
+    diverged: list[str],
+    baselines: list[str],
+) -> dict:
+    """Every policy of a lab on sets of problems: "test", and perhaps "train".
+
+    Args:
+      diverged: policies that are not evaluated: their numbers are None. baselines: what InT + RL is compared with.
+
+    Returns: {"eval", "eval_train", "counts", "gain"} and "graders" where the domain has two.
+    """
+    out: dict = {"eval": {}, "eval_train": {}, "counts": {}}
+    keys = {key: which for key, which in {"eval": "test", "eval_train": "train"}.items() if which in sets}
+    every: list[EvalRow] = []
+    for name in lab.policies:
+        rows = policy_rows(lab, name, sets, samples, sampling, shard)
+        every += rows
+        of_set = {which: [row for row in rows if row.set == which] for which in sets}
+        found = {which: [(row.samples, row.correct) for row in some] for which, some in of_set.items()}
+        out["counts"][name] = found
+        for key, which in keys.items():
+            drawn = sum(row.samples for row in of_set[which])
+            out[key][name] = estimates.summarize(found[which], ks) | {
+                f"maj@{samples}": estimates.maj_at_n([row.votes for row in of_set[which]], drawn)
+            }
+    for key, which in keys.items():
+        unknown = {"mean": None, "ci95": [None, None], "problems": len(sets[which]), "samples": 0}
+        out[key] |= {name: dict.fromkeys(out[key]["base"], unknown) for name in diverged}
+    held_out = {name: found["test"] for name, found in out["counts"].items()}
+    out["gain"] = {
+        f"{OURS} - {name}": gain(held_out.get(OURS), held_out.get(name), ks)
+        for name in baselines
+        if {OURS, name} <= out["eval"].keys()
+    }
+    if lab.domain.graders:
+        differ = [one for row in every for one in row.differ]
+        out["graders"] = {
+            "decides": lab.domain.graders[0],
+            "responses": sum(row.samples for row in every),
+            "differ": len(differ),
+            "examples": differ[:50],
+        }
+    return out
+
+
+def gain(ours: list | None, theirs: list | None, ks: tuple) -> dict:
+    """estimates.gain; its numbers are None where one of the two policies diverged."""
+    if ours and theirs:
+        return estimates.gain(ours, theirs, ks)
+    problems = len(ours or theirs or ())
+    return {f"pass@{k}": {"mean": None, "ci95": [None, None], "problems": problems} for k in ks}
+
+
+def across_seeds(every: list[dict], k: int, baselines: list[str]) -> dict:
+    """pass@1 and pass@k on the held-out problems over all seeds: each policy, and InT + RL's gain over the baselines.
+    Where a seed has no such policy the mean is None: that of the others would hide it."""
+    out: dict = {}
+    names = list(dict.fromkeys(name for r in every for name in r["counts"]))
+    stopped = {name: how["why"] for r in every for name, how in r.get("stopped", {}).items()}
+    for kk in (1, k):
+        rates = {name: [_rates(r["counts"].get(name), kk) for r in every] for name in names}
+        for baseline in baselines:
+            if {OURS, baseline} <= rates.keys():
+                pairs = zip(rates[OURS], rates[baseline], strict=True)
+                rates[f"{OURS} - {baseline}"] = [
+                    None if a is None or b is None else np.subtract(a, b) for a, b in pairs
+                ]
+        out[f"pass@{kk}"] = {name: _over_seeds(values) for name, values in rates.items()}
+        for name, row in out[f"pass@{kk}"].items():
+            if row["mean"] is None:
+                row["stopped"] = next(stopped[one] for one in name.split(" - ") if one in stopped)
+    return out
+
+
+def _rates(counts: dict | None, k: int) -> list[float] | None:
+    return counts and [estimates.pass_at_k(n, c, k) for n, c in counts["test"]]
+
+
+def _over_seeds(values: list) -> dict:
+    if all(rates is not None for rates in values):
+        return estimates.seeds_ci(values)
+    seeds = [None if rates is None else float(np.mean(rates)) for rates in values]
+    return {"mean": None, "ci95": [None, None], "seeds": seeds}

@@ -1,0 +1,198 @@
+"""The store of a run (`int_jax.lab.Store`): rows as shards of the workdir, trainings as checkpoints and scalars.
+
+A shard that exists is not computed again; a training goes on from its last checkpoint.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import arms
+from experiments.progress import bar
+from int_jax import checkpoint, processes, report
+from int_jax.engine import Engine
+from int_jax.lab import Trained, Training, as_line
+from int_jax.rows import ROWS, Stage, id_of
+from int_jax.sampler import Request, Sampling
+from int_jax.stages import Matching, Workdir, write_atomically
+from int_jax.types import State, from_json, to_json
+
+# What an update tells of itself, in the order in which one number spoils the next.
+WATCHED = ("reward", "drawn_logp", "loss", "grad_norm", "update_norm", "param_norm")
+GIVEN = ("attempts", "proposals", "guided")  # stages whose rows may come from a file
+
+
+class WorkdirStore:
+    """See the module. probe: a prompt from which a policy is seen to draw, or not."""
+
+    def __init__(self, config: ConfigDict, work: Workdir, engine: Engine):
+        self.config, self.work, self.engine = config, work, engine
+        self.probe: tuple[int, ...] = (0,)
+        c = config
+        self.sizes = {
+            "attempts": c.problems.shard,
+            "attempts_held_out": c.problems.shard,
+            "proposals": c.proposals.shard,
+            "compare": c.proposals.shard,
+            "guided": c.guided.shard,
+            "eval": c.eval.shard,
+        }
+
+    def stage(self, stage: Stage, items: list, work: Callable, samples: int = 1, size: int | None = None):
+        kind = ROWS[stage.kind]
+        with bar(stage.name, len(items) * samples) as shown:
+            finished = 0
+
+            def done(part):
+                nonlocal finished
+                finished += len(part) * samples
+                shown.update(finished - shown.n)
+
+            def counted(part):
+                rows, tokens = work(part, shown.update)
+                return to_json(rows), {"tokens": tokens}
+
+            matching = matching_of(stage, items) if stage.name in GIVEN else None
+            parts = chunks(items, size or self.sizes[stage.kind])
+            rows, counts = self.work.rows(stage.name, parts, counted, done, matching, stage.kind)
+        return [from_json(kind, row) for row in rows], int(counts.get("tokens", 0))
+
+    def state(self, name: str, like: State) -> State:
+        found = checkpoint.restore(self.work.path / name / "state", like)
+        assert found is not None, f"{name} was trained to its end, and that is a checkpoint"
+        return found
+
+    def follow(self, training: Training) -> Trained:
+        """Drive a training until it is done, with scalars and checkpoints.
+
+        The first number that is not finite ends it (`spoiled`), and such a state is not saved. The divergence is noted
+        in the policy's folder, where a restart finds it instead of training again.
+        """
+        folder = self.work.path / training.name
+        state = checkpoint.restore(folder / "state", training.state) or training.state
+        note = folder / "diverged.json"
+        known = processes.agreed(note.read_text() if note.exists() else None)
+        scalars = None
+        if processes.first():
+            scalars = report.Scalars(folder / "scalars", resume_step=None if known else int(state.step))
+        lines = processes.agreed(_lines(folder) if processes.first() else None)
+        found = json.loads(known) if known else None
+        label = arms.policies(self.config.arms)[training.policy].label
+        with bar(f"{training.section}: {label}", training.total, "step") as shown:
+            shown.update(len(lines))
+
+            def log(step: int, metrics) -> dict:
+                line = as_line(metrics)
+                if scalars is not None:
+                    scalars.write(step, line)
+                lines.append({"step": step, **line})
+                shown.update(1)
+                key = "reward" if "reward" in line else "loss"
+                shown.set_postfix({key: f"{line[key]:.3f}"})
+                return line
+
+            def done(state) -> bool:
+                return training.done(state, sum(line["tokens"] for line in lines))
+
+            if not found:
+                start, before = time.perf_counter(), len(lines)
+                state, fault = self._drive(training, state, done, log, folder / "state")
+                if len(lines) > before:
+                    self.work.clock(training.section, time.perf_counter() - start)
+                if fault:
+                    found = self.divergence(training, int(state.step) - 1, *fault)
+                    if processes.first():
+                        write_atomically(note, json.dumps(found, indent=1) + "\n")
+        if scalars is not None:
+            scalars.close()
+        return Trained(None if found else state, lines, found)
+
+    def _drive(self, training: Training, state: State, done, log, folder: Path):
+        """The loop of `follow`. Returns: (state, None), or (the spoiled state, (what is not finite, its value))."""
+        if not self.engine.finite(state):  # a checkpoint of another make
+            return state, ("checkpoint", math.nan)
+        if done(state):
+            return state, None
+        every, step = self.config[training.section].checkpoint_every, int(state.step)
+        for after, metrics in training.updates(state):  # which donates the state before it
+            before, state, step = step, after, int(after.step)
+            line = log(step - 1, metrics)
+            last = done(state)
+            if fault := self.spoiled(line, state, last):
+                return state, fault
+            if last or step // every > before // every:  # one batch may be several updates
+                checkpoint.save(folder, state)
+            if last:
+                return state, None
+        return state, None
+
+    def spoiled(self, line: dict[str, float], state: State, last: bool) -> tuple[str, float] | None:
+        """What is not finite after an update, and its value: of the metrics, the parameters, the optimizer's moments,
+        or, at the last update, of what the policy draws (after the others the next update's metrics tell)."""
+        for what in WATCHED:
+            if not math.isfinite(line.get(what, 0.0)):
+                return what, line[what]
+        if not self.engine.finite(state):
+            return "moments" if self.engine.finite(state.params) else "parameters", math.nan
+        part = self.unsound(self.engine.decode_params(state.params)) if last else ""
+        return (part, math.nan) if part else None
+
+    def unsound(self, decoding) -> str:
+        """What of a policy is not finite: its parameters, in the dtype in which it samples, or the log-probability of
+        what it draws (finite and huge parameters overflow on the way there); "" for one that can be sampled."""
+        if not self.engine.finite(decoding):
+            return "parameters"
+        [response] = self.engine.generate(
+            decoding, [Request(self.probe, "probe", 0)], Sampling(max_new_tokens=1)
+        )
+        return "" if np.isfinite(response.logp).all() else "log-probabilities"
+
+    def divergence(self, training: Training, update: int, what: str, value: float) -> dict:
+        """The note of a divergence: the update (from 0), what was not finite, the last checkpoint, the knob to turn."""
+        name, section = training.name, training.section
+        steps = checkpoint.saved(self.work.path / name / "state")
+        kept = f"{name}/state/{steps[-1]}" if steps and what != "checkpoint" else None
+        knobs, dtype = self.config[section], self.config.dtype
+        wider = "" if dtype == "float32" else f"set config.dtype = float32 (now {dtype})"
+        lower = " or ".join(
+            f"config.{section}.{knob} (now {knobs[knob]:g})" for knob in ("learning_rate", "clip_norm")
+        )
+        if what == "reward":
+            advice = f"The scores of the domain {self.config.domain.name} must be finite: look at its verify"
+        elif update == 0 and what in ("drawn_logp", "loss", "grad_norm"):  # before anything was trained
+            advice = f"Nothing was trained before it: {wider or 'look at the weights of config.model'}"
+        else:
+            advice = f"Lower {lower}" + (f", or {wider}" if wider else "")
+        label = arms.policies(self.config.arms)[training.policy].label
+        said = (
+            f"{label} diverged at update {update}: {what} is {value:g}. "
+            f"The last good checkpoint is {kept or 'what it started from'}. {advice}; then use another --workdir"
+        )
+        return {"update": update, "what": what, "value": f"{value:g}", "checkpoint": kept, "said": said}
+
+
+def matching_of(stage: Stage, items: list) -> Matching:
+    """How rows of a file of the user's own find the stage's items."""
+    kind, by_id = ROWS[stage.kind], {id_of(item): item for item in items}
+
+    def read(data: dict) -> tuple:
+        row = from_json(kind, data)
+        if row.id in by_id:
+            row.check(by_id[row.id])
+        return row.id
+
+    return Matching([*by_id], read)
+
+
+def chunks(items: list, size: int) -> list[list]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def _lines(folder: Path) -> list[dict]:
+    path = folder / "scalars" / "scalars.jsonl"
+    return [*map(json.loads, path.read_text().splitlines())]

@@ -1,0 +1,396 @@
+"""Where a method works: a policy, a domain, the knobs of every stage, and a store for what they make.
+
+A method is a function over a `Lab`, such as `intervention_training.intervention_training`. It draws (`attempts`,
+`proposals`, `guided`) and trains (`fine_tune`, `reinforce`); each result has a name and is computed once: another
+method that asks for the same stage gets the same rows. In a notebook the store is `Memory`, in a run the workdir.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import optax
+
+from int_jax import intervention_training as method
+from int_jax import rollout
+from int_jax.domains import Domain
+from int_jax.engine import Engine
+from int_jax.lm import LM
+from int_jax.rows import AttemptRow, GuidedRow, ProposalRow, Stage, id_of
+from int_jax.sampler import silent
+from int_jax.types import State, Task, Trace
+
+
+class Stopped(Exception):
+    """A policy was not made: `why` is "skipped" or "diverged", the message says more, `note` holds it as JSON types."""
+
+    def __init__(self, policy: str, why: str, said: str, **note):
+        super().__init__(said)
+        self.policy, self.why, self.said, self.note = policy, why, said, note
+
+
+class NoData(Stopped):
+    """There was nothing to fine-tune on."""
+
+
+class Training(NamedTuple):
+    """A training to be followed.
+
+    Attributes:
+      policy, round: what it makes, and how many trainings of that policy came before. section: its knobs, "sft" or
+        "rl". state: where it begins.
+      updates: from a state on, the (state, metrics) after each update. done(state, tokens): whether that was enough.
+      total: updates that it is expected to take, for a progress bar.
+    """
+
+    policy: str
+    section: str
+    state: State
+    updates: Callable[[State], Iterator[tuple[State, dict]]]
+    done: Callable[[State, float], bool]
+    total: int
+    round: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return f"{self.policy}_round{self.round}" if self.round else self.policy
+
+
+class Trained(NamedTuple):
+    """How a training ended.
+
+    Attributes:
+      state: None where it diverged. lines: the metrics of each of its updates.
+      diverged: what happened then: {"update", "what", "value", "checkpoint", "said"}.
+      policy, section: see Training. after: the training that it went on with, or "".
+    """
+
+    state: State | None
+    lines: list[dict[str, float]]
+    diverged: dict[str, Any] | None = None
+    policy: str = ""
+    section: str = ""
+    after: str = ""
+
+    @property
+    def tokens(self) -> int:
+        return int(sum(line["tokens"] for line in self.lines))
+
+
+class Store(Protocol):
+    """Where a lab keeps what it makes."""
+
+    def stage(
+        self, stage: Stage, items: list, work: Callable, samples: int = 1, size: int | None = None
+    ) -> tuple[list, int]:
+        """The rows of all items, and the tokens they took: stored ones where there are any.
+
+        Args:
+          work(part, progress) -> (rows, tokens): of some of the items; progress(n) is called as responses finish.
+          samples: responses of an item, at most. size: items that are stored together, where not the stage's own.
+        """
+        ...
+
+    def follow(self, training: Training) -> Trained:
+        """Drive a training to its end, from its last checkpoint where there is one."""
+        ...
+
+    def state(self, name: str, like: State) -> State:
+        """The state in which the training of that name ended, laid out as `like`."""
+        ...
+
+
+class Memory:
+    """A store that keeps nothing beyond the process."""
+
+    def __init__(self):
+        self.states: dict[str, State] = {}
+
+    def stage(self, stage, items, work, samples=1, size=None):
+        return work(items, silent)
+
+    def follow(self, training: Training) -> Trained:
+        state, lines = training.state, []
+        for after, metrics in () if training.done(state, 0) else training.updates(state):
+            state, line = after, as_line(metrics)
+            lines.append(line)
+            if spoiled := [what for what, value in line.items() if not math.isfinite(value)]:
+                said = f"{training.policy} diverged at update {len(lines) - 1}: {spoiled[0]} is not finite"
+                return Trained(None, lines, {"update": len(lines) - 1, "what": spoiled[0], "said": said})
+            if training.done(state, sum(line["tokens"] for line in lines)):
+                break
+        self.states[training.name] = state
+        return Trained(state, lines)
+
+    def state(self, name: str, like: State) -> State:
+        return jax.tree.map(lambda x: x.copy(), self.states[name])
+
+
+def as_line(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of an update as floats; "tokens": drawn for it, or trained where nothing was drawn."""
+    line = {key: float(value) for key, value in jax.device_get(metrics).items()}
+    return {**line, "tokens": line.get("tokens", line["trained_tokens"])}
+
+
+def adamw(learning_rate, weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
+    clip = optax.clip_by_global_norm(clip_norm)
+    return optax.chain(clip, optax.adamw(learning_rate, weight_decay=weight_decay))
+
+
+def warmup_cosine(peak: float, updates: int, warmup: float) -> optax.Schedule:
+    """From 0 to `peak` over a share `warmup` of the updates, then down to a tenth of it."""
+    rising = max(1, round(warmup * updates))
+    return optax.warmup_cosine_decay_schedule(0.0, peak, rising, max(updates, rising + 1), 0.1 * peak)
+
+
+@dataclasses.dataclass
+class Lab:
+    """See the module.
+
+    Attributes:
+      engine: of the policy. base: its parameters, as loaded. domain: what judges and shows problems.
+      tasks: the problems to train on. unsolved: whether those count alone that no attempt solves.
+      knobs: keyword arguments of the method's functions by stage: "attempts" (and keep: wrong attempts kept of each
+        problem), "proposals" (and propose: the proposer), "guided", "sft" and "rl" (and learning_rate, weight_decay,
+        clip_norm; sft: warmup; rl: updates, tasks: "hard" or "kept"). successes: right continuations that
+        a guided attempt needs to be kept.
+      proposer_lm: the proposer's model, None for the policy itself. seed: of all random numbers.
+      store: where results are kept. tell: shows a note to the user.
+      policies: parameters by name, "base" first, in the order in which they were made.
+      rows, tokens: by stage. trained: by the training's name. notes: what did not go as planned.
+      used: stages and trainings that were asked for; whoever wants to know what a method needs clears it before.
+    """
+
+    engine: Engine
+    base: Any
+    domain: Domain
+    tasks: list[Task]
+    knobs: Mapping[str, Mapping[str, Any]]
+    seed: int = 0
+    unsolved: bool = True
+    successes: int = 1
+    proposer_lm: LM | None = None
+    store: Store = dataclasses.field(default_factory=Memory)
+    tell: Callable[[str], object] = print
+
+    def __post_init__(self):
+        self.decoding = self.engine.decode_params(self.base)
+        self.policies: dict[str, Any] = {"base": self.base}
+        self.rows: dict[Stage, list] = {}
+        self.tokens: dict[Stage, int] = {}
+        self.trained: dict[str, Trained] = {}
+        self.used: set[Stage | str] = set()
+        self.notes: list[str] = []
+
+    def stage(
+        self,
+        stage: Stage,
+        items: list,
+        work: Callable,
+        samples: int = 1,
+        size: int | None = None,
+        scored: Callable[[list], int] = lambda part: 0,
+    ) -> list:
+        """The rows of a stage, computed once; work(part, progress) -> rows, one for each item of the part.
+
+        Args:
+          samples, size: see Store. scored(part): tokens that the work reads, besides those that it draws.
+        """
+        self.used.add(stage)
+        if stage not in self.rows:
+            engines = [self.engine, *([self.proposer_lm.engine] if self.proposer_lm else [])]
+
+            def counted(part, progress):
+                for engine in engines:
+                    engine.take_drawn()
+                made = work(part, progress)
+                return made, sum(engine.take_drawn() for engine in engines) + scored(part)
+
+            self.rows[stage], self.tokens[stage] = self.store.stage(stage, items, counted, samples, size)
+        return self.rows[stage]
+
+    def attempts(
+        self, tasks: list[Task], kind: str = "attempts", params=None, round: int = 0
+    ) -> list[AttemptRow]:
+        """A row for each problem. params: of another policy than the base model, laid out for decoding."""
+        knobs = {**self.knobs["attempts"]}
+        keep = knobs.pop("keep") if kind == "attempts" else knobs.pop("keep") * 0
+        params = self.decoding if params is None else params
+
+        def work(part, progress):
+            groups = method.attempts(
+                self.engine, params, self.domain, part, **knobs, progress=progress, round=round
+            )
+            return [AttemptRow.of(task, group, keep) for task, group in zip(part, groups, strict=True)]
+
+        return self.stage(Stage(kind, round=round), tasks, work, knobs["samples"])
+
+    def proposals(
+        self, wrong: list[Trace], stage: Stage | None = None, propose: Callable | None = None
+    ) -> list[ProposalRow]:
+        """A row for each wrong attempt; by another proposer than the knobs' under a `stage` of its own."""
+        knobs = {**self.knobs["proposals"]}
+        default = knobs.pop("propose")
+        lm = self.proposer_lm
+        engine, params, tokenizer = (
+            (lm.engine, lm.params, lm.tokenizer) if lm else (self.engine, self.decoding, None)
+        )
+
+        def work(part, progress):
+            found, drops = method.proposals(
+                engine,
+                params,
+                self.domain,
+                propose or default,
+                part,
+                self.seed,
+                tokenizer=tokenizer,
+                progress=progress,
+                **knobs,
+            )
+            return [
+                ProposalRow(trace.task.id, trace.key, one, drops.get(i, ""), tuple(drops.tried.get(i, ())))
+                for i, (trace, one) in enumerate(zip(part, found, strict=True))
+            ]
+
+        return self.stage(stage or Stage("proposals"), wrong, work, knobs["samples"])
+
+    def splice(self, wrong: list[Trace], proposals: list[ProposalRow]) -> list[Trace]:
+        """The guided attempts: of each wrong attempt that has an intervention."""
+        pairs = [(t, row.intervention) for t, row in zip(wrong, proposals, strict=True) if row.intervention]
+        tokenizer, separator = self.domain.tokenizer, self.domain.separator
+        return rollout.splice([t for t, _ in pairs], [one for _, one in pairs], tokenizer, separator)
+
+    def fits(self, trace: Trace) -> bool:
+        """Whether a guided attempt fits into a row of training, and leaves the model a position to go on."""
+        knobs = self.knobs["sft"]
+        trained = len(trace.tokens) + (knobs["end_of_turn"] is not None)
+        return trained <= knobs["row_length"] and len(trace.tokens) < self.engine.max_len
+
+    def guided(self, traces: list[Trace], round: int = 0) -> list[GuidedRow]:
+        """A row for each guided attempt that fits."""
+        knobs = self.knobs["guided"]
+
+        def work(part, progress):
+            fit = [trace for trace in part if self.fits(trace)]
+            rows = method.guided(
+                self.engine, self.decoding, self.domain, fit, **knobs, progress=progress, round=round
+            )
+            made = {row.id: row for row in rows}
+            return [made.get(id_of(trace)) or GuidedRow(trace, 0, 0) for trace in part]
+
+        rows = self.stage(Stage("guided", round=round), traces, work, knobs["tries"])
+        return [row for row in rows if self.fits(row.trace)]
+
+    def hard(self) -> list[Task]:
+        """The problems that no attempt solved; all of them where `unsolved` asks for none."""
+        if not self.unsolved:
+            return self.tasks
+        return [row.task for row in self.attempts(self.tasks) if not row.correct]
+
+    def pool(self) -> list[Task]:
+        """The problems for the policy gradient: hard ones, or of these the ones that the filter kept."""
+        hard = self.hard()
+        if self.knobs["rl"]["tasks"] == "hard":
+            return hard
+        guided = [row for row in self.rows.get(Stage("guided"), ()) if self.fits(row.trace)]
+        ids = {trace.task.id for trace in method.kept(guided)}
+        kept = [task for task in hard if task.id in ids]
+        if hard and not kept:
+            self.note(
+                f"No problem was kept: RL has all {len(hard)} hard problems, though config.rl.pool = kept"
+            )
+        return kept or hard
+
+    def note(self, said: str) -> None:
+        """Note something that did not go as planned, and say it."""
+        if said not in self.notes:
+            self.notes.append(said)
+            self.tell(said)
+
+    def fine_tune(self, policy: str, traces: list[Trace], params=None, round: int = 0, **changes):
+        """Fine-tune on guided attempts, from the base model or from `params`; returns the parameters.
+
+        Args:
+          changes: of the knobs "sft".
+
+        Raises: Stopped where there are no traces, or the training diverged.
+        """
+        if not traces:
+            raise NoData(policy, "skipped", f"{policy} has no training data")
+        knobs = {**self.knobs["sft"], **changes}
+        total = method.sft_steps(len(traces), knobs["epochs"], knobs["batch_size"])
+        rate = warmup_cosine(knobs.pop("learning_rate"), total, knobs.pop("warmup"))
+        tx = adamw(rate, knobs.pop("weight_decay"), knobs.pop("clip_norm"))
+        state = self.engine.state(self.base if params is None else params, tx)
+
+        def updates(state):
+            return method.sft(self.engine, state, tx, traces, seed=self.seed, **knobs)
+
+        def done(state, tokens):
+            return int(state.step) >= total
+
+        return self._train(Training(policy, "sft", state, updates, done, total, round))
+
+    def reinforce(
+        self,
+        policy: str,
+        params,
+        tasks: list[Task],
+        tokens: float | None = None,
+        after: str = "",
+        total: int = 0,
+        round: int = 0,
+        **changes,
+    ):
+        """Policy gradient from `params`, for the knobs' updates or until `tokens` are drawn; returns the parameters.
+
+        Args:
+          after: goes on with the training of that name, its optimizer's moments too; `params` is then what KL is taken
+            to. total: updates that `tokens` are expected to take. changes: of the knobs "rl".
+
+        Raises: Stopped where the training diverged.
+        """
+        knobs = {**self.knobs["rl"], **changes}
+        del knobs["tasks"]
+        planned = knobs.pop("updates")
+        tx = adamw(knobs.pop("learning_rate"), knobs.pop("weight_decay"), knobs.pop("clip_norm"))
+        state = self.engine.state(params, tx)
+        if after:
+            state = self.store.state(after, state)
+
+        def updates(state):
+            return method.reinforce(
+                self.engine, state, tx, self.domain, tasks, **knobs, reference_params=params
+            )
+
+        def done(state, drawn):
+            return int(state.step) >= planned if tokens is None else drawn >= tokens
+
+        return self._train(
+            Training(policy, "rl", state, updates, done, (total or planned) // knobs["knobs"].updates, round),
+            after,
+        )
+
+    def _train(self, training: Training, after: str = ""):
+        self.used |= {training.name, *([after] if after else [])}
+        found = self.store.follow(training)
+        self.trained[training.name] = found._replace(
+            state=None, policy=training.policy, section=training.section, after=after
+        )
+        if found.diverged or found.state is None:
+            raise Stopped(training.policy, "diverged", **(found.diverged or {}))
+        self.policies[training.policy] = found.state.params  # its moments, twice the memory of the policy, go
+        return found.state.params
+
+    def spent(self) -> dict[str, int]:
+        """What `used` took: {"drawn": tokens generated, "trained": tokens in updates}."""
+        trained = [self.trained[name] for name in self.used if isinstance(name, str)]
+        drawn = sum(self.tokens[stage] for stage in self.used if isinstance(stage, Stage))
+        return {
+            "drawn": int(drawn + sum(one.tokens for one in trained if one.section == "rl")),
+            "trained": int(sum(line["trained_tokens"] for one in trained for line in one.lines)),
+        }
