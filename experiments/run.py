@@ -32,6 +32,7 @@ from experiments.problems import problems
 from experiments.progress import show
 from experiments.store import WorkdirStore
 from int_jax import checkpoint, datasets, domains, processes, report, rollout
+from int_jax.intervention_training import failures
 from int_jax.lab import Lab, NoData, Stopped
 from int_jax.lm import LM
 from int_jax.rows import AttemptRow, Stage
@@ -87,7 +88,7 @@ def run_seed(config: ConfigDict, seed: int, folder: Path, lm: LM, proposer_lm: L
         checkpoint.save_hf(folder / "models" / name, lm.model.config, params, lm.tokenizer.path)
     measured |= score(config, lab, test, stopped)
     rows = lab.rows.get(Stage("attempts")) or [AttemptRow(task, 0, 0) for task in train]
-    wrong = found.wrong if found else []
+    wrong = failures(rows, lab.unsolved)
     funnel = attempts_funnel(rows, wrong, lab.unsolved) | (found.funnel() if found else {})
     spliced = [trace for _, _, trace in found.continued()] if found else []
     results = report.plain(

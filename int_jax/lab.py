@@ -294,9 +294,9 @@ class Lab:
     def pool(self) -> list[Task]:
         """The problems for the policy gradient: hard ones, or of these the ones that the filter kept."""
         hard = self.hard()
-        if self.knobs["rl"]["tasks"] == "hard":
+        if self.knobs["rl"]["tasks"] == "hard" or Stage("guided") not in self.rows:
             return hard
-        guided = [row for row in self.rows.get(Stage("guided"), ()) if self.fits(row.trace)]
+        guided = [row for row in self.rows[Stage("guided")] if self.fits(row.trace)]
         ids = {trace.task.id for trace in method.kept(guided)}
         kept = [task for task in hard if task.id in ids]
         if hard and not kept:

@@ -421,8 +421,9 @@ def test_the_drifts_scoring_is_counted_timed_and_not_done_twice(lm, workdir, cap
     wrong = [
         trace
         for path in workdir.glob("attempts/*.jsonl")
-        for line in path.read_text().splitlines()[1:]
-        for trace in json.loads(line)["wrong"]
+        for row in map(json.loads, path.read_text().splitlines()[1:])
+        if not row["correct"]
+        for trace in row["wrong"]
     ]
     assert found["tokens"]["drift"] == 2 * sum(
         len(trace["tokens"]) for trace in wrong

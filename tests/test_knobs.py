@@ -66,7 +66,7 @@ class Toy:
     """An engine without a model. See the module's docstring."""
 
     def __init__(self, model, mesh, slots: int, chunk: int):
-        self.model, self.programs = model, set()
+        self.model, self.programs, self.max_len = model, set(), model.config.max_len
         self.story: Story = model.story
         self.story.tell("engine", mesh, slots, chunk)
 
@@ -168,6 +168,12 @@ class Watch:
             left = {key: value for key, value in found.items() if key not in ("config", "versions", "wall_s")}
             story.tell("results", found["config"]["name"], json.dumps(report.plain(left)))
 
+        saved = {}
+
+        def save(folder, state):
+            saved[folder] = state
+            story.tell("checkpoint", int(state.step))
+
         with self.patch.context() as patch:
             patch.setattr(int_jax, "load", load, raising=False)
             patch.setattr(build, "Engine", Toy)
@@ -177,8 +183,8 @@ class Watch:
             patch.setattr(report, "write_results", results)
             patch.setattr(report, "write_html", lambda *args: None)
             patch.setattr(report, "Scalars", Silent)
-            patch.setattr(checkpoint, "restore", lambda folder, like: None)
-            patch.setattr(checkpoint, "save", lambda folder, state: story.tell("checkpoint", int(state.step)))
+            patch.setattr(checkpoint, "restore", lambda folder, like: saved.get(folder))
+            patch.setattr(checkpoint, "save", save)
             patch.setattr(checkpoint, "save_hf", lambda folder, *rest: story.tell("export", folder.name))
             try:
                 runs.main([])
@@ -254,15 +260,15 @@ SHOWN = {
     "domain.name": ("load -> refusal", "math"),
     "export": ("export", ("base",)),
     "arms": ("draws: check -> draws: update", ("rl",), {"export": (), "rl.pool": "hard"}),
-    "inputs.attempts": ("draws: attempts", "{base}/attempts"),
+    "inputs.attempts": ("draws: attempts -> draws: check", "{base}/attempts"),
     "inputs.proposals": ("draws: check -> draws: guided", "{base}/proposals"),
-    "inputs.guided": ("draws: guided -> draws: effect", "{base}/guided"),
+    "inputs.guided": ("draws: guided -> program", "{base}/guided"),
     "enter.source": ("draws: probe", "{data}/bare"),
     "enter.split": ("draws: probe", "test", {"enter.source": "{data}/bare"}),
-    "enter.filtered": ("draws: guided -> draws: effect", True, {"enter.source": "{data}/whole"}),
+    "enter.filtered": ("draws: guided -> program", True, {"enter.source": "{data}/whole"}),
     "problems.train": ("draws: attempts", 5),
     "problems.test": ("draws: attempts", 4),
-    "problems.hard": ("draws: attempts -> draws: check", ("train",)),
+    "problems.hard": ("draws: attempts", ("train",)),
     "problems.train_file": ("draws: probe", "{data}/bare/train.jsonl"),
     "problems.test_file": ("draws: attempts", "{data}/bare/test.jsonl"),
     "problems.train_file_split": ("draws: probe", "test", RL | {"problems.train_file": "{data}/bare"}),
@@ -320,9 +326,9 @@ SHOWN = {
     "rl.pool": ("draws: update", "hard", {"guided.tries": 2}),
     "rl.temperature": ("draws: update", 0.5, RL),
     "rl.max_new_tokens": ("draws: update", 20, RL),
-    "sft.checkpoint_every": ("?", 1),
-    "drift.guided": ("results", 1),
-    "drift.attempts": ("results", 1),
+    "sft.checkpoint_every": ("program -> checkpoint", 1),
+    "drift.guided": ("scores", 1),
+    "drift.attempts": ("scores", 1),
     "rl.checkpoint_every": ("checkpoint -> draws: update", 2, RL),
     "eval.samples": ("draws: eval", 3, RL),
     "eval.ks": ("results", (1,), RL),

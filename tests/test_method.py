@@ -371,7 +371,7 @@ def test_an_update_of_reinforce(engine, params, tokenizer):
         assert metrics["reward"] == pytest.approx(rate) and float(metrics["logp_gap_max"]) < 1e-4
     for step, tries in enumerate(seen):
         chosen = {tasks[i].id for i in method.epoch_slice(5, 3, SAMPLING.seed, step)}
-        assert {task for task, _ in tries} == chosen and len(tries) == 4 * len(chosen)
+        assert {task for task, *_ in tries} == chosen and len(tries) == 4 * len(chosen)
     domain.tries.clear()
     fresh = jax.tree.map(jax.numpy.asarray, states[0])
     state, _ = next(method.reinforce(engine, fresh, tx, domain, tasks, knobs, SAMPLING, **ROW))
@@ -426,7 +426,7 @@ def test_a_run_killed_within_a_batch_ends_with_the_same_bits(engine, params, tok
     assert calls == {"score": 2 * scorings, "update": last}
     for number, (_, _, tries) in enumerate((first, second)):
         chosen = {tasks[i].id for i in method.epoch_slice(len(tasks), knobs.problems, SAMPLING.seed, number)}
-        drawn = {task for task, _ in tries}
+        drawn = {task for task, *_ in tries}
         assert drawn > chosen if knobs.refill and number else drawn >= chosen
         assert knobs.refill or drawn == chosen
     calls["update"], last = 0, knobs.updates + 1

@@ -250,13 +250,13 @@ def test_all_bad_knobs_are_named_at_once():
 # --- lengths ---
 
 
-def check_lengths(tokenizer, train, test, positions: int = 512, **changes) -> None:
+def check_lengths(tokenizer, tasks, test, positions: int = 512, **changes) -> None:
     """Of a run of int.py:tiny on a model of so many positions, before any model is made."""
     config = intervention.get_config("tiny")
     config.update(changes)
     engine = types.SimpleNamespace(max_len=positions, decode_params=lambda params: params)
     lm = types.SimpleNamespace(engine=engine, params={})
-    lab = build.lab(config, 0, lm, None, arithmetic.Arithmetic(tokenizer), train, None)
+    lab = build.lab(config, 0, lm, None, arithmetic.Arithmetic(tokenizer), tasks, None)
     preflight.check_lengths(config, lab, test)
 
 

@@ -83,7 +83,7 @@ TABLE = {
     "export": Knob(
         ("int_rl",),
         "policies written to workdir/models/NAME in Hugging Face format",
-        choices=("base", *arms.policies(arms.names())),
+        choices=tuple(arms.policies(arms.names())),
     ),
     "arms": Knob(
         ("int_rl", "rl", "rl_matched"),
