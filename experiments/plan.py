@@ -46,10 +46,9 @@ def stages(c: ConfigDict, model: Config, mesh, checker: Config | None = None) ->
         weights = asked.params(checker.dtype, RULES_DECODE)
         base = (*base, memory.Item("the proposer's model", weights, f"proposals.model, {knob}"))
     both = (*base, low)
-    others = (
-        len(arms.policies(c.arms)) - 2
-    )  # but the base model, and the one in training, which its stage counts
-    trained = memory.Item("policies trained before", others * one, f"arms, {knob}")
+    made_count = len(arms.policies(c.arms)) - 1  # but the base model
+    made = memory.Item("policies trained", made_count * one, f"arms, {knob}")
+    trained = memory.Item("policies trained before", (made_count - 1) * one, f"arms, {knob}")
     state = memory.Item("policy in training", 3 * one, knob)
     answer = c.attempts.sampling.max_new_tokens
 
@@ -68,8 +67,8 @@ def stages(c: ConfigDict, model: Config, mesh, checker: Config | None = None) ->
         sampling("rl: rollouts", PROBLEM, c.rl.max_new_tokens, (*both, trained, state)),
         memory.scoring("rl: scoring", sizes, PROBLEM + c.rl.max_new_tokens, (*both, trained, state)),
         training("rl: updates", (*both, trained)),
-        sampling("eval", PROBLEM, c.eval.sampling.max_new_tokens, (*both, trained)),
-        memory.scoring("drift", sizes, PROBLEM + answer, (*both, trained)),
+        sampling("eval", PROBLEM, c.eval.sampling.max_new_tokens, (*both, made)),
+        memory.scoring("drift", sizes, PROBLEM + answer, (*both, made)),
     ]
     used = arms.stages(c.arms) | ({"attempts"} if c.problems.hard else set()) | {"eval", "drift"}
     scored = c.rl.kl or (c.rl.old == "current" and c.rl.passes * c.rl.minibatches > 1)

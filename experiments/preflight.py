@@ -31,6 +31,12 @@ def clashes(c: ConfigDict) -> Iterator[str]:
             proposers.load(name)
         except ValueError as error:
             yield f"proposals: {error}"
+    for name in c.arms:
+        try:
+            arms.load(name)
+        except ValueError as error:
+            yield f"arms: {error}"
+            return
     stages, made = arms.stages(c.arms), arms.policies(c.arms)
     for name in c.arms:
         for needed in (one for one in arms.load(name).needs if one not in made):

@@ -45,7 +45,8 @@ class WorkdirStore:
 
     def stage(self, stage: Stage, items: list, work: Callable, samples: int = 1, size: int | None = None):
         kind = ROWS[stage.kind]
-        with bar(stage.name, len(items) * samples) as shown:
+        unit = "text" if stage.kind == "drift" else "sample"
+        with bar(stage.name, len(items) * samples, unit) as shown:
             finished = 0
 
             def done(part):

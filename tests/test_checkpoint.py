@@ -339,6 +339,7 @@ with open(sys.argv[5], "w") as file:  # gloo prints on stdout, in the middle of 
 """
 
 
+@pytest.mark.slow
 def test_two_processes_read_their_own_parts_and_write_one_model(tmp_path):
     """Each has half of the mesh's data axis: of the head's columns, D, it reads that half."""
     checkpoint.save_hf(tmp_path / "model", CONFIG, random_params(CONFIG, "bfloat16"))

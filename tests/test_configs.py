@@ -152,6 +152,7 @@ def test_rl_alone_plans_no_interventions():
     assert {stage.name for stage in planned(c, "qwen3_4b")} == names - {"attempts"}
 
 
+@pytest.mark.slow
 def test_the_plan_is_printed_from_config_json_alone(tmp_path):
     (tmp_path / "config.json").write_text((ROOT / "tests" / "shapes" / "qwen3_0_6b.json").read_text())
     command = [

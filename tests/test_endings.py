@@ -11,21 +11,25 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 import int_jax
-from experiments import arms, evaluate
+from experiments import arms, build, evaluate
 from experiments import run as runs
 from experiments.configs import default
 from experiments.configs import int as intervention
+from experiments.problems import problems
 from experiments.store import WorkdirStore
-from int_jax import checkpoint, proposers
+from int_jax import checkpoint, domains, proposers
 from int_jax.engine import Engine
-from int_jax.lab import Lab, Training
+from int_jax.intervention_training import intervention_training
+from int_jax.lab import Lab, Memory, Training, adamw
+from int_jax.rows import Stage
 from int_jax.sharding import make_mesh
 from int_jax.stages import StageError, Workdir
-from int_jax.types import State
+from int_jax.types import State, to_json
 
 # --- one policy's training -----------------------------------------------------------------------------------------
 
@@ -327,6 +331,24 @@ def test_weights_that_are_not_finite_are_never_sampled(lm, tmp_path):
     ):
         runs.run_seed(small(), 0, tmp_path / "run", broken, None)
     assert not (tmp_path / "run" / "attempts").exists()
+
+
+def test_the_method_in_memory_is_that_of_a_run(lm, stages, tmp_path):
+    """Rows and parameters, bit for bit: where results are kept changes none of them."""
+    config = small(arms=("int_rl",), **{"rl.updates": 1})
+    domain = domains.load("arithmetic", lm.tokenizer, **config.domain.knobs.to_dict())
+    train, _ = problems(config, Workdir(tmp_path, {}, {}), domain, 0)
+    lab = build.lab(config, 0, lm, None, domain, train, Memory())
+    params = intervention_training(lab)
+    for stage in ("attempts", "proposals", "guided"):
+        lines = (stages / stage / "00000.jsonl").read_text().splitlines()[1:]
+        assert json.loads(json.dumps(to_json(lab.rows[Stage(stage)]))) == [json.loads(line) for line in lines]
+    c = config.rl
+    like = lm.engine.state(lm.params, adamw(c.learning_rate, c.weight_decay, c.clip_norm))
+    saved = checkpoint.restore(stages / "int_rl" / "state", like).params
+    for ours, theirs in zip(jax.tree.leaves(params), jax.tree.leaves(saved), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert [*lab.policies] == ["base", "int", "int_rl"] and lab.spent()["drawn"] > 0
 
 
 # --- runs in which InT yields nothing -------------------------------------------------------------------------------

@@ -169,7 +169,7 @@ def test_what_a_knob_may_be(path, value):
         ({"seeds": (-1,)}, r"config\.seeds = \(-1,\)"),
         ({"arms": ("int_rl", "dpo")}, r"config\.arms = .*'dpo'.* each one of int_rl, rl, rl_matched"),
         ({"arms": ()}, r"config\.arms = \(\)"),
-        ({"export": ("best",)}, r"config\.export = \('best',\): .* each one of base, int, int_rl"),
+        ({"export": ("best",)}, r"config\.export = \('best',\): .* make no policy 'best', only base, int, int_rl"),
         ({"model": ""}, r"config\.model = ''"),
         ({"domain": {"name": "chess"}}, r"config\.domain\.name = 'chess': must be one of arithmetic, math"),
         ({"domain": {"knobs": {"lengths": (0, 3)}}}, r"config\.domain\.knobs\.lengths = \(0, 3\): must be the lowest"),

@@ -93,6 +93,7 @@ def model(source):
     return source.parent / "model"
 
 
+@pytest.mark.slow
 def test_the_converted_model_is_the_one_that_transformers_reads(source, model):
     """Its weights to the bit, its log-probabilities to float32's rounding, its greedy tokens, and a saved copy."""
     said = real.compare(source, model, ["Tom has 12 apples.", "What is 1+1?"])

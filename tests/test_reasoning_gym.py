@@ -315,6 +315,7 @@ def test_leaks(domain, answer, text, leaks):
 # --- a real model ---
 
 
+@pytest.mark.slow
 def test_a_real_model_attempts_real_problems(tiny_dir):
     """It solves none of them: its vocabulary is arithmetic. But each attempt is judged, with a reason."""
     lm = int_jax.load(tiny_dir)

@@ -74,6 +74,7 @@ def whole(tmp_path_factory):
     return workdir, out
 
 
+@pytest.mark.slow
 def test_the_whole_run_in_small(tmp_path):
     """Every stage once, as small as it goes; the slow tests look closer."""
     smaller = {"compare": "()", "compare_attempts": 4}

@@ -186,6 +186,7 @@ def test_nor_on_slots_being_empty(params):
     equal(full[:1], make(4).generate(params, REQUESTS[:1], neutral))
 
 
+@pytest.mark.slow
 def test_a_long_request_among_short_ones(params):
     """The cache grows under the short ones; nobody's tokens change."""
     rng = np.random.default_rng(9)

@@ -1,15 +1,15 @@
 """Arms: the methods that a run compares, one module each.
 
 An arm has an `ARM`: what it makes, which stages it needs, and a function over the lab that makes it. The knob `arms`
-names the modules; config, preflight, memory plan, loop, report and legend read everything else from here.
+names the modules, which may also lie outside; config, preflight, memory plan, loop, report and legend read the rest
+here.
 """
 
 import dataclasses
-import importlib
-import pkgutil
 from collections.abc import Callable, Sequence
 
 from int_jax.lab import Lab
+from int_jax.modules import Kind
 
 STAGES = ("attempts", "proposals", "guided", "sft", "rl")
 
@@ -47,16 +47,20 @@ class Arm:
 BASE = Policy("base", headline=True)
 
 
+KIND = Kind("arm", __name__, ("ARM",))
+
+
 def names() -> list[str]:
     """The arms there are."""
-    return [module.name for module in pkgutil.iter_modules(__path__)]
+    return KIND.names()
 
 
 def load(name: str) -> Arm:
-    """The `ARM` of experiments/arms/<name>.py."""
-    if name not in names():
-        raise ValueError(f"no arm {name!r} in experiments/arms: choose one of {', '.join(names())}")
-    return importlib.import_module(f"{__name__}.{name}").ARM
+    """The `ARM` of experiments/arms/<name>.py, of a module by its dotted name, or of a file of one's own.
+
+    Raises: ValueError, as modules.Kind.load.
+    """
+    return KIND.load(name).ARM
 
 
 def ordered(chosen: Sequence[str]) -> list[Arm]:

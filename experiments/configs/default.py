@@ -83,12 +83,14 @@ TABLE = {
     "export": Knob(
         ("int_rl",),
         "policies written to workdir/models/NAME in Hugging Face format",
-        choices=tuple(arms.policies(arms.names())),
+        items=str,
     ),
     "arms": Knob(
         ("int_rl", "rl", "rl_matched"),
-        "methods compared: modules of experiments/arms",
+        "methods compared: modules of experiments/arms, or of your own",
+        items=str,
         choices=tuple(arms.names()),
+        own=True,
         empty=False,
     ),
     "inputs": {

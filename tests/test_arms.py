@@ -1,0 +1,64 @@
+"""Arms: what a run compares, read from their modules alone."""
+
+import itertools
+
+import pytest
+
+from experiments import arms
+from int_jax import report
+from int_jax.report.page import styles
+
+ALL = arms.names()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_arm_says_what_it_makes(name):
+    arm = arms.load(name)
+    assert arm.policies and {*arm.stages} <= {*arms.STAGES} and callable(arm.train)
+    assert {*arm.needs} <= {policy for other in ALL for policy in arms.load(other).policies}
+    assert all(policy.isidentifier() and policy != "base" for policy in arm.policies)  # they name folders
+    shown = report.policies_of({"policies": arms.shown((name,))})
+    assert next(iter(shown)) == "base" and {*shown} == {"base", *arm.policies}
+    assert all(f".line-{policy} " in styles(shown) for policy in arm.policies)
+
+
+def test_no_two_arms_make_one_policy():
+    made = [policy for name in ALL for policy in arms.load(name).policies]
+    assert len({*made}) == len(made)
+
+
+def test_arms_follow_what_they_go_on_from_in_whatever_order_they_are_given():
+    for chosen in itertools.permutations(("int_rl", "rl", "rl_matched")):
+        assert [*arms.policies(chosen)] == ["base", "int", "int_rl", "rl", "rl_matched"]
+    assert [*arms.policies(("rl",))] == ["base", "rl"]
+
+
+OWN = '''
+"""The base model again: nothing is trained."""
+
+from experiments.arms import Arm, Policy
+
+
+def train(lab):
+    lab.policies["same"] = lab.base
+    return lab.base
+
+
+ARM = Arm({"same": Policy("base again", "violet", "1 1")}, (), train)
+'''
+
+
+def test_an_arm_may_lie_outside(tmp_path):
+    (tmp_path / "same.py").write_text(OWN)
+    chosen = ("rl", str(tmp_path / "same.py"))
+    assert [*arms.policies(chosen)] == ["base", "rl", "same"] and arms.stages(chosen) == {"rl"}
+    with pytest.raises(ValueError, match="no arm 'dpo' in experiments/arms: choose one of int_rl, rl"):
+        arms.load("dpo")
+    (tmp_path / "none.py").write_text("")
+    with pytest.raises(ValueError, match=r"none\.py.* has no ARM"):
+        arms.load(str(tmp_path / "none.py"))
+
+
+def test_a_colour_that_the_report_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="policy 'x': color 'pink' must be one of blue, orange"):
+        styles({"x": {"label": "X", "color": "pink", "dash": ""}})
