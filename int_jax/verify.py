@@ -205,9 +205,8 @@ class _Worker:
 
     def send(self, item: int, answer: str, gold: str, grader: str) -> None:
         """Raises BrokenPipeError if the process is gone. Never blocks: a request fits in a pipe's buffer."""
-        if (
-            self.process.poll() is not None
-        ):  # its end of the pipe may still be held by a process that is being started
+        # Another process that is being started may still hold its end of the pipe, and a write would succeed.
+        if self.process.poll() is not None:
             raise BrokenPipeError(f"the worker ended with {self.process.returncode}")
         self.process.stdin.write(json.dumps([answer, gold, grader]).encode("ascii") + b"\n")
         self.item, self.expires = item, time.monotonic() + self.deadline_s
