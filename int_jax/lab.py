@@ -217,7 +217,8 @@ class Lab:
     ) -> list[AttemptRow]:
         """A row for each problem. params: of another policy than the base model, laid out for decoding."""
         knobs = {**self.knobs["attempts"]}
-        keep = knobs.pop("keep") if kind == "attempts" else knobs.pop("keep") * 0
+        kept = knobs.pop("keep")
+        keep = kept if kind == "attempts" else 0  # wrong attempts at held-out problems serve nothing
         params = self.decoding if params is None else params
 
         def work(part, progress):
@@ -311,17 +312,14 @@ class Lab:
             self.notes.append(said)
             self.tell(said)
 
-    def fine_tune(self, policy: str, traces: list[Trace], params=None, round: int = 0, **changes):
+    def fine_tune(self, policy: str, traces: list[Trace], params=None, round: int = 0):
         """Fine-tune on guided attempts, from the base model or from `params`; returns the parameters.
-
-        Args:
-          changes: of the knobs "sft".
 
         Raises: Stopped where there are no traces, or the training diverged.
         """
         if not traces:
             raise NoData(policy, "skipped", f"{policy} has no training data")
-        knobs = {**self.knobs["sft"], **changes}
+        knobs = {**self.knobs["sft"]}
         total = method.sft_steps(len(traces), knobs["epochs"], knobs["batch_size"])
         rate = warmup_cosine(knobs.pop("learning_rate"), total, knobs.pop("warmup"))
         tx = adamw(rate, knobs.pop("weight_decay"), knobs.pop("clip_norm"))
@@ -344,17 +342,16 @@ class Lab:
         after: str = "",
         total: int = 0,
         round: int = 0,
-        **changes,
     ):
         """Policy gradient from `params`, for the knobs' updates or until `tokens` are drawn; returns the parameters.
 
         Args:
           after: goes on with the training of that name, its optimizer's moments too; `params` is then what KL is taken
-            to. total: updates that `tokens` are expected to take. changes: of the knobs "rl".
+            to. total: updates that `tokens` are expected to take.
 
         Raises: Stopped where the training diverged.
         """
-        knobs = {**self.knobs["rl"], **changes}
+        knobs = {**self.knobs["rl"]}
         del knobs["tasks"]
         planned = knobs.pop("updates")
         tx = adamw(knobs.pop("learning_rate"), knobs.pop("weight_decay"), knobs.pop("clip_norm"))

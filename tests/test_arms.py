@@ -16,7 +16,6 @@ def test_an_arm_says_what_it_makes(name):
     arm = arms.load(name)
     assert arm.policies and {*arm.stages} <= {*arms.STAGES} and callable(arm.train)
     assert {*arm.needs} <= {policy for other in ALL for policy in arms.load(other).policies}
-    assert all(policy.isidentifier() and policy != "base" for policy in arm.policies)  # they name folders
     shown = report.policies_of({"policies": arms.shown((name,))})
     assert next(iter(shown)) == "base" and {*shown} == {"base", *arm.policies}
     assert all(f".line-{policy} " in styles(shown) for policy in arm.policies)
@@ -57,6 +56,12 @@ def test_an_arm_may_lie_outside(tmp_path):
     (tmp_path / "none.py").write_text("")
     with pytest.raises(ValueError, match=r"none\.py.* has no ARM"):
         arms.load(str(tmp_path / "none.py"))
+
+
+@pytest.mark.parametrize("name", ["base", "my-arm", "a/b", ""])
+def test_a_policy_that_cannot_name_a_folder_is_refused(name):
+    with pytest.raises(ValueError, match="it names folders and style classes"):
+        arms.Arm({name: arms.Policy("mine")}, (), print)
 
 
 def test_a_colour_that_the_report_does_not_have_is_refused():

@@ -236,14 +236,18 @@ def test_sft_raises_the_interventions_probability(engine, params, guided_attempt
     assert sum(float(m["trained_tokens"]) for _, _, m in tuned) == trained
 
 
-def test_sft_goes_on_from_its_step_as_if_uninterrupted(engine, guided_attempts, tuned):
+@pytest.mark.parametrize("start", [0, 5])
+def test_sft_goes_on_from_its_step_as_if_uninterrupted(engine, guided_attempts, tuned, start):
+    """Wherever it began: `start` updates of another training change neither what follows nor its end."""
     tx = optax.adam(3e-3)
     step, state, _ = tuned[2]
     state = jax.tree.map(jax.numpy.asarray, state)
-    runs = method.sft(engine, state, tx, guided_attempts, 3, 4, 7, **ROW)
+    state = state._replace(step=state.step + start)
+    runs = method.sft(engine, state, tx, guided_attempts, 3, 4, 7, **ROW, start=start)
     later = [jax.device_get(s) for s, _ in runs]
     assert len(later) == 6 - step
-    for got, expected in zip(jax.tree.leaves(later[-1]), jax.tree.leaves(tuned[-1][1]), strict=True):
+    last = later[-1]._replace(step=later[-1].step - start)
+    for got, expected in zip(jax.tree.leaves(last), jax.tree.leaves(tuned[-1][1]), strict=True):
         np.testing.assert_array_equal(got, expected)
 
 
@@ -372,12 +376,17 @@ def test_an_update_of_reinforce(engine, params, tokenizer):
     for step, tries in enumerate(seen):
         chosen = {tasks[i].id for i in method.epoch_slice(5, 3, SAMPLING.seed, step)}
         assert {task for task, *_ in tries} == chosen and len(tries) == 4 * len(chosen)
-    domain.tries.clear()
-    fresh = jax.tree.map(jax.numpy.asarray, states[0])
-    state, _ = next(method.reinforce(engine, fresh, tx, domain, tasks, knobs, SAMPLING, **ROW))
-    assert domain.tries == seen[1]
-    for a, b in zip(jax.tree.leaves(jax.device_get(state)), jax.tree.leaves(states[1]), strict=True):
-        np.testing.assert_array_equal(a, b)
+    for start in (0, 7):  # updates of another training before it
+        domain.tries.clear()
+        fresh = jax.tree.map(jax.numpy.asarray, states[0])
+        fresh = fresh._replace(step=fresh.step + start)
+        state, _ = next(
+            method.reinforce(engine, fresh, tx, domain, tasks, knobs, SAMPLING, **ROW, start=start)
+        )
+        assert domain.tries == seen[1]
+        state = jax.device_get(state._replace(step=state.step - start))
+        for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(states[1]), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 SEVERAL = {  # knobs of several updates on a batch -> scorings of a batch, by the policy that it began with

@@ -154,6 +154,8 @@ def test_an_attempt_is_its_own_whatever_else_is_asked(engine, params, domain, ta
     assert later.items() <= alone.items() and len(later) == 2  # a sample is named by its index
     other = drawn(tasks[:1], stream=rollout.Stream("other"))
     assert other.keys() == alone.keys() and other != alone  # and by its stream
+    again = drawn(tasks[:1], stream=rollout.Stream("other", round=1))
+    assert again.keys() == alone.keys() and again != other  # in each round anew
 
 
 class Talkative(Arithmetic):

@@ -43,10 +43,15 @@ class Arm:
     needs: tuple[str, ...] = ()
     baseline: bool = False
 
+    def __post_init__(self):
+        for name in self.policies:
+            if not name.isidentifier() or name == "base":
+                raise ValueError(
+                    f"policy {name!r}: it names folders and style classes: take letters, digits and _, and not 'base'"
+                )
+
 
 BASE = Policy("base", headline=True)
-
-
 KIND = Kind("arm", __name__, ("ARM",))
 
 

@@ -173,7 +173,7 @@ def styles(policies: Policies) -> str:
                 f"policy {name!r}: color {one['color']!r} must be one of {', '.join(COLORS)}, and dash "
                 f"{one['dash']!r} numbers such as '6 4', or ''"
             )
-        name, color = re.sub(r"\W", "_", name), f"var(--{one['color']})"
+        color = f"var(--{one['color']})"
         dash = f" .mean.line-{name} {{ stroke-dasharray: {one['dash']}; }}" if one["dash"] else ""
         rules.append(
             f".line-{name} {{ stroke: {color}; }}{dash} .dot.line-{name}, .bar-{name} {{ fill: {color}; }}"
