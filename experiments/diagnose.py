@@ -125,8 +125,8 @@ def conditions(domain: Domain, trace: Trace, one: Intervention, spliced: Trace) 
         "prefix": rollout.cut_at(trace, one.step),
         "prefix_error": min(trace.step_ends[one.step], trace.prompt_len + spoken),
     }
-    cut = {n: rollout.reopened(trace, end, domain.tokenizer, domain.separator) for n, end in ends.items()}
-    return {"problem": rollout.opened(domain, trace.task), **cut, "prefix_intervention": spliced}
+    cut = {n: rollout.reopen(trace, end, domain.tokenizer, domain.separator) for n, end in ends.items()}
+    return {"problem": rollout.open_trace(domain, trace.task), **cut, "prefix_intervention": spliced}
 
 
 def effect(lab: Lab, found: Interventions, problems: int, samples: int, sampling: Sampling) -> dict:
@@ -142,7 +142,7 @@ def effect(lab: Lab, found: Interventions, problems: int, samples: int, sampling
     items = [(name, starts[name]) for name in CONDITIONS for starts in every]
 
     def work(part, progress):
-        groups = rollout.continued(
+        groups = rollout.continue_traces(
             lab.engine,
             lab.decoding,
             lab.domain,
@@ -202,7 +202,7 @@ def drift(lab: Lab, some: list[Trace], fixed: list[Trace]) -> dict:
 
     Returns: {"nll", "entropy", "intervention_nll"}.
     """
-    prompts = [rollout.opened(lab.domain, t.task).tokens for t in some]
+    prompts = [rollout.open_trace(lab.domain, t.task).tokens for t in some]
     encode = lab.domain.tokenizer.encode
     references = [np.concatenate([p, encode(t.task.reference)]) for p, t in zip(prompts, some, strict=True)]
     spliced, attempts = [t.tokens for t in some], [t.tokens for t in fixed]

@@ -22,11 +22,11 @@ def policy_rows(
     decoding = lab.engine.decode_params(lab.policies[name])
 
     def work(part, progress):
-        groups = rollout.continued(
+        groups = rollout.continue_traces(
             lab.engine,
             decoding,
             lab.domain,
-            [rollout.opened(lab.domain, task) for _, task in part],
+            [rollout.open_trace(lab.domain, task) for _, task in part],
             samples,
             sampling,
             rollout.Stream("eval"),

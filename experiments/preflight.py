@@ -143,7 +143,7 @@ def check_lengths(c: ConfigDict, lab: Lab, test: list[Task]) -> None:
     answer = max(c.rl.max_new_tokens, drawn)
     trained = {task.id for task in lab.tasks}
     for task in [*lab.tasks, *test]:
-        prompt = rollout.opened(lab.domain, task).prompt_len
+        prompt = rollout.open_trace(lab.domain, task).prompt_len
         if prompt >= positions:
             raise StageError(
                 f"the prompt of task {task.id} has {prompt} tokens, and the model has {positions} positions: leave the "

@@ -41,9 +41,9 @@ def problems(config: ConfigDict, work: Workdir, domain: Domain, seed: int) -> tu
                 f"config.inputs.{stage} and config.enter.source both give the rows of the stage {stage}; give one"
             )
     folder = work.path / "entry"
-    if processes.first():
+    if processes.is_main_process():
         entry.write_stages(stages, folder)
-    processes.together("the entered stages are written")
+    processes.barrier("the entered stages are written")
     work.inputs |= {stage: str(folder / f"{stage}.jsonl") for stage in stages}
     show(read.report, ", ".join(f"{count} {name}" for name, count in counts.items() if count), sep="\n")
     return train, test

@@ -16,12 +16,12 @@ def bar(stage: str, total: int, unit: str = "sample"):
         unit=f" {unit}s",
         dynamic_ncols=True,
         smoothing=0.1,
-        disable=not processes.first(),
+        disable=not processes.is_main_process(),
     ) as shown:
         yield shown
 
 
 def show(*words, sep: str = " ") -> None:
     """Print."""
-    if processes.first():
+    if processes.is_main_process():
         print(*words, sep=sep)

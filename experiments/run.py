@@ -109,7 +109,7 @@ def run_seed(config: ConfigDict, seed: int, folder: Path, lm: LM, proposer_lm: L
             "wall_s": work.wall_s(),
         }
     )
-    if processes.first():
+    if processes.is_main_process():
         report.write_results(folder / "results.json", results)
         report.write_html(folder / "report.html", results, found.examples() if found else [])
     return results
@@ -126,7 +126,7 @@ def versions() -> dict[str, str]:
 def check_sound(config: ConfigDict, lab: Lab, store: WorkdirStore, tasks: list[Task]) -> None:
     """Refuse a model that cannot be sampled. Raises: StageError."""
     for task in tasks:
-        store.probe = tuple(rollout.opened(lab.domain, task).tokens.tolist())
+        store.probe = tuple(rollout.open_trace(lab.domain, task).tokens.tolist())
     if part := store.unsound(lab.decoding):
         raise StageError(
             f"{config.model}: the {part} of this model are not finite in config.dtype = {config.dtype}; "
@@ -253,7 +253,7 @@ def main(argv):
         show("\n" + report.tables(every[-1]))
     if len(every) > 1:
         summary = across_seeds(every, config.eval.ks[-1], arms.baselines(config.arms))
-        if processes.first():
+        if processes.is_main_process():
             report.write_results(workdir / "seeds.json", summary)
         show("\n" + report.seeds_table(summary, report.policies_of(every[-1])))
     show(

@@ -77,11 +77,11 @@ class WorkdirStore:
         folder = self.work.path / training.name
         state = checkpoint.restore(folder / "state", training.state) or training.state
         note = folder / "diverged.json"
-        known = processes.agreed(note.read_text() if note.exists() else None)
+        known = processes.from_main_process(note.read_text() if note.exists() else None)
         scalars = None
-        if processes.first():
+        if processes.is_main_process():
             scalars = report.Scalars(folder / "scalars", resume_step=None if known else int(state.step))
-        lines = processes.agreed(_lines(folder) if processes.first() else None)
+        lines = processes.from_main_process(_lines(folder) if processes.is_main_process() else None)
         found = json.loads(known) if known else None
         label = arms.policies(self.config.arms)[training.policy].label
         with bar(f"{training.section}: {label}", training.total, "step") as shown:
@@ -107,7 +107,7 @@ class WorkdirStore:
                     self.work.clock(training.section, time.perf_counter() - start)
                 if fault:
                     found = self.divergence(training, int(state.step) - 1, *fault)
-                    if processes.first():
+                    if processes.is_main_process():
                         write_atomically(note, json.dumps(found, indent=1) + "\n")
         if scalars is not None:
             scalars.close()

@@ -83,9 +83,9 @@ def save(directory: str | Path, state: State) -> None:
             for part in directory.glob(f"{step}.fresh*"):
                 shutil.rmtree(part)
             raise
-    if processes.first():
+    if processes.is_main_process():
         _rename(directory, step, fresh, stale)
-    processes.together(f"{directory / step} is saved")
+    processes.barrier(f"{directory / step} is saved")
 
 
 def _rename(directory: Path, step: str, fresh: Path, stale: Path) -> None:
@@ -110,13 +110,13 @@ def restore(directory: str | Path, like: State) -> State | None:
 
     Raises: FileNotFoundError where it is not there as a whole, naming it.
     """
-    steps = processes.agreed(saved(directory))
+    steps = processes.from_main_process(saved(directory))
     if not steps:
         return None
     newest = Path(directory).absolute() / str(steps[-1])
     from_there = f"goes on from step {steps[-2]}" if len(steps) > 1 else "begins this policy anew"
     fix = f"copy it again, or delete it: the run then {from_there}"
-    if not processes.agreed((newest / COMPLETE).is_file()):
+    if not processes.from_main_process((newest / COMPLETE).is_file()):
         raise FileNotFoundError(f"{newest}: no whole checkpoint, its {COMPLETE} is missing; {fix}")
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
     with ocp.StandardCheckpointer() as checkpointer:
@@ -400,12 +400,12 @@ def save_hf(
     if wanted != found:
         wrong = sorted(set(wanted.items()) ^ set(found.items()))[:5]
         raise ValueError(f"{target}: the parameters are not those of config, which differ at {wrong}")
-    if not processes.first():
+    if not processes.is_main_process():
         for weight in weights.values():
             _on_host(flat[weight.path])
     else:
         _write(target, config, weights, flat, tokenizer_path, shard_bytes)
-    processes.together(f"{target} is written")
+    processes.barrier(f"{target} is written")
 
 
 def _on_host(array) -> np.ndarray:

@@ -13,7 +13,7 @@ import optax
 
 from int_jax import losses, sample, splicing
 from int_jax.models import Model
-from int_jax.processes import whole
+from int_jax.processes import to_host
 from int_jax.sampler import Progress, Request, Response, Sampling, silent
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings
 from int_jax.tokenizer import Tokenizer
@@ -196,15 +196,15 @@ class Engine:
                     slots, prefilled, rows, taken, held_tokens, requests, sampling, part, stops, begins
                 )
             running = np.flatnonzero(owner >= 0)
-            known = whole(slots.length_B)[running]
+            known = to_host(slots.length_B)[running]
             slots = self._sized(slots, bucket(int(known.max()) + self.chunk), stops)
             wanted = len(running) - part + 1 if waiting else 1
             least = np.int32(max(wanted, 1))
             slots = self._call(_decode, self.model, params, slots, owner >= 0, spellings, least, self.chunk)
-            lengths, ended = whole(slots.length_B).copy(), ~whole(slots.running_B)
+            lengths, ended = to_host(slots.length_B).copy(), ~to_host(slots.running_B)
             if ended[running].any() or sampling.stop:
                 tokens, logps, unfinished = (
-                    whole(a) for a in (slots.tokens_BS, slots.logp_BS, slots.begin_B)
+                    to_host(a) for a in (slots.tokens_BS, slots.logp_BS, slots.begin_B)
                 )
             stopped = np.zeros(self.slots, bool)
             for row, seen in zip(running, known, strict=True) if sampling.stop else ():
@@ -320,7 +320,7 @@ class Engine:
             for row, i in enumerate(group):
                 tokens_BT[row, : len(sequences[i])] = sequences[i]
             logp_BT, entropy_BT = map(
-                whole,
+                to_host,
                 self._call(_score, self.model, params, self._put_rows(tokens_BT), np.float32(temperature)),
             )
             for row, i in enumerate(group):
@@ -413,7 +413,7 @@ class Engine:
 
     def finite(self, tree) -> bool:
         """Whether every number of a tree of arrays (parameters, or a State with its moments) is finite."""
-        return bool(whole(self._call(_finite, tree)))
+        return bool(to_host(self._call(_finite, tree)))
 
 
 @functools.lru_cache

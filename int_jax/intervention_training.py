@@ -54,9 +54,11 @@ def attempts(
     round: int = 0,
 ) -> list[list[Trace]]:
     """`samples` judged attempts at each problem, from the problem alone."""
-    prompts = [rollout.opened(domain, task) for task in tasks]
+    prompts = [rollout.open_trace(domain, task) for task in tasks]
     stream = Stream("attempts", round)
-    return rollout.continued(engine, params, domain, prompts, samples, sampling, stream, progress=progress)
+    return rollout.continue_traces(
+        engine, params, domain, prompts, samples, sampling, stream, progress=progress
+    )
 
 
 def failures(rows: list[AttemptRow], unsolved: bool = True) -> list[Trace]:
@@ -101,7 +103,7 @@ def guided(
     for start in range(0, tries, at_once):
         waiting = [i for i, r in enumerate(results) if not (stop_at_success and r.successes)]
         count = min(at_once, tries - start)
-        groups = rollout.continued(
+        groups = rollout.continue_traces(
             engine,
             params,
             domain,
@@ -252,8 +254,8 @@ def draw_batch(
     others = [i for i in order.tolist() if i not in chosen]
     groups: list[list[Trace]] = []
     for _ in range(1 + knobs.refill):
-        prompts = [rollout.opened(domain, tasks[i]) for i in chosen]
-        groups += rollout.continued(
+        prompts = [rollout.open_trace(domain, tasks[i]) for i in chosen]
+        groups += rollout.continue_traces(
             engine,
             params,
             domain,

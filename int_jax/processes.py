@@ -12,29 +12,29 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 
-def first() -> bool:
+def is_main_process() -> bool:
     """Whether this is process 0, which decides, writes and shows."""
     return jax.process_index() == 0
 
 
-def agreed(value):
+def from_main_process(value):
     """Process 0's value, of JSON types, on every process; all of them call this, and the others' value is ignored."""
     if jax.process_count() == 1:
         return value
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8) if first() else np.zeros(0, np.uint8)
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8) if is_main_process() else np.zeros(0, np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    sent = multihost_utils.broadcast_one_to_all(text if first() else np.zeros(size, np.uint8))
+    sent = multihost_utils.broadcast_one_to_all(text if is_main_process() else np.zeros(size, np.uint8))
     return json.loads(np.asarray(sent, np.uint8).tobytes())
 
 
-def whole(array) -> np.ndarray:
+def to_host(array) -> np.ndarray:
     """The whole of a device array on the host; where parts of it live elsewhere, all processes call this."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)
 
 
-def together(name: str) -> None:
+def barrier(name: str) -> None:
     """Wait until every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

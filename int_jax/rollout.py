@@ -33,13 +33,13 @@ class Stream:
         return "/".join([trace.task.id, *attempt, self.stage, *[f"round{self.round}"] * bool(self.round)])
 
 
-def opened(domain: Domain, task: Task, role: str = "solver") -> Trace:
+def open_trace(domain: Domain, task: Task, role: str = "solver") -> Trace:
     """A trace that holds only the role's prompt, ready to be continued."""
     prompt = np.asarray(domain.tokenizer.render(domain.view(task, [], role)), np.int32)
     return Trace(task, prompt, len(prompt), np.zeros(len(prompt), bool), np.zeros(len(prompt), np.float32))
 
 
-def continued(
+def continue_traces(
     engine: Sampler,
     params: Any,
     domain: Domain,
@@ -72,11 +72,11 @@ def continued(
         ]
         responses = engine.generate(params, requests, sampling, progress, domain.tokenizer)
         for i, response in zip(waiting, responses, strict=True):
-            flat[i] = extended(domain, flat[i], response, sampling.temperature, policy_update)
+            flat[i] = append_response(domain, flat[i], response, sampling.temperature, policy_update)
         replies = [domain.reply(flat[i]) for i in waiting]
         for i, reply in zip(waiting, replies, strict=True):
             if len(reply):
-                flat[i] = told(flat[i], reply)
+                flat[i] = append_partner_turn(flat[i], reply)
         waiting = [i for i, reply in zip(waiting, replies, strict=True) if len(reply)]
     judged = [t.replace(verdict=v) for t, v in zip(flat, verdicts(domain, flat), strict=True)]
     return [judged[i * samples : (i + 1) * samples] for i in range(len(traces))]
@@ -85,11 +85,11 @@ def continued(
 def verdicts(domain: Domain, traces: list[Trace]) -> list[Verdict]:
     """What the domain says of each trace."""
     # A time-out on one host alone would part the runs.
-    judged = domain.verify_many(traces) if processes.first() else None
-    return [Verdict(*verdict) for verdict in processes.agreed(judged)]
+    judged = domain.verify_many(traces) if processes.is_main_process() else None
+    return [Verdict(*verdict) for verdict in processes.from_main_process(judged)]
 
 
-def extended(
+def append_response(
     domain: Domain, trace: Trace, response: Response, temperature: float, policy_update: int
 ) -> Trace:
     """The trace with what the policy drew after it."""
@@ -103,7 +103,7 @@ def extended(
     )
 
 
-def told(trace: Trace, reply: Sequence[int]) -> Trace:
+def append_partner_turn(trace: Trace, reply: Sequence[int]) -> Trace:
     """The trace with a partner's turn after it: in view, but not drawn by the policy. It is open again."""
     return trace.replace(
         tokens=np.concatenate([trace.tokens, np.asarray(reply, np.int32)]),
@@ -122,7 +122,7 @@ def cut_at(trace: Trace, step: int) -> int:
     return trace.step_starts()[step]
 
 
-def truncated(trace: Trace, end: int) -> Trace:
+def truncate(trace: Trace, end: int) -> Trace:
     """The first `end` tokens of a trace, open again."""
     return trace.replace(
         tokens=trace.tokens[:end],
@@ -135,12 +135,12 @@ def truncated(trace: Trace, end: int) -> Trace:
     )
 
 
-def reopened(trace: Trace, end: int, tokenizer: Tokenizer, separator: str = "\n\n") -> Trace:
+def reopen(trace: Trace, end: int, tokenizer: Tokenizer, separator: str = "\n\n") -> Trace:
     """The first `end` tokens of a trace, ready to be continued by any step: a separator at their end is left to the
     policy (`Tokenizer.reopen`), since the one that stands was spelled for the step that came next."""
     end, begin = tokenizer.reopen(trace.tokens[:end], trace.prompt_len, separator)
     ends = tokenizer.step_ends(trace.tokens[:end], trace.prompt_len, separator)
-    return truncated(trace, end).replace(begin=begin, step_ends=ends)
+    return truncate(trace, end).replace(begin=begin, step_ends=ends)
 
 
 @overload
@@ -182,7 +182,7 @@ def splice(traces, interventions, tokenizer, separator="\n\n"):
     rows = Engine.splice([t.tokens for t in traces], [t.prompt_len for t in traces], cuts, ids)
     out = []
     for i, tokens in enumerate(rows):
-        prefix = truncated(traces[i], cuts[i])
+        prefix = truncate(traces[i], cuts[i])
         out.append(
             prefix.replace(
                 tokens=tokens,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from int_jax.dims import check
 from int_jax.losses import scaled_logits
-from int_jax.models import Cache, Model, empty_cache, empty_recent, file
+from int_jax.models import Cache, Model, empty_cache, empty_recent_tokens, flush
 
 
 class Draw(NamedTuple):
@@ -282,6 +282,6 @@ def decode(model: Model, params, slots: Slots, owned_B, spellings: Spellings, wa
         slots, recent = carry
         return (recent.count < chunk) & (jnp.sum(slots.running_B) >= jnp.maximum(wanted, 1))
 
-    recent = empty_recent(model.config, slots.tokens_BS.shape[0], chunk, slots.length_B - 1)
+    recent = empty_recent_tokens(model.config, slots.tokens_BS.shape[0], chunk, slots.length_B - 1)
     slots, recent = jax.lax.while_loop(going, step, (slots._replace(cache=None), recent))
-    return slots._replace(cache=file(cache, recent))
+    return slots._replace(cache=flush(cache, recent))

@@ -100,7 +100,9 @@ class Workdir:
     def _manifest(self) -> dict | None:
         """What the manifest says; None where there is none."""
         path = self.path / "manifest.json"
-        text = processes.agreed(path.read_text(encoding="utf-8", errors="replace") if path.exists() else None)
+        text = processes.from_main_process(
+            path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+        )
         if text is None:
             return None
         try:
@@ -116,7 +118,7 @@ class Workdir:
         return found
 
     def _write_manifest(self, data: dict) -> None:
-        if processes.first():
+        if processes.is_main_process():
             write_atomically(self.path / "manifest.json", json.dumps(data, indent=1) + "\n")
 
     def pin(self, files: dict[str, list[Path]]) -> None:
@@ -128,10 +130,10 @@ class Workdir:
         Raises: StageError, naming the files that are changed, new or gone, and the knob.
         """
         now = {
-            knob: {str(path): processes.first() and digest(path) for path in some}
+            knob: {str(path): processes.is_main_process() and digest(path) for path in some}
             for knob, some in files.items()
         }
-        now = processes.agreed(now)
+        now = processes.from_main_process(now)
         there = self._manifest() or {}
         then = there.get("files")
         if then is None:
@@ -178,14 +180,14 @@ class Workdir:
             return matched(stage, own, matching)
         for index, part in enumerate(parts):
             path = self.path / stage / f"{index:05d}.jsonl"
-            if not processes.agreed(path.exists()):
+            if not processes.from_main_process(path.exists()):
                 start = time.perf_counter()
                 made, counts = work(part)
                 lines = [json.dumps({"counts": counts, "rows": len(made)}), *map(json.dumps, made)]
-                if processes.first():
+                if processes.is_main_process():
                     write_atomically(path, "\n".join(lines) + "\n")
                 self.clock(kind or stage, time.perf_counter() - start)
-            counts, made = processes.agreed(shard(path) if processes.first() else None)
+            counts, made = processes.from_main_process(shard(path) if processes.is_main_process() else None)
             rows += made
             done(part)
             add(totals, counts)
@@ -193,7 +195,7 @@ class Workdir:
 
     def clock(self, stage: str, seconds: float) -> None:
         """Note time spent on a stage; a run's restarts add up."""
-        if not processes.first():
+        if not processes.is_main_process():
             return
         path = self.path / "clock.jsonl"
         old = path.read_text() if path.exists() else ""

@@ -330,7 +330,7 @@ def test_the_effect_table_continues_nothing_behind_a_stop_token(run):
     )
     trace = trace.replace(step_ends=run.domain.steps(trace.tokens, trace.prompt_len))
     one = types.Intervention(len(trace.step_ends) - 1, "2 + 1 = 3")
-    guided = rollout.truncated(trace, len(trace.tokens) - 2)
+    guided = rollout.truncate(trace, len(trace.tokens) - 2)
     found = diagnose.conditions(run.domain, trace, one, guided)
     assert tuple(found) == diagnose.CONDITIONS
     assert all(stop not in t.response and t.stop == "" for t in found.values())
@@ -358,11 +358,13 @@ def test_an_attempt_without_a_position_left_is_not_in_the_effect_table(run, monk
     ones = [types.Intervention(1, "2 + 1 = 3"), types.Intervention(0, "2 + 1 = 3")]
     continued = []
     monkeypatch.setattr(
-        diagnose.rollout, "continued", lambda *args, **_: continued.extend(args[3]) or [[]] * len(args[3])
+        diagnose.rollout,
+        "continue_traces",
+        lambda *args, **_: continued.extend(args[3]) or [[]] * len(args[3]),
     )
     monkeypatch.setattr(diagnose.estimates, "effect_row", lambda counts: {})
     room = len(traces[1].tokens) - 1
-    spliced = [rollout.truncated(trace, trace.prompt_len) for trace in traces]
+    spliced = [rollout.truncate(trace, trace.prompt_len) for trace in traces]
     every = [*zip([traces[0], long], ones, spliced, strict=True)]
     found = SimpleNamespace(continued=lambda: every)
     diagnose.effect(run.lab([task, other], max_len=room), found, 10, 1, Sampling())

@@ -120,7 +120,7 @@ def test_a_prefix_says_nothing_of_the_step_that_was_removed(tokenizer, separator
     texts = {first + separator + after: p for after, p in NEXT.items()}
     attempt = drawn(tokenizer, first + separator + removed, separator)
     model = Canonical(tokenizer, attempt.tokens[: attempt.prompt_len].tolist(), texts)
-    prefix = rollout.reopened(attempt, attempt.step_ends[0], tokenizer, separator)
+    prefix = rollout.reopen(attempt, attempt.step_ends[0], tokenizer, separator)
     assert model.continuations(tokenizer, prefix) == pytest.approx(
         {"P" + text: p for text, p in texts.items()}
     )

@@ -101,7 +101,7 @@ def traces(domain):
     for k in range(8):
         one = arithmetic.chain(rng, 1 + k, 1.5)
         task = arithmetic.task(one, f"task{k}")
-        opened = rollout.opened(domain, task)
+        opened = rollout.open_trace(domain, task)
         text = "\n\n".join(arithmetic.corrupted(rng, one))
         tokens = np.array([*opened.tokens, *domain.tokenizer.encode(text)], np.int32)
         ends = domain.steps(tokens, opened.prompt_len)
@@ -112,7 +112,7 @@ def traces(domain):
 
 def test_a_gain_is_the_ratio_of_two_scores(engine, params, domain, traces):
     for trace, gain in zip(traces, gains(engine, params, domain, traces), strict=True):
-        informed = rollout.opened(domain, trace.task, "teacher").tokens
+        informed = rollout.open_trace(domain, trace.task, "teacher").tokens
         [without], [with_it] = (
             engine.score(params, [[*prompt, *trace.response]])[0]
             for prompt in (trace.tokens[: trace.prompt_len], informed)

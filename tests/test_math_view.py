@@ -66,7 +66,7 @@ def test_what_the_solver_is_shown_turn_by_turn(tokenizer, tmp_path, name):
     ]
     shown = "".join(turn["content"] for turn in turns)
     assert TASK.reference not in shown and "4" not in shown  # nothing of the task but its problem
-    assert rollout.opened(domain, TASK).tokens.tolist() == tokenizer.render(turns)
+    assert rollout.open_trace(domain, TASK).tokens.tolist() == tokenizer.render(turns)
 
 
 @pytest.mark.parametrize(("row", "turns"), [(TAUGHT, 2), (REVIEWED, 4)])
@@ -186,7 +186,7 @@ def test_steps_of_any_separator_give_back_the_ids(tokenizer, separator):
         for text in texts[:-1]:  # no step holds a separator but at its end
             assert separator not in text.strip("\n")
         for step in range(len(spans)):  # cut anywhere: what is before keeps its ids and its steps
-            cut = rollout.truncated(trace, rollout.cut_at(trace, step))
+            cut = rollout.truncate(trace, rollout.cut_at(trace, step))
             assert domain.steps(cut.tokens, cut.prompt_len) == trace.step_ends[:step]
 
     run()

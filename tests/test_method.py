@@ -101,7 +101,7 @@ def guided_attempts(tokenizer):
     out = []
     for task, k in itertools.product(domain.tasks("train", 1, 4), range(2)):
         ids = tokenizer.encode(f"1 + {k} = 9\n\n9 + 1 = 3\n\n\\boxed{{3}}")
-        prompt = rollout.opened(domain, task).tokens.tolist()
+        prompt = rollout.open_trace(domain, task).tokens.tolist()
         tokens = np.array(prompt + ids, np.int32)
         drawn = np.arange(len(tokens)) >= len(prompt)
         zeros = np.zeros(len(tokens), np.float32)
@@ -278,8 +278,8 @@ REWARDS = ([0, 0, 0], [1, 0, 1], [1, 1, 1], [0, 1, 0], [0, 0, 0])
 def groups(engine, params, tokenizer):
     """Rollouts of the model itself; the outcomes are set by hand."""
     domain = Arithmetic(tokenizer)
-    opened = [rollout.opened(domain, t) for t in domain.tasks("train", 2, len(REWARDS))]
-    drawn = rollout.continued(engine, params, domain, opened, 3, SAMPLING)
+    opened = [rollout.open_trace(domain, t) for t in domain.tasks("train", 2, len(REWARDS))]
+    drawn = rollout.continue_traces(engine, params, domain, opened, 3, SAMPLING)
     return [
         [
             t.replace(verdict=Verdict(bool(r), float(r), "correct" if r else "wrong"))
@@ -468,8 +468,8 @@ def test_groups_of_one_outcome_are_drawn_anew(tokenizer, monkeypatch, name):
         seen.extend(trace.task.id for trace in prompts)
         return [[scored(1.0), scored(0.0 if next(left) else 1.0)] for _ in prompts]
 
-    monkeypatch.setattr(rollout, "continued", continued)
-    monkeypatch.setattr(rollout, "opened", lambda domain, task: made().replace(task=task))
+    monkeypatch.setattr(rollout, "continue_traces", continued)
+    monkeypatch.setattr(rollout, "open_trace", lambda domain, task: made().replace(task=task))
     knobs = PolicyGradient(problems=problems, group=2, refill=rounds)
     groups = method.draw_batch(None, None, None, tasks, knobs, SAMPLING, 0)
     assert len(groups) == drawn and len({*seen}) == len(seen) == drawn

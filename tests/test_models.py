@@ -13,11 +13,11 @@ from int_jax.models import (
     Config,
     build,
     empty_cache,
-    empty_recent,
+    empty_recent_tokens,
     families,
     family,
     family_of,
-    file,
+    flush,
     hf,
 )
 from int_jax.models.qwen3 import config_from_hf, config_to_hf
@@ -160,7 +160,10 @@ def test_decoding_with_a_cache_equals_the_whole_pass(config):
     positions_BT = positions_of(tokens_BT)
     prefilled = jax.jit(model.apply)(params, tokens_BT[:, :start], positions_BT[:, :start])[1]
     # caches longer than the sequence, with rubbish beyond it
-    cache, recent = empty_cache(config, 3, 20), empty_recent(config, 3, 3, jnp.full(3, start, jnp.int32))
+    cache, recent = (
+        empty_cache(config, 3, 20),
+        empty_recent_tokens(config, 3, 3, jnp.full(3, start, jnp.int32)),
+    )
     cache, recent = jax.tree.map(lambda x: x + 99 if x.ndim == 4 else x, (cache, recent))
     keys = (
         wide.at[..., :start].set(new) for wide, new in zip(cache.keys_BNKS, prefilled.keys_BNKS, strict=True)
@@ -175,7 +178,7 @@ def test_decoding_with_a_cache_equals_the_whole_pass(config):
     )
     for t in range(start, tokens_BT.shape[1]):
         if t in (start + 2, start + 5):  # once before the recent tokens fill their room, once when they have
-            cache = file(cache, recent)
+            cache = flush(cache, recent)
             recent = recent._replace(start_B=jnp.full(3, t, jnp.int32), count=jnp.zeros((), jnp.int32))
         hidden_BTD, recent = step(tokens_BT[:, t : t + 1], positions_BT[:, t : t + 1], cache, recent)
         np.testing.assert_allclose(hidden_BTD[:, 0], whole_BTD[:, t], atol=1e-5)

@@ -248,7 +248,7 @@ def test_prompt_and_response_fit_the_models_positions(tokenizer, traces, two_tur
 
 def test_positions_hold_likelihood_ratio_too(monkeypatch, domain, traces):
     engine = located(monkeypatch, domain.tokenizer, 0, "k\n\n")
-    lengths = [len(rollout.opened(domain, t.task, "teacher").tokens) for t in traces]
+    lengths = [len(rollout.open_trace(domain, t.task, "teacher").tokens) for t in traces]
     middle = sorted(lengths)[len(lengths) // 2]
     engine.max_len = middle + SAMPLING.max_new_tokens
     found, drops = propose("likelihood_ratio", engine, None, domain, traces)

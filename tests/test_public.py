@@ -137,7 +137,7 @@ def test_a_response_depends_on_prompt_seed_and_sample_alone(lm):
 def test_an_open_trace_is_continued_as_if_it_had_never_been_cut(lm):
     draw = {"max_new_tokens": 20, "seed": 3, "stop_ids": []}
     [[whole]] = lm.generate(["1+2"], **draw)
-    cut = rollout.truncated(whole, whole.prompt_len + 8)
+    cut = rollout.truncate(whole, whole.prompt_len + 8)
     [[again, other]] = lm.continue_traces([cut], samples=2, **draw | {"max_new_tokens": 12})
     assert again.tokens.tolist() == whole.tokens.tolist() != other.tokens.tolist()
     np.testing.assert_allclose(again.logp, whole.logp, atol=1e-5)

@@ -71,7 +71,9 @@ def some(domain) -> dict[str, Task]:
 
 
 def answered(domain, task: Task, text: str, stop: str = "stop") -> Trace:
-    trace = rollout.told(rollout.opened(domain, task), domain.tokenizer.encode(text) + [1] * (stop == "stop"))
+    trace = rollout.append_partner_turn(
+        rollout.open_trace(domain, task), domain.tokenizer.encode(text) + [1] * (stop == "stop")
+    )
     return trace.replace(step_ends=domain.steps(trace.tokens, trace.prompt_len), stop=stop)
 
 
@@ -321,9 +323,9 @@ def test_a_real_model_attempts_real_problems(tiny_dir):
     lm = int_jax.load(tiny_dir)
     knobs = {"tasks": {"basic_arithmetic": {"max_terms": 2}, "count_bits": {}}, "instruction": ""}
     domain = domains.load("reasoning_gym", lm.tokenizer, **knobs)
-    prompts = [rollout.opened(domain, task) for task in domain.tasks("hard_train", 0, 4)]
+    prompts = [rollout.open_trace(domain, task) for task in domain.tasks("hard_train", 0, 4)]
     sampling = Sampling(max_new_tokens=24, stop_ids=lm.tokenizer.stop_ids)
-    groups = rollout.continued(
+    groups = rollout.continue_traces(
         lm.engine,
         lm.engine.decode_params(lm.params),
         domain,

@@ -105,7 +105,7 @@ def test_out_of_range_is_refused_with_task_and_step(domain, tasks, step):
     with pytest.raises(IndexError, match=rf"task {tasks[1].id}: step {step} of an attempt of 2 steps"):
         rollout.splice(trace, Intervention(step, "x"), domain.tokenizer)
     with pytest.raises(IndexError, match="of 0 steps"):
-        rollout.splice(rollout.opened(domain, tasks[1]), Intervention(0, "x"), domain.tokenizer)
+        rollout.splice(rollout.open_trace(domain, tasks[1]), Intervention(0, "x"), domain.tokenizer)
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\n"])
@@ -122,7 +122,7 @@ def test_what_is_open_is_continued(engine, params, domain, tasks):
     trace = sampled(domain, tasks[0], ["7 + 5 = 12", "\n\n", "so", "\n\n"])
     guided = rollout.splice(trace, Intervention(1, "12 + 1 = 13"), domain.tokenizer)
     start = len(guided.tokens)
-    [group] = rollout.continued(
+    [group] = rollout.continue_traces(
         engine, params, domain, [guided], 5, SAMPLING, first_sample=3, policy_update=9
     )
     scored, _ = engine.score(params, [t.tokens for t in group], SAMPLING.temperature)
@@ -144,8 +144,8 @@ def test_what_is_open_is_continued(engine, params, domain, tasks):
 
 def test_an_attempt_is_its_own_whatever_else_is_asked(engine, params, domain, tasks):
     def drawn(chosen, samples=3, **knobs):
-        traces = [rollout.opened(domain, t) for t in chosen]
-        groups = rollout.continued(engine, params, domain, traces, samples, SAMPLING, **knobs)
+        traces = [rollout.open_trace(domain, t) for t in chosen]
+        groups = rollout.continue_traces(engine, params, domain, traces, samples, SAMPLING, **knobs)
         return {(t.task.id, t.key): t.tokens.tolist() for group in groups for t in group}
 
     alone, all_of_them = drawn(tasks[:1]), drawn(tasks)
@@ -171,11 +171,11 @@ class Talkative(Arithmetic):
 def test_a_partner_is_heard_and_never_trained(engine, params, tokenizer, tasks):
     talkative = Talkative(tokenizer)
     turn = tokenizer.encode(talkative.turn)
-    opened = [rollout.opened(talkative, t) for t in tasks[:2]]
-    groups = rollout.continued(engine, params, talkative, opened, 3, SAMPLING)
+    opened = [rollout.open_trace(talkative, t) for t in tasks[:2]]
+    groups = rollout.continue_traces(engine, params, talkative, opened, 3, SAMPLING)
     traces = [trace for group in groups for trace in group]
     assert len(traces) == 6
-    first_turns = rollout.continued(engine, params, Arithmetic(tokenizer), opened, 3, SAMPLING)
+    first_turns = rollout.continue_traces(engine, params, Arithmetic(tokenizer), opened, 3, SAMPLING)
     for trace, silent in zip(traces, [t for group in first_turns for t in group], strict=True):
         mine = trace.sampled[trace.prompt_len :]
         starts = np.flatnonzero(np.diff(np.concatenate([[False], mine, [False]]).astype(int)))

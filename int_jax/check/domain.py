@@ -78,7 +78,9 @@ def subject(name: str, tokenizer: Tokenizer, problems: list[Task], **knobs) -> S
 def trace_of(domain: Domain, task: Task, text: str, stop: str = "stop") -> Trace:
     """A response with this text, as if a policy had drawn it."""
     end = domain.tokenizer.stop_ids[:1] if stop == "stop" else ()
-    trace = rollout.told(rollout.opened(domain, task), [*domain.tokenizer.encode(text), *end])
+    trace = rollout.append_partner_turn(
+        rollout.open_trace(domain, task), [*domain.tokenizer.encode(text), *end]
+    )
     return trace.replace(step_ends=domain.steps(trace.tokens, trace.prompt_len), stop=stop)
 
 

@@ -28,8 +28,8 @@ def attempt(domain: Domain, task: Task, text: str, sample: int = 0) -> Trace:
     """
     tokens = domain.tokenizer
     text = response_text(text, (*END_OF_TURN, *(tokens.decode([one]) for one in tokens.stop_ids)))
-    opened = rollout.opened(domain, task)
-    trace = rollout.told(opened, [*tokens.encode(text), *tokens.stop_ids[:1]])
+    opened = rollout.open_trace(domain, task)
+    trace = rollout.append_partner_turn(opened, [*tokens.encode(text), *tokens.stop_ids[:1]])
     ends = domain.steps(trace.tokens, trace.prompt_len)
     trace = trace.replace(step_ends=ends, stop="stop", key=(0, sample))
     return trace.replace(verdict=domain.verify(trace))

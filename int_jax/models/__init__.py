@@ -7,11 +7,11 @@ from int_jax.models.transformer import (
     Cache,
     Config,
     Model,
-    Recent,
+    RecentTokens,
     RopeScaling,
     empty_cache,
-    empty_recent,
-    file,
+    empty_recent_tokens,
+    flush,
     softcap,
 )
 
@@ -19,15 +19,15 @@ __all__ = [
     "Cache",
     "Config",
     "Model",
-    "Recent",
+    "RecentTokens",
     "RopeScaling",
     "build",
     "empty_cache",
-    "empty_recent",
+    "empty_recent_tokens",
     "families",
     "family",
     "family_of",
-    "file",
+    "flush",
     "softcap",
 ]
 

@@ -97,7 +97,7 @@ class Cache(NamedTuple):
     values_BNSK: tuple
 
 
-class Recent(NamedTuple):
+class RecentTokens(NamedTuple):
     """The newest tokens' keys and values, not yet in the cache: tuples of L arrays [B, N, K, C] and [B, N, C, K].
 
     Rows stand at different positions, so writing each new token into the cache would be a scatter a layer and step.
@@ -122,12 +122,12 @@ def empty_cache(config: Config, rows: int, size: int) -> Cache:
     return Cache(*(tuple(jnp.zeros(s, config.dtype) for _ in range(config.layers)) for s in (keys, values)))
 
 
-def empty_recent(config: Config, rows: int, size: int, start_B) -> Recent:
-    return Recent(*empty_cache(config, rows, size), start_B, jnp.zeros((), jnp.int32))
+def empty_recent_tokens(config: Config, rows: int, size: int, start_B) -> RecentTokens:
+    return RecentTokens(*empty_cache(config, rows, size), start_B, jnp.zeros((), jnp.int32))
 
 
 @dims.check
-def file(cache: Cache, recent: Recent) -> Cache:
+def flush(cache: Cache, recent: RecentTokens) -> Cache:
     """The cache with each row's recent tokens from its start on. There must be room for all C of them in a row whose
     cache is still read: where there is none, the row's last C positions are overwritten."""
 
@@ -221,7 +221,7 @@ def attention(query_BTHK, parts, scale: float, cap: float | None = None):
     return jnp.einsum("BNQTK->BTNQK", out_BNQTK).reshape(query_BTHK.shape).astype(query_BTHK.dtype)
 
 
-class Far(NamedTuple):
+class LongMask(NamedTuple):
     """What a row too long for one mask sees: positions and segments of its tokens (None: one segment), the window."""
 
     positions_BT: Any
@@ -233,7 +233,7 @@ LONG = 512  # tokens; a longer row attends in spans
 SPAN = 128  # queries of a long row whose scores exist at one time; on CPU 1.3 times as fast as 512
 
 
-def far_attention(query_BTHK, key_BNKS, value_BNSK, far: Far, scale: float, cap: float | None = None):
+def long_attention(query_BTHK, key_BNKS, value_BNSK, mask: LongMask, scale: float, cap: float | None = None):
     """Causal `attention` over a row of any length, SPAN queries (C) at a time, in the backward pass, too."""
     rows, length = query_BTHK.shape[:2]
     count = -(-length // SPAN)
@@ -247,32 +247,32 @@ def far_attention(query_BTHK, key_BNKS, value_BNSK, far: Far, scale: float, cap:
     def one(piece):
         query_BCHK, own, index = piece
         mask_BCS = (index * SPAN + jnp.arange(SPAN))[None, :, None] >= jnp.arange(length)[None, None, :]
-        mask_BCS = mask_BCS & near(own.positions_BT, far.positions_BT, far.window)
-        if far.segments_BT is not None:
-            mask_BCS = mask_BCS & (own.segments_BT[:, :, None] == far.segments_BT[:, None, :])
+        mask_BCS = mask_BCS & within_window(own.positions_BT, mask.positions_BT, mask.window)
+        if mask.segments_BT is not None:
+            mask_BCS = mask_BCS & (own.segments_BT[:, :, None] == mask.segments_BT[:, None, :])
         return attention(query_BCHK, [(key_BNKS, value_BNSK, mask_BCS)], scale, cap)
 
-    own = far._replace(
-        positions_BT=cut(far.positions_BT),
-        segments_BT=None if far.segments_BT is None else cut(far.segments_BT),
-        window=jnp.broadcast_to(far.window, count),
+    own = mask._replace(
+        positions_BT=cut(mask.positions_BT),
+        segments_BT=None if mask.segments_BT is None else cut(mask.segments_BT),
+        window=jnp.broadcast_to(mask.window, count),
     )
     parts = jax.lax.map(one, (cut(query_BTHK), own, jnp.arange(count)))
     return jnp.moveaxis(parts, 0, 1).reshape(rows, count * SPAN, *query_BTHK.shape[2:])[:, :length]
 
 
-def causal(positions_BT, segments_BT, window: int):
-    """What each token of a row sees: one mask, as `attention` takes it; for a long row what `far_attention` needs."""
+def attention_mask(positions_BT, segments_BT, window: int):
+    """What each token of a row sees: one mask, as `attention` takes it; for a long row what `long_attention` needs."""
     length = positions_BT.shape[1]
     if length > LONG:
-        return Far(positions_BT, segments_BT, jnp.int32(window or jnp.iinfo(jnp.int32).max))
+        return LongMask(positions_BT, segments_BT, jnp.int32(window or jnp.iinfo(jnp.int32).max))
     mask_BTS = jnp.tril(jnp.ones((length, length), bool))[None]
     if segments_BT is not None:
         mask_BTS = mask_BTS & (segments_BT[:, :, None] == segments_BT[:, None, :])
-    return (mask_BTS & near(positions_BT, positions_BT, window) if window else mask_BTS,)
+    return (mask_BTS & within_window(positions_BT, positions_BT, window) if window else mask_BTS,)
 
 
-def near(query_BT, key_BS, window: int):
+def within_window(query_BT, key_BS, window: int):
     """True for the keys that stand fewer than `window` tokens before the query; both are positions."""
     return query_BT[:, :, None] - key_BS[:, None, :] < window
 
@@ -331,8 +331,8 @@ class Block(Weights):
                 jax.lax.dynamic_update_slice_in_dim(recent[1], new[1], count, axis=2),
             )
         scale = (config.query_scalar or config.head_dim) ** -0.5
-        if isinstance(masks, Far):
-            heads_BTHK = far_attention(query_BTHK, *new, masks, scale, config.attention_softcap)
+        if isinstance(masks, LongMask):
+            heads_BTHK = long_attention(query_BTHK, *new, masks, scale, config.attention_softcap)
         else:
             parts = [(*kv, mask) for kv, mask in zip((*past, new), masks, strict=True)]
             heads_BTHK = attention(query_BTHK, parts, scale, config.attention_softcap)
@@ -374,7 +374,7 @@ class Transformer(Weights):
         blocks = [block(self.config, name=f"layer_{layer}") for layer in range(self.config.layers)]
         made = []
         if cache is None:
-            masks = {window: causal(positions_BT, segments_BT, window) for window in rotations}
+            masks = {window: attention_mask(positions_BT, segments_BT, window) for window in rotations}
             for layer, window in zip(blocks, windows, strict=True):
                 hidden_BTD, new = layer(hidden_BTD, rotations[window], masks[window])
                 made.append(new)
@@ -389,8 +389,8 @@ class Transformer(Weights):
                 filed_BS = jnp.arange(size)[None]
                 recent_BS = recent.start_B[:, None] + jnp.arange(chunk)[None]
                 return (
-                    filed_BTS & near(positions_BT, filed_BS, window),
-                    recent_BTS & near(positions_BT, recent_BS, window),
+                    filed_BTS & within_window(positions_BT, filed_BS, window),
+                    recent_BTS & within_window(positions_BT, recent_BS, window),
                 )
 
             masks = {window: seen(window) for window in rotations}
@@ -404,7 +404,7 @@ class Transformer(Weights):
         hidden_BTD = self.norm("final_norm_D", hidden_BTD)
         if cache is None:
             return hidden_BTD, Cache(keys, values)
-        return hidden_BTD, Recent(keys, values, recent.start_B, recent.count + 1)
+        return hidden_BTD, RecentTokens(keys, values, recent.start_B, recent.count + 1)
 
     def rotation(self, positions_BT, window: int):
         """cos and sin for the layers with this window (0: none)."""
@@ -438,7 +438,7 @@ class Model:
 
         Returns:
           (hidden_BTD after the final norm, a Cache of this call's own keys and values, S = T); with a cache
-          (hidden_BTD, the Recent with this token added).
+          (hidden_BTD, the RecentTokens with this token added).
         """
         return Transformer(self.config, remat=remat).apply(
             {"params": params}, tokens_BT, positions_BT, segments_BT, cache, recent

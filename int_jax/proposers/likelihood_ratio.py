@@ -20,7 +20,7 @@ import numpy as np
 
 from int_jax.domains import Domain
 from int_jax.proposers import Drops, room, screen, stream
-from int_jax.rollout import cut_at, opened, reopened
+from int_jax.rollout import cut_at, open_trace, reopen
 from int_jax.sampler import Progress, Request, Sampling, Scorer, ScoringSampler, silent
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Intervention, Trace
@@ -34,7 +34,7 @@ MARGINS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # nats, of the curve
 def gains(engine: Scorer, params: Any, domain: Domain, traces: list[Trace]) -> list[np.ndarray]:
     """What seeing the reference adds to the log-probability of each token of each response, nats."""
     count, plain = len(traces), [trace.tokens[: trace.prompt_len] for trace in traces]
-    informed = [opened(domain, trace.task, "teacher").tokens for trace in traces]
+    informed = [open_trace(domain, trace.task, "teacher").tokens for trace in traces]
     responses = [trace.response for trace in traces] * 2
     sequences = [np.concatenate(pair) for pair in zip(plain + informed, responses, strict=True)]
     logps, _ = engine.score(params, sequences)
@@ -107,9 +107,9 @@ def propose(
     steps = [location(fall) for fall in all_falls(engine, params, domain, traces)]
     prompts, begins = [], []
     for trace, step in zip(traces, steps, strict=True):
-        informed = opened(domain, trace.task, "teacher").tokens.tolist()
+        informed = open_trace(domain, trace.task, "teacher").tokens.tolist()
         end = trace.prompt_len if step is None else cut_at(trace, step)
-        prefix = reopened(trace, end, domain.tokenizer, domain.separator)
+        prefix = reopen(trace, end, domain.tokenizer, domain.separator)
         prompts.append((*informed, *prefix.response.tolist()))
         begins.append(prefix.begin)
     told = [i for i, step in enumerate(steps) if step is not None]
