@@ -47,6 +47,7 @@ def intervention_weights(trace: Trace, prefix: float = 1.0, intervention: float 
     """
     if trace.spliced < 0:
         raise ValueError(f"task {trace.task.id}: no intervention was spliced into this trace")
+    # Drawn from the splice on, F F F T T: the intervention is the first three of these tokens.
     weights = np.zeros(len(trace.tokens), np.float32)
     drawn_after = np.flatnonzero(trace.sampled[trace.spliced :])
     end = trace.spliced + int(drawn_after[0]) if len(drawn_after) else len(trace.tokens)
@@ -88,6 +89,7 @@ def place(lengths, row_length: int) -> list[list[int]]:
     rows: list[list[int]] = []
     room: list[int] = []
     for index, length in enumerate(lengths):
+        # room[r] is what row r has left. Lengths 5, 3, 4 in rows of 8 -> [[0, 1], [2]].
         if length > row_length:
             raise ValueError(
                 f"sequence {index} has {length} tokens, a row holds {row_length}: raise the row length"
@@ -115,6 +117,7 @@ def pack(sequences, row_length: int, rows: int, totals: dict[str, float] | None 
     """
     placed = place([len(s.tokens) for s in sequences], row_length)
     micro = max(1, -(-len(placed) // rows))
+    # Rows rounded up to micro-batches, 9 rows by 2 -> 5, and these to 8: the update goes through `micro` of them.
     padded = 1 << (micro - 1).bit_length()  # a power of two, so that few shapes are compiled
     shape = (padded * rows, row_length)
     ints = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "segments")}
@@ -123,6 +126,7 @@ def pack(sequences, row_length: int, rows: int, totals: dict[str, float] | None 
     temperature = np.ones(shape, np.float32)
     for row, indices in enumerate(placed):
         start = 0
+        # Lengths 3 and 2 in a row of 6: segments 1 1 1 2 2 0, positions 0 1 2 0 1 0. Segment 0 is padding.
         for segment, index in enumerate(indices, 1):
             sequence = sequences[index]
             span = slice(start, start + len(sequence.tokens))
@@ -139,6 +143,7 @@ def pack(sequences, row_length: int, rows: int, totals: dict[str, float] | None 
     }
     fields["micro"] = np.int32(micro)
     for name in ("ce", "rl", "kl"):
+        # In float64, so that the total does not depend on the order of packing. A stream without weights is 0 / 1.
         total = (totals or {}).get(name, float(floats[name].sum(dtype=np.float64)))
         fields[f"{name}_total"] = np.float32(total or 1.0)
     return Batch(**fields)

@@ -80,19 +80,24 @@ def token_logp(
     Returns: (logp_BT, entropy_BT); no gradient flows through the entropy.
     """
     rows, length = tokens_BT.shape
+    # [h0, h1, h2] -> [h0, h0, h1]. The first entry only fills its place, and in a packed row the first token of a
+    # sequence gets the last state of another: both have position 0 and are set to 0 below.
     previous_BTD = jnp.concatenate([hidden_BTD[:, :1], hidden_BTD[:, :-1]], axis=1)
 
+    # The backward pass computes a chunk's logits again, so that those of one chunk exist at a time there, too.
     @jax.checkpoint
     def one(carry, piece):
         hidden_BCD, tokens_BC, temperature_BC = piece
         logits_BCV = scaled_logits(hidden_BCD, head_DV, temperature_BC, cap)
         norm_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
+        # As logit - logsumexp: log(softmax) would be -inf where a probability is too small for a float32.
         picked_BC = jnp.take_along_axis(logits_BCV, tokens_BC[..., None], axis=-1)[..., 0]
         probs_BCV = jax.lax.stop_gradient(jnp.exp(logits_BCV - norm_BC[..., None]))
         entropy_BC = jax.lax.stop_gradient(jnp.sum(probs_BCV * (norm_BC[..., None] - logits_BCV), axis=-1))
         return carry, (picked_BC - norm_BC, entropy_BC)
 
     chunk = min(chunk, length)
+    # 300 tokens in chunks of 128: 84 more, three chunks. cut: [B, T, ...] -> [chunks, B, C, ...], as scan takes it.
     pad = -length % chunk
 
     def cut(array):
@@ -117,6 +122,7 @@ def sequence_mean_BT(values_BT, weight_BT, segments_BT):
         return jax.ops.segment_sum(values, segments, most)
 
     def mean(values, weight, segments):
+        # Values 1 3 5 in segments 1 1 2 -> 2 2 5. A segment without weight gives 0, not 0/0.
         return (total(values * weight, segments) / jnp.maximum(total(weight, segments), 1e-8))[segments]
 
     return jax.vmap(mean)(values_BT, weight_BT, segments_BT)
@@ -125,6 +131,7 @@ def sequence_mean_BT(values_BT, weight_BT, segments_BT):
 def clipped_surrogate(logp, old_logp, advantage, clip_low: float, clip_high: float):
     """-min(r A, clip(r, 1 - low, 1 + high) A) with r = exp(logp - old_logp), each token (PPO, Schulman et al. 2017;
     with low < high DAPO's "clip-higher", Yu et al. 2025)."""
+    # A > 0: no gradient above 1 + high. A < 0: none below 1 - low, but still one above 1 + high.
     ratio = jnp.exp(logp - old_logp)
     clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
     return -jnp.minimum(ratio * advantage, clipped * advantage)
@@ -162,6 +169,7 @@ def streams(logp_BT, entropy_BT, batch, config: LossConfig):
 
     Returns: (loss, metrics): summing either over micro-batches gives that of the global batch.
     """
+    # "own": every ratio is 1, and its gradient is that of log p: the plain policy gradient.
     old_BT = jax.lax.stop_gradient(logp_BT) if config.old == "own" else batch.old_logp_MBT
     inside_BT = (batch.rl_MBT > 0).astype(jnp.float32)
     now_BT = logp_BT
@@ -179,6 +187,7 @@ def streams(logp_BT, entropy_BT, batch, config: LossConfig):
     kl = jnp.sum(batch.kl_MBT * k3(logp_BT, batch.reference_logp_MBT)) / batch.kl_total
 
     trained_BT = ((batch.ce_MBT + batch.rl_MBT) > 0).astype(jnp.float32)
+    # Trainer against sampler, whatever the loss's own ratio is taken to.
     gap_BT = jnp.abs(logp_BT - batch.sampler_logp_MBT) * inside_BT
     ratio_BT = jnp.exp(logp_BT - batch.sampler_logp_MBT)
     moved_BT = jnp.exp(now_BT - old_BT)
@@ -188,6 +197,7 @@ def streams(logp_BT, entropy_BT, batch, config: LossConfig):
         *(jnp.sum(inside_BT), jnp.sum(gap_BT), jnp.sum(ratio_BT * inside_BT)),
         *(jnp.sum(ratio_BT**2 * inside_BT), jnp.sum(outside_BT * inside_BT)),
     )
+    # The largest gap stands apart from SUMS: over micro-batches it is a maximum.
     return ce + rl + kl, (dict(zip(SUMS, values, strict=True)), jnp.max(gap_BT))
 
 
@@ -206,6 +216,7 @@ def means(sums: dict) -> dict:
         "logp_gap": sums["logp_gap_sum"] / drawn,
         "ratio": sums["ratio_sum"] / drawn,
         "clipped": sums["clipped_sum"] / drawn,
+        # (sum r)^2 / (n sum r^2): ratios 1, 1 give 1; ratios 2, 0 give a half.
         "ess": sums["ratio_sum"] ** 2 / jnp.maximum(sums["ratio_square_sum"] * drawn, 1e-8),
     }
 
@@ -232,11 +243,13 @@ def group_advantages(rewards, groups, kind: str = "mean", std_floor: float = 1e-
     Returns: [n] float32; exactly zero in a group (of "batch": a batch) whose rewards are all equal, NaN in one with a
       reward that is not finite.
     """
+    # The mean of three rewards 0.1 is not 0.1 in floats: equal rewards are told by their spread, and stay at 0.
     rewards = np.asarray(rewards, np.float64)
     out = np.zeros(len(rewards), np.float32)
     if kind == "batch":
         groups = [0] * len(rewards)
     numbers: dict = {}
+    # Groups by number, in the order they appear: "b", "a", "b" -> 0, 1, 0.
     index = np.array([numbers.setdefault(name, len(numbers)) for name in groups], int)
     for group in range(len(numbers)):
         mine = rewards[index == group]
@@ -249,6 +262,7 @@ def group_advantages(rewards, groups, kind: str = "mean", std_floor: float = 1e-
         if kind in ("mean_std", "batch"):
             centred = centred / (mine.std(ddof=1) + std_floor)
         elif kind == "leave_one_out":
+            # r - (sum - r) / (n - 1) = (r - mean) n / (n - 1). A group of one has no spread and does not come here.
             centred = centred * len(mine) / (len(mine) - 1)
         out[index == group] = centred
     return out

@@ -120,8 +120,10 @@ def sampling(
     Args:
       slots, chunk: the engine's. kept: what else is in memory meanwhile.
     """
+    # As `Engine.generate` rounds: the prefill leaves out the last token, the cache has room for one chunk more.
     c, part = sizes.config, max(1, slots // 4)
     size, width = bucket(prompt + new_tokens + chunk), bucket(max(prompt - 1, 1), 32)
+    # The bucket below, 192 for 256: while the cache grows both exist.
     smaller = max((s for s in map(bucket, range(64, size, 32)) if s < size), default=0)
     items = (
         Item("parameters to sample from", sizes.params(c.dtype, RULES_DECODE), "mesh.model, dtype"),

@@ -29,6 +29,7 @@ def by_group(kind: str) -> Advantages:
         raise ValueError(f"advantage={kind!r}: choose {', '.join(losses.ADVANTAGES)}")
 
     def advantages(groups, rewards):
+        # Two groups of three traces: 0 0 0 1 1 1.
         names = [index for index, group in enumerate(groups) for _ in group]
         return losses.group_advantages(np.ravel(rewards), names, kind).reshape(np.shape(rewards))
 
@@ -40,6 +41,7 @@ def from_first_error(advantages: Advantages, first_error: Callable[[Trace], int 
     in which no step is wrong (it was cut off, say) is punished as a whole."""
 
     def located(trace: Trace, advantage):
+        # Advantages may be of tokens: one negative entry is enough to look for the error.
         step = first_error(trace) if np.min(advantage) < 0 else None
         start = 0 if step is None else trace.step_starts()[step]
         return np.where(np.arange(len(trace.tokens)) >= start, advantage, 0.0)
@@ -184,6 +186,7 @@ def minibatches(count: int, knobs: PolicyGradient, rng: np.random.Generator) -> 
     """Which of a batch's `count` traces each of its updates sees: in each pass every trace once, in a new order where
     there are several parts, as even as can be."""
     for _ in range(knobs.passes):
+        # 10 traces in 4 parts: 3, 3, 2, 2.
         order = rng.permutation(count) if knobs.minibatches > 1 else np.arange(count)
         yield from np.array_split(order, knobs.minibatches)
 
@@ -193,6 +196,7 @@ def pack(sequences: list[batching.Sequence], knobs: PolicyGradient, row_length: 
     advantage move nothing and are left out, unless there is a KL stream."""
     drawn = float(sum(np.count_nonzero(one.rl) for one in sequences))
     totals = {"rl": drawn if knobs.normalise == "tokens" else float(len(sequences))}
+    # sum / (N / k) = k x mean: the weight of the stream is in its denominator.
     totals["kl"] = totals["rl"] / knobs.kl if knobs.kl else 1.0
     return batching.pack([s for s in sequences if knobs.kl or s.advantage.any()], row_length, rows, totals)
 
@@ -212,7 +216,9 @@ def group_metrics(
     success ("never"), with some, with nothing but ("passed" alone decides), and of groups all of whose advantages are
     zero; mean log-probability of the tokens drawn, nats; mean length; tokens drawn. Of all groups that were drawn."""
     rates = np.array([[trace.verdict.passed for trace in group] for group in groups], float)
+    # [groups]; an advantage is a number or an array of tokens, and None is a group that was left out.
     flat = np.array([values is None or not any(np.any(one) for one in values) for values in advantages])
+    # Rates are [groups, samples] of 0 and 1: none passed, all passed.
     lost, won = rates.max(1) == 0, rates.min(1) == 1
     never, always = float(lost.mean()), float(won.mean())
     traces = [trace for group in groups for trace in group]

@@ -79,6 +79,7 @@ def empty_slots(model: Model, rows: int, size: int, stops: int) -> Slots:
     def words():
         return jnp.zeros(rows, jnp.uint32)
 
+    # Top-p 1 keeps all, -1 is no token's id. Length 1, so that an idle row has a last token that can be read.
     draw = Draw(floats(), ints(), floats() + 1, floats(), ints(stops) - 1, words(), words(), words())
     cache = empty_cache(model.config, rows, size)
     running_B = jnp.zeros(rows, bool)
@@ -114,9 +115,11 @@ def insert(
       prefilled: of U prompts. rows_B: the slot of each new sample; one past the last slot drops the entry (padding).
       prompts_B: which of the U prompts it continues. tokens_BP: its prompt, whole. The rest: as Slots.
     """
+    # Both sizes are rounded up, and either may be the larger: what is cut off is padding.
     width = min(prefilled.values_BNSK[0].shape[2], slots.tokens_BS.shape[1])
     tokens_BP = tokens_BP[:, : slots.tokens_BS.shape[1]]
 
+    # rows_B = [2, 0, 4] in 4 slots: two samples start, in slots 2 and 0, and the third entry is padding.
     def put(old, new):
         return old.at[rows_B].set(new, mode="drop")
 
@@ -124,6 +127,7 @@ def insert(
         old.at[rows_B, :, :, :width].set(new[prompts_B, :, :, :width], mode="drop")
         for old, new in zip(slots.cache.keys_BNKS, prefilled.keys_BNKS, strict=True)
     ]
+    # A prompt's keys and values are copied to each of its samples: prompts_B = [0, 0, 1].
     values = [
         old.at[rows_B, :, :width].set(new[prompts_B, :, :width], mode="drop")
         for old, new in zip(slots.cache.values_BNSK, prefilled.values_BNSK, strict=True)
@@ -133,6 +137,7 @@ def insert(
         logp_BS=put(slots.logp_BS, jnp.zeros((), jnp.float32)),
         length_B=put(slots.length_B, length_B),
         limit_B=put(slots.limit_B, limit_B),
+        # A prompt that fills its limit is over before it starts.
         running_B=put(slots.running_B, length_B < limit_B),
         begin_B=put(slots.begin_B, begin_B),
         cache=Cache(tuple(keys), tuple(values)),
@@ -142,6 +147,9 @@ def insert(
 
 def ordered(values):
     """Unsigned integers in the order of the floats: for a float32, bits that compare as the numbers do."""
+    # As integers negative floats compare the wrong way round, and above the positive ones (the sign is the top bit).
+    # So a negative one has all its bits flipped, a positive one the top bit set: -1.0 is 0xbf800000 -> 0x407fffff,
+    # and 1.0 is 0x3f800000 -> 0xbf800000.
     bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
     return jnp.where(bits >> 31, ~bits, bits | jnp.uint32(1 << 31))
 
@@ -150,6 +158,8 @@ def largest(holds, rows: int):
     """For each row the largest 32-bit key at which `holds(key_B)`, true below some key and false above, is true; 0
     where it never is. One bit a pass: among 151,936 logits 13 to 18 times as fast as sorting them (CPU)."""
 
+    # Before each pass the bits tried are the answer's, those below are 0. In 4 bits, for "at most 1010": 1000 holds,
+    # 1100 does not, 1010 does, 1011 does not.
     def bit(index, key_B):
         tried_B = key_B | (jnp.uint32(1 << 31) >> index.astype(jnp.uint32))
         return jnp.where(holds(tried_B), tried_B, key_B)
@@ -171,10 +181,14 @@ def keep(logits_BV, top_k_B, top_p_B, min_p_B):
 
     def kth():
         """The key of each row's k-th largest logit."""
+        # Logits 3, 2, 2, 1 and k = 2: the largest key that two logits reach is that of 2, and both 2s stay. Rows
+        # without top-k ask for all V, whose key is the smallest logit's.
         count_B = jnp.where(top_k_B > 0, jnp.minimum(top_k_B, vocab), vocab)
         return largest(lambda key_B: jnp.sum(key_BV >= key_B[:, None], axis=-1) >= count_B, rows)
 
+    # The settings are traced: cond runs a filter only where a row asks for it.
     kept_BV = key_BV >= jax.lax.cond(jnp.any(top_k_B > 0), kth, lambda: none_B)[:, None]
+    # Probabilities up to one factor a row, which top_p is multiplied with in turn: exp(logit - largest) <= 1.
     top_BV = jnp.max(logits_BV, axis=-1, keepdims=True)
     weight_BV = jnp.where(kept_BV, jnp.exp(logits_BV - top_BV), 0.0)
     # The sum may round to 1 before the end: top_p 1 is asked for by name.
@@ -186,10 +200,13 @@ def keep(logits_BV, top_k_B, top_p_B, min_p_B):
         def enough(key_B):
             return jnp.sum(jnp.where(key_BV > key_B[:, None], weight_BV, 0.0), axis=-1) >= need_B
 
+        # Weights .5 .3 .2 and top_p .6: above the key of .2 there is .8, enough; above that of .3 there is .5, too
+        # little. The largest key with enough is one below that of .3: .5 and .3 stay.
         key_B = largest(enough, rows)
         return jnp.where(enough(key_B), key_B + 1, none_B)
 
     kept_BV = kept_BV & (key_BV >= jax.lax.cond(jnp.any(top_p_B < 1.0), nucleus, lambda: none_B)[:, None])
+    # p >= min_p x largest p, as logits; min_p 0 is log 0 = -inf, which keeps all.
     return kept_BV & (logits_BV >= top_BV + jnp.log(min_p_B)[:, None])
 
 
@@ -210,6 +227,8 @@ def choose(logits_BV, keys, draw: Draw):
         lambda: jnp.ones(logits_BV.shape, bool),
         lambda: keep(logits_BV, draw.top_k_B, draw.top_p_B, draw.min_p_B),
     )
+    # argmax(logits + Gumbel noise) is a draw from softmax(logits). Each row has a key of its own: one key for [B, V]
+    # would make a row's noise depend on B.
     noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:], jnp.float32))(keys)
     noise_BV = jnp.where(draw.temperature_B[:, None] > 0, noise_BV, 0.0)
     return jnp.argmax(jnp.where(kept_BV, logits_BV + noise_BV, -jnp.inf), axis=-1).astype(jnp.int32)
@@ -220,6 +239,7 @@ def restrict(logits_BV, begin_B, spellings: Spellings):
 
     def restricted():
         rows = jnp.arange(logits_BV.shape[0])[:, None]
+        # Unused places of a state hold the id V, outside the array: they are dropped.
         allowed_BV = (
             jnp.zeros(logits_BV.shape, bool).at[rows, spellings.ids_AY[begin_B]].set(True, mode="drop")
         )
@@ -230,6 +250,7 @@ def restrict(logits_BV, begin_B, spellings: Spellings):
 
 def advance(token_B, begin_B, spellings: Spellings):
     """The state behind each row's token."""
+    # A state lists an id once, so that one entry of Y is taken at most, and max picks its state. A free row stays at 0.
     taken_BY = (spellings.ids_AY[begin_B] == token_B[:, None]) & (begin_B > 0)[:, None]
     return jnp.max(jnp.where(taken_BY, spellings.next_AY[begin_B], 0), axis=-1)
 
@@ -244,6 +265,7 @@ def decode(model: Model, params, slots: Slots, owned_B, spellings: Spellings, wa
     The log-probability returned is that of the token at the row's temperature over the whole vocabulary, whatever
     top-k, top-p and min-p kept: the same that `losses.token_logp` computes.
     """
+    # A row may end on the host alone (a stop text is found by decoding), which this tells the device.
     slots = slots._replace(running_B=slots.running_B & owned_B)
     keys = row_keys(slots.draw)
     rows = jnp.arange(slots.tokens_BS.shape[0])
@@ -258,8 +280,10 @@ def decode(model: Model, params, slots: Slots, owned_B, spellings: Spellings, wa
         logits_BV = scaled_logits(
             hidden_BTD[:, 0], head_DV, slots.draw.temperature_B, model.config.logit_softcap
         )
+        # By the position of the token to be drawn: where a chunk begins, or which rows are idle, changes no draw.
         position_keys = jax.vmap(jax.random.fold_in)(keys, slots.length_B)
         token_B = choose(restrict(logits_BV, slots.begin_B, spellings), position_keys, slots.draw)
+        # Of `logits_BV`, before restriction and filters.
         logp_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
         logp_B = logp_B - jax.nn.logsumexp(logits_BV, axis=-1)
         # Rows that do not run write their last token again: the value that is there already.
@@ -280,8 +304,11 @@ def decode(model: Model, params, slots: Slots, owned_B, spellings: Spellings, wa
 
     def going(carry):
         slots, recent = carry
+        # At least one row: with none the loop would go through its chunk for nothing.
         return (recent.count < chunk) & (jnp.sum(slots.running_B) >= jnp.maximum(wanted, 1))
 
+    # From length - 1 on: the last known token is not in the cache. The cache stays out of the loop's state, where it is
+    # only read; it is written once, at the end.
     recent = empty_recent_tokens(model.config, slots.tokens_BS.shape[0], chunk, slots.length_B - 1)
     slots, recent = jax.lax.while_loop(going, step, (slots._replace(cache=None), recent))
     return slots._replace(cache=flush(cache, recent))

@@ -20,6 +20,7 @@ def make_mesh(data: int = -1, model: int = 1, devices=None) -> Mesh:
     devices = jax.devices() if devices is None else list(devices)
     sizes = [data, model]
     if -1 in sizes:
+        # data = -1 and model = 2 on 8 devices: -data * model is the known size, 2, and data becomes 4.
         sizes[sizes.index(-1)] = max(1, len(devices) // max(1, -data * model))
     if sizes[0] * sizes[1] != len(devices):
         raise ValueError(
@@ -37,6 +38,8 @@ def spec(letters: str, shape, mesh: Mesh | AbstractMesh, rules: dict) -> Partiti
     axes, used = [], set()
     for letter, size in zip(letters, shape, strict=True):
         axis = rules.get(letter)
+        # A mesh axis cuts one axis of an array at most: of hidden_BTD "data" takes B, and D stays whole. Two key/value
+        # heads over a "model" axis of 4 are replicated.
         fits = axis is not None and axis not in used and size % mesh.shape[axis] == 0
         axes.append(axis if fits else None)
         used.add(axes[-1])
@@ -47,6 +50,8 @@ def shardings(tree, mesh: Mesh, rules: dict):
     """NamedShardings for every leaf of `tree`, read off the last name of its path; unnamed scalars are replicated."""
 
     def one(path, leaf):
+        # Dicts have keys, records names, tuples only numbers: mu/layer_0/q_DHK, a moment of Adam, has the letters DHK,
+        # and the third array in keys_BNKS has BNKS.
         names = [str(getattr(k, "key", getattr(k, "name", ""))) for k in path]
         letters = next((dims.suffix(name) for name in reversed(names) if name), "")
         if np.ndim(leaf) == 0:

@@ -28,6 +28,7 @@ def config_from_hf(data: dict) -> Config:
     hf.need(data, "head_dim")  # 256 for transformers, not hidden_size / heads
     sizes = hf.sizes(data, tied=True)
     pattern = data.get("sliding_window_pattern") or data.get("_sliding_window_pattern") or PATTERN
+    # Pattern 6: layers 5, 11, 17 ... attend to all tokens.
     sliding = [bool((layer + 1) % pattern) for layer in range(sizes["layers"])]
     far, near = rope_of_both(data)
     theta, scaling = hf.rope(far, "linear", default=1_000_000.0)

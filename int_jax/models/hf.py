@@ -54,6 +54,7 @@ def _axes(letters: str) -> tuple[tuple[int, ...], ...]:
     A linear map from or to the residual stream D is a matrix [outputs, inputs] there: `q_DHK` is [H x K, D], `o_HKD` is
     [D, H x K]. A lookup V.. is as here, the rest are vectors.
     """
+    # VD -> ((0,), (1,)); DHK -> ((1, 2), (0,)); HKD -> ((2,), (0, 1)); DV -> ((1,), (0,)); HK -> ((0, 1),).
     every = tuple(range(len(letters)))
     if letters[0] == "V":
         return tuple((axis,) for axis in every)
@@ -69,12 +70,14 @@ def shape_to_hf(letters: str, shape) -> tuple[int, ...]:
 
 def to_hf(letters: str, array):
     """Our array in the layout of a file."""
+    # DHK: order [1, 2, 0], so [D, H, K] -> [H, K, D] -> [H x K, D].
     order = [axis for group in _axes(letters) for axis in group]
     return array.transpose(order).reshape(shape_to_hf(letters, array.shape))
 
 
 def from_hf(letters: str, array, shape):
     """A file's array in our layout, `shape` being ours."""
+    # The other way: [H x K, D] -> [H, K, D] -> [D, H, K]. argsort inverts a permutation: [1, 2, 0] -> [2, 0, 1].
     order = [axis for group in _axes(letters) for axis in group]
     return array.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
 
@@ -89,6 +92,8 @@ def part_from_hf(letters: str, stored, shape, index):
     bounds = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
     cuts, sizes, inner = [], list(shape), list(index)
     for first, *rest in _axes(letters):
+        # Heads 2:4 of q_DHK, K = 64, are rows 128:256 of the file. Only the first axis of a group is a range there: the
+        # others are read whole, and cut afterwards (`inner`).
         row = math.prod(shape[axis] for axis in rest)
         start, stop = bounds[first]
         cuts.append(slice(start * row, stop * row))
@@ -173,6 +178,7 @@ def rope(data: dict, *kinds: str, default: float = ROPE_BASE) -> tuple[float, Ro
     Args:
       kinds: the scaled types that the family takes, of ROPE_FIELDS. default: the base where config.json has none.
     """
+    # From the top level, then each table: a field may be said twice, but not in two ways.
     found = {"rope_theta": data.get("rope_theta")}
     for key in ("rope_scaling", "rope_parameters"):
         for field, value in _rope_table(data, key, kinds).items():
@@ -180,6 +186,7 @@ def rope(data: dict, *kinds: str, default: float = ROPE_BASE) -> tuple[float, Ro
                 raise ValueError(f"{key}.{field} = {value!r}, but {found[field]!r} elsewhere in the file")
             found[field] = value
     theta, kind = found.pop("rope_theta") or default, found.pop("rope_type", "default")
+    # Of {"rope_type": "default", "factor": 1} the factor says nothing, of "linear" it does.
     unused = {TRAINED, *(["factor"] if found.get("factor") == 1 else [])} - {*ROPE_FIELDS[kind]}
     found = {field: value for field, value in found.items() if field not in unused}
     if found.keys() != set(ROPE_FIELDS[kind]):
@@ -201,6 +208,7 @@ def _rope_table(data: dict, key: str, kinds) -> dict[str, Any]:
     if table.get("partial_rotary_factor", 1.0) != 1.0:
         factor = table["partial_rotary_factor"]
         raise ValueError(f"{key}.partial_rotary_factor = {factor!r} is not supported, only 1.0 is")
+    # {"type": "linear", "factor": 2} -> {"rope_type": "linear", "factor": 2}; a `rope_type` of the table's own wins.
     old = table.pop("type", "default")
     table.pop("partial_rotary_factor", None)
     return {"rope_type": old, **table} if table or old != "default" else {}
@@ -210,6 +218,7 @@ def scaling_to_hf(scaling: RopeScaling | None) -> dict[str, Any] | None:
     """`rope_scaling` as transformers 4 reads it."""
     if scaling is None:
         return None
+    # As many values as the kind has fields: of "linear" the factor alone.
     values = (scaling.factor, scaling.low, scaling.high, scaling.trained)
     return {"rope_type": scaling.kind, **dict(zip(ROPE_FIELDS[scaling.kind], values, strict=False))}
 
@@ -269,6 +278,7 @@ def upper_windows_to_hf(config: Config) -> dict[str, Any]:
     return {
         "use_sliding_window": bool(config.windows),
         "sliding_window": max(config.windows, default=None),
+        # The first layer with a window, or the number of layers where none has one.
         "max_window_layers": [*types, KINDS[1]].index(KINDS[1]),
         "layer_types": types,
     }

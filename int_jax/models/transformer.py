@@ -132,6 +132,8 @@ def flush(cache: Cache, recent: RecentTokens) -> Cache:
     cache is still read: where there is none, the row's last C positions are overwritten."""
 
     def put(axis, old, new):
+        # Of one row: keys [N, K, S] and values [N, S, K] have their position on `axis`. All C entries are written: the
+        # unused ones are zeros behind the row's last token, where no mask looks and the next flush writes.
         def row(old, new, start):
             return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis)
 
@@ -147,11 +149,14 @@ def rms_norm(hidden, scale, eps: float, zero_centred: bool = False):
 
     Zero-centred, the factor is 1 + scale, and the product is taken in float32 too (as in Gemma).
     """
+    # bfloat16 has 8 significant bits: a sum over thousands of squares would lose the small ones.
     wide = hidden.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    # [D] as [1, 1, D]: arrays of different rank are never broadcast here (tests/conftest.py refuses it).
     scale = scale.reshape((1,) * (hidden.ndim - 1) + (-1,))
     if zero_centred:
         return (normed * (1.0 + scale.astype(jnp.float32))).astype(hidden.dtype)
+    # Rounded before it is scaled, as transformers does in Llama, Qwen and Mistral.
     return scale * normed.astype(hidden.dtype)
 
 
@@ -163,6 +168,7 @@ def softcap(values, cap: float | None):
 def rotate(heads_BTHK, cos_BTK, sin_BTK):
     """Rotary position embedding in the half-split layout: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin)."""
     wide = heads_BTHK.astype(jnp.float32)
+    # Half-split: the pair that turns together is (x[i], x[i + K/2]), so [1, 2, 3, 4] becomes [-3, -4, 1, 2].
     first, second = jnp.split(wide, 2, axis=-1)
     turned = jnp.concatenate([-second, first], axis=-1)
     out = wide * cos_BTK[:, :, None, :] + turned * sin_BTK[:, :, None, :]
@@ -175,6 +181,8 @@ def scaled(frequency, scaling: RopeScaling | None):
         return frequency
     if scaling.kind == "linear":
         return frequency / scaling.factor
+    # How often a pair turns within the trained length. With low = 1 and high = 4: 4 turns and more are kept as they
+    # are, 1 and less are divided by the factor, 2.5 are half kept.
     turns = scaling.trained * frequency / (2 * jnp.pi)
     kept = jnp.clip((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
     return kept * frequency + (1.0 - kept) * frequency / scaling.factor
@@ -182,7 +190,9 @@ def scaled(frequency, scaling: RopeScaling | None):
 
 def rope(positions_BT, head_dim: int, theta: float, scaling: RopeScaling | None = None):
     """cos and sin of position x theta^(-2i/K), each [B, T, K] float32."""
+    # K = 4 and theta = 10,000: frequencies [1, 0.01], both halves of the head alike: [1, 0.01, 1, 0.01].
     frequency = scaled(theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim), scaling)
+    # In float32: bfloat16 cannot tell position 257 from 256.
     angle = positions_BT.astype(jnp.float32)[:, :, None] * frequency[None, None, :]
     angle = jnp.concatenate([angle, angle], axis=-1)
     return jnp.cos(angle), jnp.sin(angle)
@@ -196,6 +206,7 @@ def attention(query_BTHK, parts, scale: float, cap: float | None = None):
     """
     rows, length, heads, head_dim = query_BTHK.shape
     kv_heads = parts[0][0].shape[1]
+    # H = 4 and N = 2: query heads 0 and 1 read key/value head 0, heads 2 and 3 read head 1.
     shape_BNQT = (rows, kv_heads, heads // kv_heads, length)
     query_BTNQK = query_BTHK.reshape(rows, length, *shape_BNQT[1:3], head_dim) * scale
     # X folds Q and T: as one plain batched product decoding is 2.4x (S = 96) to 2.8x (S = 256) as fast on CPU.
@@ -203,11 +214,16 @@ def attention(query_BTHK, parts, scale: float, cap: float | None = None):
 
     def masked(key_BNKS, mask_BTS):
         score_BNXS = jnp.einsum("BNXK,BNKS->BNXS", query_BNXK, key_BNKS, preferred_element_type=jnp.float32)
+        # The cap comes before the mask: it would bring the masked scores back to -cap.
         score_BNXS = softcap(score_BNXS, cap)
+        # Finite: a query that sees nothing (padding of the last span) gets a mean of the values. With -inf it would
+        # be NaN, and so would the gradient of the whole row.
         score_BNQTS = jnp.where(mask_BTS[:, None, None], score_BNXS.reshape(*shape_BNQT, -1), -1e30)
         return score_BNQTS.reshape(score_BNXS.shape)
 
     scores = [masked(key_BNKS, mask_BTS) for key_BNKS, _, mask_BTS in parts]
+    # One maximum over all parts: no exp overflows, and the parts' sums are in one scale and may be added. The softmax
+    # does not depend on it, so that no gradient is lost by stopping it.
     tops = [jnp.max(score_BNXS, axis=-1, keepdims=True) for score_BNXS in scores]
     top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
     weights = [jnp.exp(score_BNXS - top) for score_BNXS in scores]
@@ -236,6 +252,7 @@ SPAN = 128  # queries of a long row whose scores exist at one time; on CPU 1.3 t
 def long_attention(query_BTHK, key_BNKS, value_BNSK, mask: LongMask, scale: float, cap: float | None = None):
     """Causal `attention` over a row of any length, SPAN queries (C) at a time, in the backward pass, too."""
     rows, length = query_BTHK.shape[:2]
+    # Rounded up: 600 tokens are 5 spans of 128, with 40 places of padding.
     count = -(-length // SPAN)
 
     def cut(array):
@@ -243,9 +260,12 @@ def long_attention(query_BTHK, key_BNKS, value_BNSK, mask: LongMask, scale: floa
         padded = jnp.pad(array, [(0, 0), (0, count * SPAN - length)] + [(0, 0)] * (array.ndim - 2))
         return jnp.moveaxis(padded.reshape(rows, count, SPAN, *array.shape[2:]), 1, 0)
 
+    # Without it the scan would keep every span's weights for the backward pass: [B, H, T, T] again.
     @jax.checkpoint
     def one(piece):
         query_BCHK, own, index = piece
+        # Causal by the place in the row (query c of span i stands at 128 i + c), not by position: positions start anew
+        # in each packed sequence.
         mask_BCS = (index * SPAN + jnp.arange(SPAN))[None, :, None] >= jnp.arange(length)[None, None, :]
         mask_BCS = mask_BCS & within_window(own.positions_BT, mask.positions_BT, mask.window)
         if mask.segments_BT is not None:
@@ -255,6 +275,7 @@ def long_attention(query_BTHK, key_BNKS, value_BNSK, mask: LongMask, scale: floa
     own = mask._replace(
         positions_BT=cut(mask.positions_BT),
         segments_BT=None if mask.segments_BT is None else cut(mask.segments_BT),
+        # lax.map cuts all it is given along the first axis.
         window=jnp.broadcast_to(mask.window, count),
     )
     parts = jax.lax.map(one, (cut(query_BTHK), own, jnp.arange(count)))
@@ -265,7 +286,9 @@ def attention_mask(positions_BT, segments_BT, window: int):
     """What each token of a row sees: one mask, as `attention` takes it; for a long row what `long_attention` needs."""
     length = positions_BT.shape[1]
     if length > LONG:
+        # No window is one that nothing exceeds: within the map it is an array, and cannot be None.
         return LongMask(positions_BT, segments_BT, jnp.int32(window or jnp.iinfo(jnp.int32).max))
+    # Length 3: rows 100, 110, 111. With segments 1 1 2 the last becomes 001: packed sequences do not see each other.
     mask_BTS = jnp.tril(jnp.ones((length, length), bool))[None]
     if segments_BT is not None:
         mask_BTS = mask_BTS & (segments_BT[:, :, None] == segments_BT[:, None, :])
@@ -288,13 +311,16 @@ class Weights(nn.Module):
     def weight(self, name: str):
         letters = dims.suffix(name)
         shape = self.config.shape(letters)
+        # A norm starts as the identity, and a bias as nothing: scale 1, or 1 + 0 where it is zero-centred.
         if "_bias_" in name or (len(letters) == 1 and self.config.zero_centred):
             init = nn.initializers.zeros
         elif len(letters) == 1:
             init = nn.initializers.ones
         elif name == "embed_VD":
+            # transformers' `initializer_range` of Llama and Qwen.
             init = nn.initializers.normal(0.02)
         else:
+            # What a product sums over: the first axis (q_DHK: D, down_FD: F), but both of o_HKD's, H x K.
             inputs = 2 if letters == "HKD" else 1
             fan_in = 1
             for size in shape[:inputs]:
@@ -324,7 +350,9 @@ class Block(Weights):
             query_BTHK = self.norm("q_norm_K", query_BTHK)
             key_BTNK = self.norm("k_norm_K", key_BTNK)
         query_BTHK, key_BTNK = rotate(query_BTHK, *rotation), rotate(key_BTNK, *rotation)
+        # In the layouts of Cache, so that what a prefill makes is a cache without another copy.
         new = jnp.einsum("BTNK->BNKT", key_BTNK), jnp.einsum("BTNK->BNTK", value_BTNK)
+        # Into the recent tokens first: the token attends to itself, too. One index for all rows, axis C of each array.
         if recent is not None:
             new = (
                 jax.lax.dynamic_update_slice_in_dim(recent[0], new[0], count, axis=3),
@@ -334,6 +362,7 @@ class Block(Weights):
         if isinstance(masks, LongMask):
             heads_BTHK = long_attention(query_BTHK, *new, masks, scale, config.attention_softcap)
         else:
+            # Decoding has two parts, the cache and the recent tokens; otherwise there is one, the row itself.
             parts = [(*kv, mask) for kv, mask in zip((*past, new), masks, strict=True)]
             heads_BTHK = attention(query_BTHK, parts, scale, config.attention_softcap)
         out_BTD = jnp.einsum("BTHK,HKD->BTD", heads_BTHK, self.weight("o_HKD"))
@@ -362,6 +391,7 @@ class Transformer(Weights):
     @nn.compact
     def __call__(self, tokens_BT, positions_BT, segments_BT=None, cache=None, recent=None):
         embed_VD = self.weight("embed_VD")
+        # Declared so that `init` makes it; it is applied where log-probabilities are computed.
         if not self.config.tied:
             self.weight("head_DV")
         hidden_BTD = constrain(embed_VD[tokens_BT], "BTD")
@@ -369,6 +399,7 @@ class Transformer(Weights):
             # rounded to the compute dtype first, as transformers does: 55.4256 is 55.5 in bfloat16
             hidden_BTD = hidden_BTD * jnp.asarray(self.config.dim**0.5, hidden_BTD.dtype)
         windows = self.config.windows or (0,) * self.config.layers
+        # By window, not by layer: of Gemma 3's 26 layers four have none and 22 have one, which makes two of each.
         rotations = {window: self.rotation(positions_BT, window) for window in sorted(set(windows))}
         block = nn.remat(Block) if self.remat else Block
         blocks = [block(self.config, name=f"layer_{layer}") for layer in range(self.config.layers)]
@@ -380,6 +411,8 @@ class Transformer(Weights):
                 made.append(new)
         else:
             size, chunk = cache.values_BNSK[0].shape[2], recent.values_BNCK[0].shape[2]
+            # S = 6 and start 4: 111100. C = 4 with 2 tokens there: 1110, of which the third is this token's own, which
+            # the block writes at `count` before it attends.
             filed_BTS = jnp.arange(size)[None, None, :] < recent.start_B[:, None, None]
             recent_BTS = (jnp.arange(chunk) <= recent.count)[None, None, :]
 
@@ -387,6 +420,7 @@ class Transformer(Weights):
                 if not window:
                     return filed_BTS, recent_BTS
                 filed_BS = jnp.arange(size)[None]
+                # Positions differ by row: recent token c of a row stands at its start + c.
                 recent_BS = recent.start_B[:, None] + jnp.arange(chunk)[None]
                 return (
                     filed_BTS & within_window(positions_BT, filed_BS, window),
