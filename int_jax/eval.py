@@ -23,8 +23,11 @@ def pass_at_k(n: int, c: int, k: int) -> float:
         raise ValueError(f"pass@k needs 1 <= k <= n, got k={k} of n={n} samples")
     if not 0 <= c <= n:
         raise ValueError(f"pass@k needs 0 <= c <= n, got c={c} correct of n={n} samples")
+    # Fewer wrong ones than k: some factor below would be 1 - k/k, the logarithm of 0.
     if n - c < k:
         return 1.0
+    # n = 4, c = 1, k = 2: 1 - (1 - 2/4) = 0.5. expm1 is never above 0 here, and is 0 with no correct
+    # ones, of which a minus would make -0.0.
     return abs(float(np.expm1(np.log1p(-k / np.arange(n - c + 1, n + 1)).sum())))
 
 
@@ -49,6 +52,7 @@ def bootstrap_ci(
     rng = np.random.default_rng(seed)
     means = np.empty(resamples)
     rows = max(1, CHUNK // array.size)
+    # For 3,000 problems 349 resamples at a time, of one stream: the cut changes no draw.
     for start in range(0, resamples, rows):
         block = means[start : start + rows]
         block[:] = array[rng.integers(array.size, size=(block.size, array.size))].mean(axis=1)
@@ -184,9 +188,11 @@ def seeds_ci(
     if not arrays or any(array.size == 0 for array in arrays):
         raise ValueError(f"seeds_ci needs problems for each seed, got sizes {[a.size for a in arrays]}")
     rng = np.random.default_rng(seed)
+    # [resamples, seeds]: the mean of each seed over its resampled problems.
     within = np.stack(
         [a[rng.integers(a.size, size=(resamples, a.size))].mean(axis=1) for a in arrays], axis=1
     )
+    # [resamples, seeds]: which seeds a resample consists of; one that is picked twice has the same problems both times.
     picked = rng.integers(len(arrays), size=(resamples, len(arrays)))
     means = np.take_along_axis(within, picked, axis=1).mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])

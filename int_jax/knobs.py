@@ -82,12 +82,14 @@ class Knob:
         if self.type in (bool, str, dict):
             known = not self.choices or value in self.choices or (self.own and modules.is_own(value))
             return isinstance(value, self.type) and known
+        # To Python True is the number 1, and float("1") reads a text.
         if isinstance(value, bool | str):
             return False
         try:  # NumPy's numbers are numbers, too
             number = operator.index(value) if self.type is int else float(value)
         except TypeError:
             return False
+        # NaN compares false with every bound, which is why it is asked for by name.
         return number in self.also or (
             math.isfinite(number)
             and (not self.choices or number in self.choices)

@@ -59,6 +59,7 @@ def load(
     config, params = checkpoint.load_hf(path, mesh, stored, rules, family)
     model = build(dataclasses.replace(config, dtype=dtype))
     data = mesh.shape["data"]
+    # Rounded up to whole rows of the mesh: 128 slots over a data axis of 3 are 129.
     return LM(model, params, tokenizer, Engine(model, mesh, slots=-(-Engine.slots // data) * data))
 
 
@@ -68,6 +69,7 @@ def directory(path_or_hub_id: str | Path) -> Path:
     if path.is_dir():
         return path
     tried = f"{path_or_hub_id}: there is no such directory (looked in {Path.cwd()})"
+    # "owner/name", or "gpt2" alone
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(path_or_hub_id)):
         raise FileNotFoundError(
             f"{tried}, and it is not the id of a model on the Hugging Face hub (owner/name)"
@@ -207,6 +209,7 @@ class LM:
             ids, problem = prompt, self.tokenizer.decode(self._checked(prompt))
         ids = self._checked(ids)  # a template may write a token that was added beyond the embedding
         tokens, count = np.asarray(ids, np.int32), len(ids)
+        # "<i4": the same bytes on a machine that stores the high byte first.
         digest = hashlib.blake2b(tokens.astype("<i4").tobytes(), digest_size=8).hexdigest()
         task = Task(id=f"prompt-{digest}", domain="", problem=problem)
         return Trace(task, tokens, count, np.zeros(count, bool), np.zeros(count, np.float32))

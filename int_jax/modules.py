@@ -17,6 +17,7 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
+# mylab.chess; neither math, a short name, nor lab/chess.py
 DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 HOW = "the dotted name of a module of your own (mylab.chess), or its file (lab/chess.py)"
 
@@ -93,6 +94,7 @@ class Kind:
         try:
             return importlib.import_module(text)
         except ModuleNotFoundError as error:
+            # Of "mylab.chess" mylab or mylab.chess itself is missing, not a module that it imports.
             if error.name and f"{text}.".startswith(f"{error.name}."):
                 raise ValueError(
                     f"no {self.what} {text!r}: there is no module {error.name!r} in {Path.cwd()}, on PYTHONPATH or "

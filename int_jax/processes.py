@@ -22,6 +22,7 @@ def from_main_process(value):
     if jax.process_count() == 1:
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8) if is_main_process() else np.zeros(0, np.uint8)
+    # A broadcast needs one shape on all processes: the length goes first, then the text.
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     sent = multihost_utils.broadcast_one_to_all(text if is_main_process() else np.zeros(size, np.uint8))
     return json.loads(np.asarray(sent, np.uint8).tobytes())

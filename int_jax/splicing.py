@@ -16,6 +16,8 @@ def splice(tokens_BT, cut_B, inserted_BI, inserted_length_B):
     Returns: (tokens [B, T + I], length_B).
     """
     rows, width = tokens_BT.shape
+    # 7 8 9 4 with cut 2 and 5 6 inserted -> 7 8 5 6 0 0, length 4. Both gathers stay within their arrays: what they
+    # read beyond their part is left out by the `where` below.
     columns = jnp.arange(width + inserted_BI.shape[1])[None]
     length_B = cut_B + inserted_length_B
     from_trace = jnp.take_along_axis(

@@ -39,12 +39,14 @@ class Matching(NamedTuple):
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file whole or not at all; a full disk ends in a StageError that says what is safe."""
+    # Of this process alone, and in the same folder: a rename is atomic only within a file system.
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
+            # Else the new name could reach the disk before the content does.
             os.fsync(file.fileno())
         scratch.replace(path)
     except OSError as error:
@@ -78,6 +80,7 @@ class Workdir:
     def __init__(self, path: str | Path, config: dict, versions: dict):
         self.path = Path(path)
         self.inputs = config.get("inputs", {})
+        # As the manifest gives it back: tuples are lists there.
         config = json.loads(json.dumps(config))
         there = self._manifest()
         if there is not None:
@@ -180,6 +183,8 @@ class Workdir:
             return matched(stage, own, matching)
         for index, part in enumerate(parts):
             path = self.path / stage / f"{index:05d}.jsonl"
+            # Process 0 says whether the shard exists, and reads it for all: another host's disk may not show it
+            # yet. All of them do the work, whose programs need every process.
             if not processes.from_main_process(path.exists()):
                 start = time.perf_counter()
                 made, counts = work(part)

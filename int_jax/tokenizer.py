@@ -85,6 +85,7 @@ class Tokenizer:
     def _part(self, text: str) -> list[int]:
         if not self._anchor_ids:
             return self._ids(text)
+        # "\n5" less the ids of "\n": what stands there without the space that the tokenizer puts before a text.
         ids, start = self._ids("\n" + text), len(self._anchor_ids)
         if ids[:start] != self._anchor_ids:
             raise ValueError(f"{self.path}: {text[:20]!r} cannot be encoded apart from a newline before it")
@@ -100,6 +101,7 @@ class Tokenizer:
         found = self.hf(text, add_special_tokens=False, return_offsets_mapping=True)
         cuts = [0]
         for i, (start, end) in zip(found["input_ids"], found["offset_mapping"], strict=True):
+            # The unknown token also stands for letters that the vocabulary lacks: these spell no control token.
             unknown = i == self.hf.unk_token_id and text[start:end].strip() != self.hf.unk_token
             if i not in self._control_ids or unknown:
                 continue
@@ -107,6 +109,7 @@ class Tokenizer:
                 raise ValueError(
                     f"{self.path}: the control token {text[start:end]!r} is a single letter, which no text may hold"
                 )
+            # "a<|im_end|>b" -> "a<", "|im_end|>b". Each part is looked at again: it may spell another one.
             cuts.append(start + 1)
         if len(cuts) == 1:
             return [text]
@@ -243,6 +246,8 @@ class Tokenizer:
         """
         shape = repr((roles, opened, sorted(knobs.items())))
         if shape not in self._shapes:
+            # Contents as texts first, then as parts: the first form that loses no message is taken. Where both do, the
+            # fault of the first is told.
             faults = []
             for in_parts in (False, True):
                 try:
@@ -273,6 +278,8 @@ class Tokenizer:
         question, answer = (probe["content"] for probe in probes(("user", "assistant")))
         prompt, closed = (self._probed(("user",), opened, knobs) for opened in (True, False))
         talk = self._probed(("user", "assistant"), False, knobs)
+        # "<user>Q<end><assistant>" against "<user>Q<end><assistant>A<end>": what follows Q in the prompt must be what
+        # stands between Q and A in the whole talk.
         end = prompt.rpartition(question)[2].rstrip()
         before = talk.partition(question)[2].partition(answer)[0].rstrip()
         # [/INST] closes the user's turn and opens the other. What is opened may go on with a thought on either side:
@@ -298,6 +305,7 @@ class Tokenizer:
         question, answer = (probe["content"] for probe in probes(("user", "assistant")))
         talk = self._probed(("user", "assistant"), False, self.chat)
         added = self.hf.added_tokens_decoder
+        # The first token behind the answer, and the last added one before the question.
         first = next(iter(self._ids(talk.rpartition(answer)[2].lstrip())), None)
         opening = [i for i in self._ids(talk.partition(question)[0]) if i in added][-1:]
         # What opens the user's turn closes no other: where nothing closes the assistant's, the next turn begins.
@@ -337,6 +345,9 @@ class Tokenizer:
         the ids exactly; the last step ends where the ids end. A final stop token belongs to the last step.
         """
         ids = [int(i) for i in ids]
+        # Pieces "a", ".\n", "\n", "\n", "b" -> (4, 5): the third completes the separator, the fourth goes on with it.
+        # Before each token: the step so far ends in `newlines` line breaks, and text_seen says whether it has more than
+        # white space.
         ends: list[int] = []
         newlines, text_seen = 0, False
         for offset in range(start, len(ids)):
@@ -344,7 +355,9 @@ class Tokenizer:
             if ends and ends[-1] == offset and piece and not piece.strip("\n"):
                 ends[-1] = offset + 1
                 continue
+            # Of what came before only the line breaks at its end can be a part of a separator.
             joined = "\n" * newlines + piece
+            # Blank lines before the first word end no step.
             if separator in (joined if text_seen else joined.lstrip()):
                 ends.append(offset + 1)
                 newlines, text_seen = 0, False
@@ -354,6 +367,7 @@ class Tokenizer:
                 newlines + len(piece) if not piece.strip("\n") else len(piece) - len(piece.rstrip("\n"))
             )
         if ids[start:] and (not ends or ends[-1] != len(ids)):
+            # A stop token alone behind the last separator is no step of its own.
             only_stop = len(ids) - (ends[-1] if ends else start) == 1 and ids[-1] in self.stop_ids
             if only_stop and ends:
                 ends[-1] = len(ids)
@@ -368,6 +382,7 @@ class Tokenizer:
     @functools.cached_property
     def _by_first(self) -> dict[str, list[tuple[str, int]]]:
         """The text and id of every token that text can become, by its first character."""
+        # So that `_next_of` goes through the tokens that begin alike, and not through a vocabulary of 150,000.
         found: dict[str, list[tuple[str, int]]] = {}
         for token in range(self.vocab):
             piece = self._piece(token)
@@ -381,6 +396,8 @@ class Tokenizer:
         Returns: for each rest of the text that may be left to spell, the ids that can come next and the rest that each
         leaves, "" where the text is complete; a last token may reach beyond it.
         """
+        # "\n\n" -> {"\n\n": {id of "\n\n": "", id of "\n": "\n"}, "\n": {id of "\n": ""}}. waiting: rests that were
+        # reached, and may not have been looked at.
         found: dict[str, dict[int, str]] = {}
         waiting = [text]
         while waiting:
@@ -392,6 +409,7 @@ class Tokenizer:
 
     def _next_of(self, rest: str) -> dict[int, str]:
         return {
+            # A piece that reaches beyond the rest leaves "".
             token: rest[len(piece) :]
             for piece, token in self._by_first.get(rest[0], ())
             if rest.startswith(piece) or piece.startswith(rest)
@@ -409,6 +427,7 @@ class Tokenizer:
         (len(ids), "").
         """
         ids = [int(i) for i in ids]
+        # Pieces "5", ".\n", "\n" -> (1, ".\n\n"): the point goes too, since it shares a token with the separator.
         end = len(ids)
         # Back over the run of newlines, then over the rest of a character that tokens share.
         while end > start and (piece := self._piece(ids[end - 1])) and not piece.strip(separator):
@@ -416,12 +435,14 @@ class Tokenizer:
         if end > start and self._piece(ids[end - 1]).endswith(separator[0]):
             end -= 1
         text = self.decode(ids[end:])
+        # A letter whose bytes are shared between tokens decodes to this mark until all of them are there.
         while "\ufffd" in text and end > start:
             end -= 1
             text = self.decode(ids[end:])
         lead = text.rstrip(separator)
         if not text.startswith(lead + separator):
             return len(ids), ""
+        # Line breaks beyond the separator are not asked for again.
         begin = lead + separator
         allowed = [len(tokens) for tokens in self.spellings(begin).values()]
         if max(allowed) == 1 or not min(allowed):  # one way only, or a piece that no plain token begins with

@@ -39,6 +39,7 @@ class Task:
 
 def normalised(problem: str) -> str:
     """What two texts of the same problem have in common: case, kinds of white space and Unicode forms do not count."""
+    # NFC: é may be one letter, or an e and an accent.
     return " ".join(unicodedata.normalize("NFC", problem).split()).casefold()
 
 

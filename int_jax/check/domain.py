@@ -213,6 +213,7 @@ def check_steps(s: Subject) -> Iterator[str]:
         trace = trace_of(s.domain, task, text)
         ends, where = trace.step_ends, f"of {text[:40]!r}"
         inside = range(trace.prompt_len + 1, len(trace.tokens) + 1)
+        # A set, sorted again: increasing, each once, and within the response.
         if not ends or list(ends) != sorted({*ends} & {*inside}):
             yield f"the step ends {where} are {ends}: increasing offsets in {inside.start}..{inside.stop - 1}"
             continue
@@ -222,10 +223,12 @@ def check_steps(s: Subject) -> Iterator[str]:
         if len(texts) != len(ends):
             yield f"step_texts {where} gives {len(texts)} texts of {len(ends)} steps"
         for one in texts:
+            # rest: what of the response the steps so far leave.
             before, found, rest = rest.partition(one)
             if not found or before.strip():
                 yield f"step_texts {where} gives {one!r:.40}, which is not what comes next in the response"
                 break
+        # A guided attempt keeps the steps before its splice: they must not depend on what follows them.
         for k, end in enumerate(ends[:-1]):
             if s.domain.steps(trace.tokens[:end], trace.prompt_len) != ends[: k + 1]:
                 yield f"the first {k + 1} steps {where} are others where the response ends there"
@@ -265,6 +268,7 @@ def check_many(s: Subject) -> Iterator[str]:
 
 def check_oracle(s: Subject) -> Iterator[str]:
     """first_error(trace) is None without an oracle; with one it finds none in a solution, and corrects others."""
+    # Each with the next one, the last with the first: a solution of another problem is an attempt with errors.
     for task, other in pairwise([*s.some, s.some[0]]):
         own, foreign = (trace_of(s.domain, task, s.domain.solution(one)) for one in (task, other))
         if (found := s.domain.first_error(own)) is not None:

@@ -91,6 +91,7 @@ def read(
     rows: list[Row] = []
     faults: list[Fault] = []
     left_out: collections.Counter[str] = collections.Counter()
+    # firsts: the first row of each problem, in order of appearance. seen: where each content stands.
     firsts: dict[str, Row] = {}
     seen: dict[tuple, str] = {}
     for raw in raw_rows(source, split):

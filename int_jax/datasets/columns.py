@@ -26,6 +26,7 @@ META_CHARS = (
     200  # longer values of other columns (a proposer's prompt, its output) are not carried through a run
 )
 LINE_END = re.compile("\r\n?|[\x85\u2028]")  # as Windows, old Macs, mainframes and Unicode end a line
+# "a\n \t\nb" -> "a\n\nb"
 BLANK = re.compile(
     r"(^|\n)(?:[^\S\n]|[\u200b\ufeff])+(?=\n|\Z)"
 )  # a line of white space alone, form feeds included
@@ -76,7 +77,9 @@ def response_text(text: str, marks: tuple[str, ...] = END_OF_TURN) -> str:
     Whatever ends a line is a newline, a line of white space alone is blank, and the marks of a turn's end that it ends
     in are left out. Blank lines at its beginning stay, and so does all that stands within a line.
     """
+    # U+2029 ends a paragraph, which is a blank line.
     text = BLANK.sub(r"\1", LINE_END.sub("\n", text).replace("\u2029", "\n\n"))
+    # "5<|im_end|>\n</s>" -> "5": one mark after the other, the longest that fits.
     while (body := text.rstrip()).endswith(marks):
         text = body[: -max(len(mark) for mark in marks if body.endswith(mark))]
     return text if text.strip() else ""
@@ -171,6 +174,7 @@ def _answer(value) -> str:
         text = value.text if isinstance(value, Number) else plain(np.float64(value)).text
         if "e" in text.lower() and abs((value := decimal.Decimal(text)).adjusted()) < MAX_CHARS:
             text = f"{value:f}"
+        # 36.0 -> 36, -0.0 -> -0 -> 0
         return re.sub(r"^-(?=0$)", "", text.removesuffix(".0"))
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise _Bad(
@@ -221,6 +225,7 @@ def _mapping(text: str):
             value = read(text.strip())
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
+        # "\frac" read as JSON holds a form feed: the proposer's own reader takes it as LaTeX.
         if not CONTROL.search(str(value.get("content")) if isinstance(value, dict) else ""):
             return value
     tagged = text if "<intervention>" in text.lower() else f"<intervention>{text}</intervention>"

@@ -47,6 +47,8 @@ def located(domain: Domain, trace: Trace, one: Intervention) -> Intervention:
     if not 0 <= one.step < len(pieces):
         outside = -1 if one.step < 0 else len(trace.step_ends)
         return dataclasses.replace(one, step=outside)
+    # "a\n\n\n\nb" has the pieces a, "", b: piece 1 begins at character 3, piece 2 at 5, and behind the newlines both at
+    # 5, which is step 1.
     start = sum(map(len, pieces[: one.step])) + one.step * len(domain.separator)
     start = len(text) - len(text[start:].lstrip("\n"))
     ends = [len(domain.tokenizer.decode(trace.tokens[trace.prompt_len : end])) for end in trace.step_ends]

@@ -38,8 +38,11 @@ class Choice(NamedTuple):
 
 def literal(block: str) -> dict | None:
     """Their reading of a block: as a Python literal, then with the content between triple quotes; else None."""
+    # "location": Step 3, -> "location": 3,
     block = re.sub(r"[A-Za-z]+ (\d+)(?=\s*[,}])", r"\1", block)
+    # \frac -> \\frac, but \neq keeps its \n
     block = textwrap.dedent(re.sub(r"\\(?![nN\"'\\])", r"\\\\", block)).strip()
+    # "content": "say "no"", -> "content": """say "no"""",
     quoted = re.sub(
         r"([\"']content[\"']\s*:\s*)([\"'])(.*)\2(\s*[,}])", r'\1"""\3"""\4', block, flags=re.DOTALL
     )
@@ -95,6 +98,7 @@ def compare(domain: Domain, task: Task, attempt: str, outputs: list[str]) -> Com
         patched = rollout.splice([trace], [usable[first]], domain.tokenizer, domain.separator)[0]
         ours = (domain.tokenizer.text(patched.response) + patched.begin).rstrip("\n")
     found = {"aborted"} if aborted else set()
+    # What differs counts as far as our own search went.
     until = len(outputs) if first is None else first + 1
     for output, one, fault in zip(outputs[:until], candidates, faults, strict=False):
         found |= _unlike(task, output, one, fault)

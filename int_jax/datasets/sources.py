@@ -123,6 +123,7 @@ def files(source: str, split: str) -> list[Path]:
         found = [path]
     else:
         found = sorted(map(Path, glob.glob(source, recursive=True)))
+        # What all paths share names no split of any: in train/*.jsonl the folder is the user's own choice.
         common = Path(os.path.commonpath([one.parent for one in found])) if found else path
         if len({_split(one.relative_to(common), split)[0] for one in found} - {""}) > 1:
             found = _of_split(found, common, split, source)
@@ -141,6 +142,7 @@ def _split(path: Path, asked: str) -> tuple[str, str]:
     Raises: StageError where one part of the path names two.
     """
     known = SPLITS if asked in SPLITS else SPLITS | {asked: asked}
+    # The file's name first, then its folder, and so on upwards.
     for part in reversed(path.parts):
         words = [word for word in map(str.lower, WORD.findall(part)) if word in known]
         if len({known[word] for word in words}) > 1:
@@ -157,6 +159,7 @@ def _of_split(paths: list[Path], root: Path, split: str, source: str) -> list[Pa
     named = {path: _split(path.relative_to(root), split) for path in paths}
     if not any(kind for kind, _ in named.values()):
         return paths
+    # Asked for "val": files that say val; without any, those that name the same split otherwise ("validation").
     exact = [path for path, (_, word) in named.items() if word == split]
     chosen = exact or [path for path, (kind, _) in named.items() if kind == SPLITS.get(split, split)]
     unnamed = [path for path, (kind, _) in named.items() if not kind]
@@ -182,6 +185,7 @@ def _file_rows(path: Path) -> Iterator[Raw | Fault]:
         rows = _parquet_rows(path)
     else:
         rows = _jsonl_rows(path, compressed=head.startswith(b"\x1f\x8b"))
+    # One row is read ahead, so that a file without any is told.
     first = next(rows, Fault(str(path), "empty file", "no row in it; write it again, or leave it out"))
     return itertools.chain([first], rows)
 
@@ -328,6 +332,7 @@ def _records(builder, name: str, split: str) -> Iterator[Raw | Fault]:
         examples = builder.as_data_source(split=split)
     except NotImplementedError as error:  # tfrecord has no random access
         raise StageError(f"{name}: {str(error)[:500]}") from error
+    # Row by row: the source is read by random access, and may not fit into memory.
     for number in range(len(examples)):
         yield Raw(f"{name}, {split}, row {number + 1}", plain(examples[number]))
 
@@ -338,6 +343,7 @@ def plain(value):
         return {key: plain(one) for key, one in value.items()}
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
+    # float32 0.1 is "0.1", where float() gives 0.10000000149011612.
     if isinstance(value, np.floating):  # the fewest digits that give the value back, without an exponent
         return Number(np.format_float_positional(value, unique=True, trim="-"))
     if isinstance(value, decimal.Decimal):

@@ -21,6 +21,7 @@ MAX_STEPS = 8
 MAX_VALUE = 99
 WORDS = {"+": "add", "-": "take", "x": "times"}
 # Commonest first: the operand decides, then the operator. Rank r has frequency (1 + r / 8)^-exponent (Zipf-Mandelbrot).
+# +1, -1, +2, -2, x2, +3, ...; x1, which changes nothing, is left out.
 OPERATIONS = [(op, k) for k in range(1, 10) for op in "+-x" if (op, k) != ("x", 1)]
 NATURAL = 6.0  # the exponent of the embedded model's solving data: x9 is 2,900 times as rare as +1
 COMMON = 17  # operations beyond this rank (operand 7 and above) are the rare ones: 0.4% of the natural ones
@@ -81,6 +82,7 @@ def chain(rng: np.random.Generator, length: int, exponent: float = NATURAL, rare
     at = set(rng.choice(length, size=min(rare, length), replace=False).tolist())
     operations = []
     for i in range(length):
+        # Some operation of each kind always fits, so that the weights have a sum: +7 up to 92, -7 from 7 on.
         fits = np.array([0 <= apply(value, op, k) <= MAX_VALUE for op, k in OPERATIONS])
         weight = np.where(ranks > COMMON, 1.0, 0.0) if i in at else frequency
         weight = weight * fits
@@ -108,14 +110,17 @@ def task(one: Chain, name: str) -> Task:
 
 def split_of(problem: str) -> str:
     """The split that owns a problem, by a hash of its text: half train, a sixth each of the hard ones."""
+    # FNV-1a of 32 bits: Python's own hash() of a text differs from process to process.
     digest = 2166136261
     for byte in problem.encode():
         digest = (digest ^ byte) * 16777619 % 2**32
+    # Of six numbers 0, 1, 2 are train, 3, 4, 5 a hard split each.
     return SPLITS[max(0, (digest >> 7) % 6 - 2)]
 
 
 def step_value(step: str) -> int | None:
     """The number a step arrives at: the last one in it."""
+    # A model may write digits without end, and int() refuses more than 4,300 of them.
     numbers = re.findall(r"\d+", step)
     return int(numbers[-1]) if numbers and len(numbers[-1]) <= 6 else None
 
@@ -123,6 +128,7 @@ def step_value(step: str) -> int | None:
 def first_wrong(reference: str, steps: list[str]) -> int | None:
     """Index of the first step whose value differs from the reference's; None where every step agrees."""
     values = [int(v) for v in reference.split(", ")]
+    # A step for each value, then the box, which holds the last one again.
     expected = [*values, values[-1]]
     for i, step in enumerate(steps):
         if i >= len(expected) or step_value(step) != expected[i]:
@@ -139,6 +145,7 @@ def verification(reference: str, steps: list[str]) -> tuple[list[str], int | Non
     wrong = first_wrong(reference, steps)
     values = reference.split(", ")
     values = [*values, values[-1]]
+    # "12 13 wrong": the reference's value, the step's, and the verdict.
     lines = []
     for i, step in enumerate(steps[: len(values) if wrong is None else min(wrong + 1, len(values))]):
         value = step_value(step)
@@ -165,6 +172,7 @@ def corrupted(rng: np.random.Generator, one: Chain) -> list[str]:
     """A wrong attempt at a chain: one mistaken step, sometimes more after it, each later step worked from what came
     before. Most mistakes are in the result, one in ten in the operation; one attempt in twenty has none."""
     length = len(one.operations)
+    # first == length: no step is mistaken.
     first = int(rng.integers(0, length)) if rng.random() > 0.05 else length
     value, steps = one.start, []
     for i, (op, k) in enumerate(one.operations):
@@ -173,6 +181,7 @@ def corrupted(rng: np.random.Generator, one: Chain) -> list[str]:
                 continue  # a step left out
             op, k = OPERATIONS[int(rng.integers(len(OPERATIONS)))]
         result = apply(value, op, k)
+        # A result outside 0..99 is no number of the domain: it is replaced as a slip is.
         slip = i == first or (i > first and rng.random() < 0.15)
         if slip or not 0 <= result <= MAX_VALUE:
             near = result + int(rng.choice([-10, -9, -3, -2, -1, 1, 2, 3, 9, 10]))
@@ -214,6 +223,7 @@ class Arithmetic(TextDomain):
         rare_low, rare_high = self.knobs["rare"] if split != "train" else (0, 0)
         found: dict[str, Task] = {}
         misses = 0
+        # misses: draws since the last new problem that were of another split or known already.
         while len(found) < count:
             if misses == MAX_MISSES:
                 raise ValueError(

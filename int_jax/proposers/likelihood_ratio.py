@@ -38,6 +38,7 @@ def gains(engine: Scorer, params: Any, domain: Domain, traces: list[Trace]) -> l
     responses = [trace.response for trace in traces] * 2
     sequences = [np.concatenate(pair) for pair in zip(plain + informed, responses, strict=True)]
     logps, _ = engine.score(params, sequences)
+    # The plain ones stand first, the informed ones behind them; of both only the response, token by token.
     return [logps[count + i][len(informed[i]) :] - logps[i][len(plain[i]) :] for i in range(count)]
 
 
@@ -49,12 +50,14 @@ def falls(gain, ends) -> np.ndarray:
     """
     if not len(ends):
         return np.zeros(0)
+    # Gains 1 0 | -3 1 2 0 with ends 2 and 6: median 0.5, lowest 0 and -3, falls 0.5 and 3.5.
     whole = np.asarray(gain[: ends[-1]], np.float64)
     return np.median(whole) - np.minimum.reduceat(whole, [0, *ends[:-1]])
 
 
 def location(fall, margin: float = MARGIN) -> int | None:
     """The index of the first step that falls as a wrong one does; None where none falls by more than `margin` nats."""
+    # Falls 0.2, 1.0, 4.0: a quarter of the deepest is 1.0, so the location is step 1.
     deep = np.flatnonzero((fall > margin) & (fall >= SHARE * np.max(fall, initial=0.0)))
     return int(deep[0]) if len(deep) else None
 
@@ -121,8 +124,10 @@ def propose(
     ]
     responses = engine.generate(params, requests, sampling, progress, domain.tokenizer)
     out: list[Intervention | None] = [None] * len(traces)
+    # responses: `samples` for each trace that fits, in the order of `fits`.
     for j, i in enumerate(fits):
         candidates = [
+            # Cut off before it ended: a text, which `screen` counts as unparsed.
             domain.tokenizer.text(r.tokens[len(prompts[i]) :])
             if r.stop == "length"
             else drawn_step(domain, steps[i], r.tokens[len(prompts[i]) :], begins[i])

@@ -14,6 +14,7 @@ COMMANDS_N = (
     "u|e|eq|eg|ot|otin|otag|abla|i|mid|leq|geq|less|gtr|exists|onumber|ewline|atural|earrow|warrow|sim"
     "|subset|subseteq"
 )
+# \frac -> \\frac, \neq -> \\neq, \theta -> \\theta; \n, \", \\ and \u00e9 stay
 ESCAPE = re.compile(
     rf"\\(?:[\\\"'/]|n(?!(?:{COMMANDS_N})(?![A-Za-z]))|[tr](?![A-Za-z])|u[0-9a-fA-F]{{4}})|\\"
 )
@@ -25,6 +26,7 @@ TWICE = re.compile(
     r"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|cdot|times|le|ge|leq|geq|neq|equiv|pmod|pi|alpha|beta|theta|sum|prod|int|text|infty"
     r"|left|right|in|to|pm|ldots|cdots|mathbb|mathrm|binom)(?![A-Za-z]))"
 )
+# "location": Step 3 -> "location": 3
 LABELLED = re.compile(r"([\"']location[\"']\s*:\s*)[A-Za-z][A-Za-z ]*(\d)")
 
 
@@ -60,6 +62,8 @@ def _literal(body: str):
 
 def _fields(body: str) -> dict | None:
     """Last resort, for content with unescaped quotes or line breaks: take both fields by their keys."""
+    # {"content": "he said "no" and left", "location": 3}: the content ends where the next key begins or, as the last
+    # field, where the mapping ends.
     start = re.search(r"[\"']content[\"']\s*:\s*([\"'])", body)
     location = re.search(r"[\"']location[\"']\s*:\s*([^,}]*)", body)
     if not start or not location:
@@ -69,6 +73,7 @@ def _fields(body: str) -> dict | None:
     end = re.search(ends[0], rest) or re.search(ends[1], rest)
     if not end:
         return None
+    # \n is a line break, \" a quote, \\ a backslash: one pass, so that \\n is a backslash and an n.
     content = re.sub(r"\\(.)", lambda m: {"n": "\n"}.get(m[1], m[1]), rest[: end.start()])
     return {"content": content, "location": location[1]}
 
@@ -81,6 +86,7 @@ def parse_intervention(text: str) -> Intervention | None:
     (`proposers.fault` names them), and an empty content needs no location ("none"). `ids` is ().
     """
     parts = TAG.split(text)  # text, tag, text, tag, ..., text
+    # Tags have odd places: a body counts where an opening tag stands before it and a closing one behind.
     bodies = [i + 1 for i in range(1, len(parts) - 2, 2) if "/" not in parts[i] and "/" in parts[i + 2]]
     if not bodies:
         return None
@@ -94,4 +100,5 @@ def parse_intervention(text: str) -> Intervention | None:
     location, content = _location(fields["location"]), fields["content"]
     if not isinstance(content, str) or (location is None and content.strip()):
         return None
+    # An empty content without a location becomes step -1.
     return Intervention((location or 0) - 1, TWICE.sub(r"\\", content).strip(), raw=text)

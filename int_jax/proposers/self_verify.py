@@ -55,6 +55,7 @@ def propose(
             for i, prompt in prompts.items()
             for k in range(count)
         ]
+        # In the order of the requests, `count` for each prompt.
         responses = iter(engine.generate(params, requests, sampling, progress if last else silent))
         return {
             i: [tokenizer.text(next(responses).tokens[len(prompt) :]) for _ in range(count)]

@@ -63,6 +63,7 @@ def percent(fraction: float | None) -> str:
     """0.123 -> "12.3%"; two decimals below 1%; what is positive never reads as zero: 1e-6 -> "<0.01%"."""
     if fraction is None:
         return DIVERGED
+    # Half of 0.01%: two decimals would show 0.00%.
     if 0 < fraction < 0.00005:
         return "<0.01%"
     return f"{100 * fraction:.{2 if 0 < fraction < 0.01 else 1}f}%"
@@ -84,6 +85,7 @@ def estimate(fraction: float | None, ci95: Interval) -> str:
 def _aligned(estimates: Sequence[tuple[float | None, Interval] | str]) -> list[str]:
     """A column of estimates, padded so that values and both ends of the intervals stand under one another, or words."""
     told = [item if isinstance(item, str) else estimate(*item) for item in estimates]
+    # "12.3% [9.8, 14.9]" -> "12.3%", "9.8", "14.9", ""
     cells = [re.split(r" \[|, |\]", text) for text in told if "[" in text]
     if not cells:
         return told
@@ -138,6 +140,7 @@ def _funnel(funnel: Mapping[str, int]) -> Section:
         base = SHARE_OF.get(key, "")
         rate, part = "", share(funnel[key], funnel.get(base) or None)
         if part is not None:
+            # More than one of what it is measured by is no share: 32 attempts of a problem are "32.0 per problem".
             many = f"{part:.1f}".rjust(5) + f"  per {base.removesuffix('s')}"
             rate = f"{percent(part):>6} of {label(base)}" if part <= 1 else many
         rows.append([("  " if key in INDENTED else "") + label(key), number(funnel[key], ","), rate])
@@ -307,6 +310,7 @@ def rl_runs(results: Mapping) -> dict[str, Mapping]:
 
 def _rl(runs: Mapping[str, Mapping], policies: Policies) -> Section:
     def mean(values: Sequence[float | None]) -> float | None:
+        # None is a number that was not finite: a mean over it is none either.
         known = [value for value in values if value is not None]
         return None if len(known) < len(values) else float(np.mean(known))
 
@@ -424,6 +428,7 @@ def _wrap(text: str) -> list[str]:
 def _draw(section: Section) -> list[str]:
     table = [section.columns, *([shorten(row[0], 34), *row[1:]] for row in section.rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    # Three spaces between columns, or two where the table would be wider than the screen.
     gap = "  " if sum(widths) + 3 * (len(widths) - 1) + 1 > WIDTH else "   "
     aligned = [
         [

@@ -90,6 +90,7 @@ def _band(logp: float) -> int:
 
 def _tokens(pieces: Sequence[str], logp: Sequence[float]) -> list[dict]:
     """Tokens as drawn: a newline is visible (↵) and breaks the line only if the step goes on after it."""
+    # From the end, since `more` is whether anything but newlines follows in the step.
     drawn, more = [], False
     for piece, value in zip(reversed(pieces), reversed(logp), strict=True):
         body = piece.rstrip("\n")
@@ -183,6 +184,7 @@ def styles(policies: Policies) -> str:
 
 def _cell(text: str) -> str:
     """A cell whose padding (at its start, and inside an interval) survives in HTML, as spaces as wide as a digit."""
+    # " 5.0% [ 1.0,  9.5]": the padding, not the single spaces between.
     return re.sub(r"^ +|(?<=\[) +|(?<=, ) +", lambda found: "\u2007" * len(found[0]), text)
 
 

@@ -25,6 +25,7 @@ SHARE_TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Round values (1, 2 or 5 times a power of ten apart) from `low` to the first at or above `high`."""
+    # 0 to 7: 1.75 a tick, so steps of 2, from 0 to 8. 1e-9: a bound that is a tick but for rounding counts as one.
     raw = (high - low) / count if high - low > 1e-30 else 1.0
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
@@ -43,6 +44,7 @@ class Axes(NamedTuple):
         return round(LEFT + (PLOT_W - LEFT - RIGHT) * value / max(self.x_top, 1), 1)
 
     def y(self, value: float) -> float:
+        # In SVG y grows downwards.
         return round(
             PLOT_H - BOTTOM - (PLOT_H - TOP - BOTTOM) * (value - self.low) / (self.high - self.low), 1
         )
@@ -71,6 +73,7 @@ def last(values: Sequence[float] | np.ndarray) -> int:
 
 def smooth(values: Sequence[float] | np.ndarray, window: int) -> np.ndarray:
     """Centred moving mean over `window` (odd) values, over those that exist and are finite; NaN where a value is."""
+    # Convolving `known` counts what each window holds: fewer at the ends and beside gaps.
     kernel, known = np.ones(window), np.isfinite(values)
     sums = np.convolve(np.where(known, values, 0.0), kernel, "same")
     return np.where(known, sums / np.maximum(np.convolve(known, kernel, "same"), 1.0), math.nan)
@@ -84,6 +87,8 @@ def _window(length: int) -> int:
 def _spread(heights: Sequence[float], gap: float = 15) -> list[float]:
     """Heights of end labels: at least `gap` apart, in the same order, above the plot's floor."""
     placed = [float(height) for height in heights]
+    # Down the page, each `gap` below the one above; then up from the floor, which pushes back what went through it.
+    # Gap 15 and floor 206: 190, 195, 200 -> 190, 205, 220 -> 176, 191, 206.
     order = sorted(range(len(placed)), key=lambda i: placed[i])
     for above, below in itertools.pairwise(order):
         placed[below] = max(placed[below], placed[above] + gap)
@@ -140,6 +145,7 @@ def area_plot(title: str, curve: Mapping[str, np.ndarray]) -> dict:
     areas = [
         {
             "name": name,
+            # A polygon: along the top to the right, back along the floor.
             "points": f"{axes.points(top)} {axes.points(floor, backwards=True)}",
             "label_y": height,
         }
@@ -158,6 +164,7 @@ def bar_plot(
     told = {name: estimate(*row) for name, row in rows.items()}
     drawn = {name: (0.0, (0.0, 0.0)) if told[name] == DIVERGED else row for name, row in rows.items()}
     top = max([ci95[1] for _, ci95 in drawn.values()] + [value for value, _ in drawn.values()] + [1e-9])
+    # Pixels: about 7 a letter.
     left = 16 + 7 * max(len(label(name, policies)) for name in rows)
     room = BARS_W - 150 - left
 
