@@ -37,12 +37,14 @@ KEY = {
 
 def suffix(name: str) -> str:
     """The shape suffix of a name, "" if it has none: suffix("q_DHK") == "DHK", suffix("seed") == ""."""
+    # All letters of the key: max_len and q_norm have no suffix, PARTS has no underscore.
     _, underscore, tail = name.rpartition("_")
     return tail if underscore and tail and all(letter in KEY for letter in tail) else ""
 
 
 def _match(name: str, value, sizes: dict, where: str) -> None:
     """Bind the letters of `name` to the sizes of `value`, or raise where they disagree."""
+    # A NamedTuple first, since it is a tuple, too: its fields have names of their own.
     if hasattr(value, "_fields"):
         for field, item in zip(value._fields, value, strict=True):
             _match(field, item, sizes, where)
@@ -56,6 +58,7 @@ def _match(name: str, value, sizes: dict, where: str) -> None:
         if len(letters) != len(value.shape):
             raise ValueError(f"{where}: {name} names {len(letters)} axes but has shape {tuple(value.shape)}")
         for letter, size in zip(letters, value.shape, strict=True):
+            # The first array that has the letter gives its size, whatever it is.
             if sizes.setdefault(letter, size) != size:
                 raise ValueError(
                     f"{where}: axis {letter} ({KEY[letter]}) of {name} has size {size}, "

@@ -77,6 +77,7 @@ class Sizes:
     def cache(self, rows: int, size: int) -> int:
         """Keys and values of every layer."""
         c = self.config
+        # Keys and values have the same number of elements.
         return 2 * c.layers * self.held("BNSK", (rows, c.kv_heads, size, c.head_dim), self.width)
 
     def scores(self, rows: int, length: int) -> int:
@@ -146,6 +147,7 @@ def sampling(
 def scoring(name: str, sizes: Sizes, length: int, kept: tuple[Item, ...]) -> Stage:
     """Log-probabilities of sequences of up to `length` tokens."""
     c, width, data = sizes.config, bucket(length), sizes.mesh.shape["data"]
+    # As `Engine._score_groups`: whole rows of the mesh, about score_tokens in all, and one row each at least.
     rows = max(data, Engine.score_tokens // width // data * data)
     items = (
         Item("parameters to score with", sizes.params(c.dtype, RULES_DECODE), "mesh.model, dtype"),

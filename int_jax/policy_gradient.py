@@ -166,6 +166,7 @@ def weigh(
       params: as the batch was drawn, laid out for decoding; scored once where the ratios of several updates are taken
         to them. reference_params: scored where there is a KL stream.
     """
+    # A group without advantages (None) is no part of the batch.
     kept = [(group, values) for group, values in zip(groups, advantages, strict=True) if values is not None]
     traces = [trace for group, _ in kept for trace in group]
 

@@ -38,6 +38,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self):
+        # The knobs' own ranges: a caller of `generate` is told what a config is told.
         knobs.check(SAMPLING, {name: getattr(self, name) for name in SAMPLING}, "sampling")
         if not isinstance(self.stop, tuple) or not all(isinstance(one, str) and one for one in self.stop):
             raise ValueError(f"sampling: stop={self.stop!r}: give a tuple of texts of at least one character")

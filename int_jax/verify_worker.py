@@ -95,12 +95,17 @@ def misread(answer: str, gold: str) -> bool:
     )
 
 
+# "2 3", "2\,3"; not "2 3/4", which is a mixed number
 JUXTAPOSED = re.compile(r"(?<![\w^.])\d++(?:\s|~|\\[,;: ])+\d++(?!\s*/)")
+# The ^2 of cm^2 and of \text{m}^{2}: with the unit math-verify drops its power.
 UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\^(?:\d|\{\d\})")
 HALF = re.compile(r"\A\s*0?\.5(?!\d)")  # which math-verify rewrites as 1/2
 COMMAND = re.compile(r"\\[A-Za-z]+")
+# Of "\pi \approx 3.14" what follows \pi.
 APPROXIMATION = re.compile(r"(?<=.)\\approx.*", re.DOTALL)
+# 101_2, 101_{12}
 BASE = re.compile(r"\d_(?:\{(\d+)\}|(\d))$")
+# 1e3, 2.5E-4; not the e of 2e or of x1e3
 EXPONENT = re.compile(r"(?<![\w.])(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+(?![\w.])")
 DIGITS = 200  # to which exact numbers are compared
 ROUNDED_DIGITS = 6  # a decimal of so many significant digits may stand for what it is a rounding of
@@ -119,6 +124,8 @@ def skipped(text: str) -> bool:
     kept = (read(text) or [None])[-1]
     if not isinstance(kept, str):
         return False
+    # Digits of the box as it stands, and letters outside of commands and words. Of "5 (or maybe 6)" math-verify
+    # keeps a 5, so that a 6 is lost.
     told = HALF.sub("1/2", APPROXIMATION.sub("", UNIT_POWER.sub("", text)))
     outside = COMMAND.sub(" ", WORD.sub(" ", worded(text)))
     there = re.findall(r"\d", told) + re.findall(r"[A-Za-z]", outside)
@@ -141,6 +148,7 @@ def apart(a, b) -> bool:
     a, b = parts(a), parts(b)
     if a is None or b is None or len(a) != len(b):
         return False
+    # Sets: each member of one needs a partner in the other, either way round.
     if isinstance(a, frozenset) and isinstance(b, frozenset):
         return any(all(apart(x, y) for y in b) for x in a) or any(all(apart(x, y) for x in a) for y in b)
     return not isinstance(a, frozenset) and not isinstance(b, frozenset) and any(map(apart, a, b))
@@ -155,12 +163,14 @@ def parts(value) -> tuple | frozenset | None:
     if isinstance(value, sympy.MatrixBase):
         return tuple(value)
     if isinstance(value, sympy.core.relational.Relational) and solved(value):
+        # The variable first, so that 2 < x is like x > 2.
         return value.args if value.args[0].is_Symbol else value.args[::-1]
     return value.args if isinstance(value, sympy.Tuple | sympy.Union) else None
 
 
 def far(a: sympy.Expr, b: sympy.Expr) -> bool:
     """Whether two expressions differ. A percent sign may have been left out: 50% is 50 to the paper's grader."""
+    # 50% is 50 times an unevaluated 1/100. Against a number without the sign it is tried as 50 and as 0.5.
     percent = [value.atoms(sympy.UnevaluatedExpr) for value in (a, b)]
     if bool(percent[0]) != bool(percent[1]):
         bare = [
@@ -179,6 +189,7 @@ def far(a: sympy.Expr, b: sympy.Expr) -> bool:
         return a != b
     if decimals and a.is_number and b.is_number:
         return not rounds(a, b)
+    # Of 200 digits 180 are compared: the last 20 are what evaluating an expression may lose.
     gap, size = difference(a, b)
     return bool(
         gap.is_Float and size.is_Float and gap > (1e-12 if decimals else 10.0 ** (20 - DIGITS)) * size
@@ -194,6 +205,7 @@ def exactly(value: sympy.Expr) -> sympy.Expr:
 def difference(a: sympy.Expr, b: sympy.Expr) -> tuple:
     """|a - b| and max(|a|, |b|), at a point where there are variables."""
     names = sorted((a.free_symbols | b.free_symbols), key=str)
+    # 7/5, 9/5, 11/5 ...: a point that no formula is made for, unlike 0 and 1.
     point = {name: sympy.Rational(7 + 2 * k, 5) for k, name in enumerate(names)}
     a, b = (value.subs(point).evalf(DIGITS) for value in (a, b))
     return abs(a - b).evalf(DIGITS), max(abs(a), abs(b), key=lambda v: v if v.is_Float else 0)
@@ -204,6 +216,8 @@ def rounds(a: sympy.Expr, b: sympy.Expr) -> bool:
     0.1000001."""
     if a == b:
         return True
+    # coarse is the decimal: its digits as an integer, 0.333333 x 10^400, whose zeros at the end do not count. Only what
+    # ends within 400 places (10^400 divisible by the denominator) is a decimal at all.
     return any(
         coarse.is_Rational
         and len(str(abs(coarse.p) * (10**400 // coarse.q)).rstrip("0")) >= ROUNDED_DIGITS
@@ -216,6 +230,7 @@ def rounds(a: sympy.Expr, b: sympy.Expr) -> bool:
 
 def last_place(decimal: sympy.Rational) -> sympy.Rational:
     """1/1000 for 0.125: the worth of a decimal's last digit that is not 0."""
+    # 0.125 x 10^400 ends in 397 zeros: 10^(397 - 400).
     digits = str(decimal.p * (10**400 // decimal.q))
     return sympy.Rational(10) ** (len(digits) - len(digits.rstrip("0")) - 400)
 
@@ -237,6 +252,7 @@ def miscounted(answer: str, gold: str) -> bool:
             kind == "list" and isinstance(s, sympy.FiniteSet) and len(s) < len(m)
             for kind, s, m in zip(kinds, sets, members, strict=True)
         )
+    # Each element takes one of the other list's away: 1, 1, 2 against 1, 2, 2 leaves a 2 over.
     left = list(members[1])
     for one in members[0]:
         match = next((other for other in left if one == other or same(one, other)), None)
@@ -250,17 +266,23 @@ def miscounted(answer: str, gold: str) -> bool:
 
 SYNONYMS = {"allrealnumbers": r"\mathbb{R}", "allreals": r"\mathbb{R}", "realnumbers": r"\mathbb{R}"}
 SYNONYMS |= {"dne": r"\text{does not exist}", "nosolutions": r"\text{no solution}"}
+# 5^{th}, 5^{\text{th}} -> 5\text{th}
 ORDINAL = re.compile(r"\^\s*\{?\s*(?:\\text\s*\{\s*)?(st|nd|rd|th)\s*\}?\s*\}?")
+# \{x \mid x > 1\}, \{x \in \mathbb{R} : x > 1\} -> x > 1
 BUILDER = re.compile(r"\A\\\{\s*[a-z]\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid|\||:)(.*)\\\}\Z")
+# 5 = x -> x=5
 FLIPPED = re.compile(r"\A([^=A-Za-z<>\\]+)=\s*([A-Za-z])\Z")
 ARC = re.compile(r"(\d+(?:\.\d+)?)°")
 DEGREES = re.compile(r"(.+)°")
 LETTER = re.compile(r"\(?([A-J])\)?")
+# (B) 5, B. 5, B: 5, option B; not Bob
 OPTION = re.compile(r"(?:(?i:option|choice)\s+)?(?:\(([A-J])\)|([A-J])(?:[).:]|\Z))")
+# n \equiv 1, 4 \pmod 5; x = 2 (\bmod 7); 1 \pmod{5}
 CONGRUENCE = re.compile(
     r"(?:(?P<left>[^=]*?)\s*(?:\\equiv|=)\s*)?(?P<residues>[^=]*?)\s*"
     r"(?:\\(?:pmod|bmod|mod)|\(\s*(?:\\bmod|\\mod|mod))\s*\{?\s*(?P<modulus>[1-9]\d{0,17})\s*\}?\s*\)?"
 )
+# \pm 3, -3, 3
 RESIDUE = re.compile(r"(\\pm|[+-]?)\s*(\d{1,18})")
 
 
@@ -290,6 +312,7 @@ def equivalent(answer: str, gold: str) -> bool:
 def dressed(text: str) -> str:
     """`plain`, and the rewritings that only a reader who knows what is meant may make."""
     text = ORDINAL.sub(r"\\text{\1}", plain(text))
+    # \text{1 and 2} is a list, not a word.
     if (one := WORD.fullmatch(text)) and len(elements(one[1])) > 1:
         text = one[1]
     text = SYNONYMS.get(unwrapped(text).casefold(), text)
@@ -298,6 +321,7 @@ def dressed(text: str) -> str:
     if TRIGONOMETRIC.search(text):
         text = ARC.sub(r"\\frac{\1\\pi}{180}", text)
     if PLUS_MINUS.search(text) and "\\mp" not in text and "\\equiv" not in text:
+        # 3\pm\sqrt{2}, 7 -> 3+\sqrt{2},3-\sqrt{2},7: what has no sign stands there once.
         parts = [[PLUS_MINUS.sub(sign, one) for sign in "+-"] for one in elements(value_side(text))]
         text = ",".join(sign for pair in parts for sign in dict.fromkeys(pair))
     return text.strip()
@@ -318,6 +342,7 @@ def alike(answer: str, gold: str) -> bool:
 def in_one_unit(answer: str, gold: str) -> tuple[str, str] | None:
     """Both in the unit of one, or without it; None where they measure different things."""
     sides = [quantity(text) for text in (answer, gold)]
+    # Words that are no unit are compared as text, and without a unit on either side there is nothing to convert.
     if any(side.words for side in sides) or all(
         side.value == text for side, text in zip(sides, (answer, gold), strict=True)
     ):
@@ -328,6 +353,7 @@ def in_one_unit(answer: str, gold: str) -> tuple[str, str] | None:
         return left, right
     if one.measures and other.measures and one.measures != other.measures:
         return None
+    # 5 km against 5000 m: both in metres. A unit on one side alone is taken as meant on the other: 5 km for 5.
     both = bool(one.measures and other.measures) and one.amount != other.amount
     factors = [side.multiple * (side.amount if both else 1) for side in sides]
     left, right = (
@@ -366,6 +392,7 @@ def meant(value: sympy.Expr) -> sympy.Expr:
             and part.exp.q > 1
             and part.base.is_negative
         ),
+        # (-8)^(1/3) -> (-1)^1 x 8^(1/3); sympy's own root of it is complex.
         lambda part: (-1) ** part.exp.p * (-part.base) ** part.exp,
     )
 
@@ -392,6 +419,7 @@ def real_set(text: str):
 
 def labelled(answer: str, gold: str) -> bool:
     """Whether the gold answer is the letter of an option and the answer starts with its label: (B) 5 for B."""
+    # The gold answer must be the letter and nothing else; of the answer only its beginning is read.
     letter, label = (
         LETTER.fullmatch(unwrapped(gold)),
         OPTION.match(WORD.sub(r"\1", answer).strip("{ ").replace("}", "")),
@@ -419,6 +447,7 @@ def congruence(text: str) -> tuple[str, frozenset[int], int] | None:
         return None
     modulus = int(match["modulus"])
     signs = {"\\pm": (1, -1), "-": (-1,)}
+    # \pm 1 modulo 5 is {1, 4}.
     found = {sign * int(r[2]) % modulus for r in residues for sign in signs.get(r[1], (1,))}
     return re.sub(r"\s+", "", match["left"] or ""), frozenset(found), modulus
 

@@ -103,6 +103,7 @@ def check_names(s: Subject) -> Iterator[str]:
     if missing:
         yield f"NAMES has no entry for {', '.join(dict.fromkeys(map(_pattern, missing)))}"
         return
+    # Two parameters with one tensor: the second would overwrite the first when they are saved.
     names = [tensor_name(s.module.NAMES, path) for path in paths]
     if double := sorted({name for name in names if names.count(name) > 1}):
         yield f"NAMES gives several parameters the tensor {double[0]}"
@@ -151,6 +152,7 @@ def check_logits(s: Subject) -> Iterator[str]:
         theirs.save_pretrained(folder)
         config, params = checkpoint.load_hf(folder, make_mesh(1, 1, jax.devices()[:1]), own_family=s.name)
         logp = torch.log_softmax(theirs(torch.tensor([ids])).logits[0].double(), -1)
+    # Row t of the logits predicts token t + 1; element 0 of ours predicts nothing.
     wanted = logp[range(len(ids) - 1), ids[1:]].numpy()
     engine = Engine(build(config), make_mesh(1, 1, jax.devices()[:1]), slots=4)
     [ours], _ = engine.score(engine.decode_params(params), [ids])

@@ -113,6 +113,7 @@ def _tried(found: list[Intervention | None], drops: Drops, where: str) -> Iterat
 def check_alone(s: Subject) -> Iterator[str]:
     """What an attempt gets does not depend on the attempts beside it, nor on their order."""
     found, drops = s.ask(s.traces)
+    # A part, and in another order.
     chosen = (5, 4, 3)
     part, part_drops = s.ask([s.traces[i] for i in chosen])
     if part != [found[i] for i in chosen]:
