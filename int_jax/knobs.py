@@ -86,6 +86,7 @@ class Knob:
         if isinstance(value, bool | str):
             return False
         try:  # NumPy's numbers are numbers, too
+            # index() takes 3 and numpy's 3, and refuses 3.0; float() takes all numbers.
             number = operator.index(value) if self.type is int else float(value)
         except TypeError:
             return False

@@ -173,6 +173,7 @@ class LM:
             for sample in range(samples)
         ]
         params = self.engine.decode_params(self.params)
+        # In the order of the requests: all samples of the first trace, then those of the second.
         drawn = iter(self.engine.generate(params, requests, sampling, tokenizer=self.tokenizer))
         return [[self._extend(trace, next(drawn), sampling, k) for k in range(samples)] for trace in traces]
 
@@ -202,6 +203,7 @@ class LM:
         """A trace that holds a prompt alone, and the task that names its random stream by the prompt's ids."""
         if isinstance(prompt, str):
             ids, problem = self.tokenizer.render([{"role": "user", "content": prompt}]), prompt
+        # A list with a message or a text in it is a conversation, one of numbers is token ids.
         elif isinstance(prompt, list | tuple) and any(isinstance(one, Mapping | str) for one in prompt):
             ids = self.tokenizer.render([_message(one, f"{name}[{i}]") for i, one in enumerate(prompt)])
             problem = self.tokenizer.decode(ids)

@@ -118,6 +118,7 @@ def sequence_mean_BT(values_BT, weight_BT, segments_BT):
     """
     most = segments_BT.shape[1] + 1  # 0 is padding, and a row of T tokens has at most T sequences
 
+    # [T] -> [T + 1]: the sum of each segment of one row.
     def total(values, segments):
         return jax.ops.segment_sum(values, segments, most)
 

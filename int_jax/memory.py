@@ -66,6 +66,7 @@ class Sizes:
 
     def held(self, letters: str, shape, item: int, rules=RULES_DECODE) -> int:
         """Bytes of an array of `item` bytes an element; an axis that its mesh axis does not divide is whole."""
+        # [B, N, S, K] of 8 rows and 4 heads over data 2 and model 4: an eighth of it on each device.
         axes = [axis for axis in spec(letters, shape, self.mesh, rules) if axis is not None]
         return math.prod(shape) * item // math.prod(self.mesh.shape[axis] for axis in axes)
 
@@ -170,6 +171,7 @@ def training(
     """
     c = sizes.config
     trained = sizes.params(c.param_dtype, RULES)
+    # The copy in the compute dtype, where the trained parameters have another.
     lower = sizes.params(c.dtype, RULES) if c.dtype != c.param_dtype else 0
     layer, scores = sizes.layer(rows, row_length), sizes.scores(rows, row_length)
     residual = sizes.held("BTD", (rows, row_length, c.dim), sizes.width)

@@ -41,6 +41,7 @@ def file_stem(text: str) -> str:
 
 def members(protocol: type) -> tuple[str, ...]:
     """The public names that a Protocol declares, methods and attributes."""
+    # Attributes stand in the annotations, methods in the class's own names.
     declared = dict.fromkeys([*protocol.__annotations__, *vars(protocol)])
     return tuple(name for name in declared if not name.startswith("_"))
 
@@ -62,6 +63,7 @@ class Kind:
 
     def names(self) -> list[str]:
         """The short names there are."""
+        # The files of a folder, none of which is imported for it.
         found = pkgutil.iter_modules(importlib.import_module(self.package).__path__)
         return [module.name for module in found if module.name not in self.apart]
 
@@ -71,6 +73,7 @@ class Kind:
         Raises: ValueError in one line, with the text and what was tried: there is no such module, it fails while it is
           imported (with file and line), or members are missing (with their names).
         """
+        # The package's own come first: a module "math" of the user's, or of Python, is never meant.
         if text in self.names():
             return importlib.import_module(f"{self.package}.{text}")
         if not is_own(text):
@@ -143,6 +146,7 @@ def _digest(text: str) -> str:
 
 def _has(module: ModuleType, name: str) -> bool:
     try:
+        # Follows dots: "build.view".
         operator.attrgetter(name)(module)
     except AttributeError:
         return False

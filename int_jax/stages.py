@@ -84,6 +84,7 @@ class Workdir:
         config = json.loads(json.dumps(config))
         there = self._manifest()
         if there is not None:
+            # Flat, so that a message names rl.group, and not rl with all that it holds.
             old = flat(there["config"])
             new = flat(config)
             differ = [
@@ -237,6 +238,7 @@ def shard(path: Path) -> tuple[dict[str, float], list[dict]]:
         raise StageError(f"{error}. The shard is damaged: {fix}") from None
     except ValueError:
         raise StageError(f"{path}: an empty shard: {fix}") from None
+    # A copy that broke off at the end of a line looks whole but for the number of its rows.
     if first.keys() != {"counts", "rows"} or first["rows"] != len(rows):
         said = f"{first['rows']} rows, it holds {len(rows)}" if "rows" in first else f"{str(first)[:80]!r}"
         raise StageError(f"{path}: the shard is damaged: its first line says {said}; {fix}")
@@ -279,6 +281,7 @@ def matched(stage: str, source: str, matching: Matching) -> tuple[list[dict], di
                 faults.append(f"{place}: belongs to {_shown(one)}, which is not in this run")
             elif one in found:
                 faults.append(f"{place}: belongs to {_shown(one)}, as {found[one][0]} does")
+            # Faults are gathered, and all told together.
             found.setdefault(one, (place, row))
     faults += [f"{source}: no row for {_shown(one)}" for one in matching.wanted if one not in found]
     if faults:

@@ -91,6 +91,7 @@ class Trace:
         return self.replace(
             tokens=tokens,
             sampled=np.concatenate([self.sampled, np.ones(len(tokens) - count, bool)]),
+            # What was drawn before keeps the log-probability with which it was drawn.
             logp=np.concatenate([self.logp, logp[count:]]),
             begin="",
             **changes,
@@ -138,6 +139,7 @@ def from_json(kind: Any, data: Any) -> Any:
     record: Any = kind  # what is_dataclass narrows a type to cannot be called
     if dataclasses.is_dataclass(kind):
         hints, fields = _hints(record), dataclasses.fields(record)
+        # Neither a default nor what makes one.
         needed = (f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING)
         if missing := [name for name in needed if name not in data]:
             raise KeyError(missing[0])
@@ -149,6 +151,7 @@ def from_json(kind: Any, data: Any) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is np.ndarray:  # NDArray[np.int32] is ndarray[Any, dtype[np.int32]]
         return np.asarray(data, typing.get_args(args[1])[0])
+    # tuple[int, ...], any number of one type; below, tuple[int, str], each its own.
     if origin is tuple and args[-1] is Ellipsis:
         return tuple(from_json(args[0], item) for item in data)
     if origin is tuple:

@@ -34,6 +34,7 @@ def faults(check: Check, subject: Any) -> list[str]:
     """
     found: list[str] = []
     try:
+        # extend keeps what was found before the check raised.
         found.extend(check(subject))
     except Skipped:
         raise

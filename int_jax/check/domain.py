@@ -115,6 +115,7 @@ def check_tasks(s: Subject) -> Iterator[str]:
                 yield f"{where} has the domain {task.domain!r}, and the domain's name is {s.domain.name!r}"
             if types.from_json(types.Task, json.loads(json.dumps(types.to_json(task)))) != task:
                 yield f"{where} is another one after JSON: keep texts, numbers, lists and dicts with text keys in meta"
+            # The first split in which a problem was seen keeps it.
             if (other := seen.setdefault(normalised(task.problem), split)) != split:
                 yield f"{where}: the same problem is in split {other!r}: deal them out by a hash of their text"
             if names.setdefault(task.id, task.problem) != task.problem:
@@ -176,6 +177,7 @@ def check_solution(s: Subject) -> Iterator[str]:
             yield f"answer finds none in solution({task.id!r}): a majority vote would not count it"
         if not s.domain.leaks(task, s.domain.solution(task)):
             yield f"leaks does not see the answer in solution({task.id!r}): an intervention may give it away"
+        # Another task whose answer differs: its solution must not pass here.
         other = next((one for one in s.some if one.answer != task.answer), task)
         if other is not task and s.domain.verify(trace_of(s.domain, task, s.domain.solution(other))).passed:
             yield f"verify passes the solution of {other.id!r} as one of {task.id!r}"

@@ -125,6 +125,7 @@ def _value(columns: dict[str, Any], name: str):
 def _others(columns: dict[str, Any]) -> dict[str, Any]:
     """The columns that are not ours, those that `local.prepare` packed into `meta` included."""
     others = {k: v for k, v in columns.items() if k not in COLUMNS and v is not None and v != ""}
+    # A JSON object in a text, as Parquet and TFDS hold what has no columns of its own.
     packed = others.get("meta")
     if isinstance(packed, str) and packed.startswith("{"):
         try:
@@ -172,6 +173,7 @@ def _answer(value) -> str:
         return ""
     if isinstance(value, float):
         text = value.text if isinstance(value, Number) else plain(np.float64(value)).text
+        # 5e-05 -> 0.00005; an exponent beyond what an answer may have in digits stays.
         if "e" in text.lower() and abs((value := decimal.Decimal(text)).adjusted()) < MAX_CHARS:
             text = f"{value:f}"
         # 36.0 -> 36, -0.0 -> -0 -> 0

@@ -64,6 +64,7 @@ def their_choice(outputs: list[str], answer: str) -> tuple[Choice | None, bool]:
         if found is None:
             continue
         digits = re.search(r"\d+", str(found["location"]))
+        # "aborted": a location without a number ends their search.
         if not digits:
             return None, True
         if answer not in str(found["content"]):

@@ -233,6 +233,7 @@ def _integer(text: str) -> int | Number:
 def _record(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """The columns of a row. One that stands there twice, with different values, has none that can be told."""
     row: dict[str, Any] = {}
+    # json would keep the last of two values without a word.
     for key, value in pairs:
         if key in row and row[key] != value:
             value = Unusable("two values", f"given twice, with different values ({_short(row[key], value)})")
@@ -267,7 +268,9 @@ def _parquet_column(column) -> list:
     try:
         values = column.to_pylist()
     except UnicodeDecodeError:
+        # One bad text spoils the conversion of its column: cell by cell only that one is lost.
         values = [_parquet_cell(column[i : i + 1]) for i in range(len(column))]
+    # Python has doubles alone: back to the column's own width, whose fewest digits are what was written.
     cast = FLOATS.get(str(column.type))
     return [plain(value if cast is None or value is None else cast(value)) for value in values]
 

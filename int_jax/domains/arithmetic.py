@@ -147,6 +147,7 @@ def verification(reference: str, steps: list[str]) -> tuple[list[str], int | Non
     values = [*values, values[-1]]
     # "12 13 wrong": the reference's value, the step's, and the verdict.
     lines = []
+    # Up to the first wrong step; one that comes after the box has no value of the reference beside it, and no line.
     for i, step in enumerate(steps[: len(values) if wrong is None else min(wrong + 1, len(values))]):
         value = step_value(step)
         lines.append(f"{values[i]} {'?' if value is None else value} {'wrong' if i == wrong else 'ok'}")
@@ -165,6 +166,7 @@ def checker_response(one: Chain, steps: list[str]) -> str:
     if wrong is None:
         return f"{log}\n{block(0, '')}"
     right = one.steps
+    # A step too many is replaced by the last right one, the box.
     return f"{log}\n{block(wrong + 1, right[min(wrong, len(right) - 1)])}"
 
 
@@ -231,6 +233,7 @@ class Arithmetic(TextDomain):
                     f"were found, then none in {misses:,} draws; ask for fewer or allow longer chains"
                 )
             length = int(rng.integers(low, high + 1))
+            # By rejection: of all chains those are kept whose text belongs to the split.
             one = chain(rng, length, self.knobs["exponent"], int(rng.integers(rare_low, rare_high + 1)))
             misses += 1
             if split_of(one.problem) == split and one.problem not in found:

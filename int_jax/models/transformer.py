@@ -394,6 +394,7 @@ class Transformer(Weights):
         # Declared so that `init` makes it; it is applied where log-probabilities are computed.
         if not self.config.tied:
             self.weight("head_DV")
+        # Rows over "data" from here on: in training the table has D there, and the lookup would follow it.
         hidden_BTD = constrain(embed_VD[tokens_BT], "BTD")
         if self.config.scaled_embedding:
             # rounded to the compute dtype first, as transformers does: 55.4256 is 55.5 in bfloat16

@@ -106,6 +106,7 @@ def screen(
     for candidate, lacks in zip(candidates, faults, strict=True):
         if isinstance(candidate, Intervention) and lacks is None:
             return candidate
+    # Candidates are retries of one question: the first one's fault stands for all.
     drops[index] = faults[0] or ""
     return None
 

@@ -166,6 +166,7 @@ def effect_ratio(effect: Mapping) -> str:
         return f"{mended['accuracy'] / wrong['accuracy']:.1f}x"
     if mended["accuracy"] == 0:
         return "undefined: neither ever succeeded"
+    # The accuracy that a single success would have made.
     one_success = 1 / (wrong["problems"] * wrong.get("samples", 1))
     return f"> {mended['accuracy'] / max(wrong['ci95'][1], one_success):.1f}x"
 
@@ -209,6 +210,7 @@ def _eval(results: Mapping) -> Section:
     }
     stopped = {name: how["why"] for name, how in results.get("stopped", {}).items()}
     keys = pass_keys(*splits.values())
+    # Two columns a set: pass@1 and pass@8, or the largest k there is; one where they are the same.
     shown = list(dict.fromkeys([keys[0], "pass@8" if "pass@8" in keys else keys[-1]]))
     policies = policies_of(results)
     methods = ordered({name: None for table in splits.values() for name in table} | stopped, tuple(policies))
@@ -220,6 +222,7 @@ def _eval(results: Mapping) -> Section:
                 _aligned([_mean(table.get(name, {}).get(key), stopped.get(name)) for name in methods])
             )
         evaluated = [row for name, row in table.items() if name not in stopped]
+        # A dict as an ordered set: policies that were evaluated on as much are told once.
         counts = dict.fromkeys(
             f"{number(row[key]['problems'], ',')} problems, {number(row[key]['samples'], ',')} samples"
             for row in evaluated
@@ -281,6 +284,7 @@ def _proposers(proposers: Mapping) -> Section:
 
 def _graders(graders: Mapping) -> Section:
     count, differ = graders["responses"], graders["differ"]
+    # The same answer to the same gold answer, however many samples gave it, is one line with its number.
     counted = Counter(
         (one["answer"], one["gold"], one["strict"], one["tolerant"]) for one in graders["examples"]
     )
@@ -316,6 +320,7 @@ def _rl(runs: Mapping[str, Mapping], policies: Policies) -> Section:
 
     def change(curve: Mapping, name: str, show) -> str:
         values = curve.get(name, [])
+        # A mean of a tenth: single batches are noisy.
         tenth = max(1, len(values) // 10)
         return f"{show(mean(values[:tenth]))} → {show(mean(values[-tenth:]))}" if len(values) else DASH
 
@@ -426,6 +431,7 @@ def _wrap(text: str) -> list[str]:
 
 
 def _draw(section: Section) -> list[str]:
+    # The first cell of a row may be any text; the others are short.
     table = [section.columns, *([shorten(row[0], 34), *row[1:]] for row in section.rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     # Three spaces between columns, or two where the table would be wider than the screen.

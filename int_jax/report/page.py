@@ -84,6 +84,7 @@ PROBABILITY_BANDS = (
 
 def _band(logp: float) -> int:
     """The index in PROBABILITY_BANDS of a token's probability."""
+    # From the highest down; a probability that is not a number is in none, and gets the last.
     bands = (i for i, (least, _) in enumerate(PROBABILITY_BANDS) if math.exp(logp) >= least)
     return next(bands, len(PROBABILITY_BANDS) - 1)
 
@@ -104,6 +105,7 @@ def _tokens(pieces: Sequence[str], logp: Sequence[float]) -> list[dict]:
 def _view(example: Example) -> dict:
     """What the template shows of an example."""
     attempt, count = example.attempt, len(example.attempt.step_ends)
+    # Steps that end at 5 and 9 of 10 pieces: 0..5, 5..9 and the tail, 9..10.
     bounds = list(zip([0, *attempt.step_ends], [*attempt.step_ends, len(attempt.pieces)], strict=True))
     drawn = [_tokens(attempt.pieces[a:b], attempt.logp[a:b]) for a, b in bounds]
     at = example.intervention.step if example.intervention else None
@@ -136,6 +138,7 @@ def _said(candidate: Mapping) -> dict[str, str]:
 def _filters(views: Sequence[Mapping]) -> list[tuple[str, str, int]]:
     """(outcome, label, count) of each filter box: all, kept, then the reasons, the most frequent first."""
     counts = Counter((view["outcome"], view["label"]) for view in views)
+    # False sorts before True: what was kept, then the reasons, the most frequent first, of equal ones by name.
     order = sorted(counts.items(), key=lambda item: (item[0][0] != "kept", -item[1], item[0]))
     return [("", "all", len(views)), *((outcome, label, count) for (outcome, label), count in order)]
 
@@ -218,6 +221,7 @@ def html(
     return environment.get_template("report.html").render(
         style=Markup((ASSETS / "report.css").read_text(encoding="utf-8") + styles(policies)),
         script=Markup(script),
+        # As the page's content-security policy names the only script that may run.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         facts=facts(results),
         config=json.dumps(config, indent=1) if isinstance(config, Mapping) else "",

@@ -54,6 +54,7 @@ class Axes(NamedTuple):
         return " ".join(reversed(points) if backwards else points)
 
     def frame(self, y_ticks: Sequence[float], show=lambda v: f"{v:g}") -> dict:
+        # An axis of updates has no half ones.
         whole = [t for t in ticks(0, self.x_top) if t == int(t) and t <= self.x_top]
         return {
             "x_ticks": [(self.x(t), f"{int(t):,}") for t in whole],
@@ -81,6 +82,7 @@ def smooth(values: Sequence[float] | np.ndarray, window: int) -> np.ndarray:
 
 def _window(length: int) -> int:
     """Five per cent of a curve, odd; 1 for short curves."""
+    # 100 points: 5; under 40: 1.
     return 2 * (length // 40) + 1
 
 
@@ -210,6 +212,7 @@ def curve_plots(curves: Mapping[str, Mapping], policies: Policies) -> tuple[list
     for name in ordered(curves, tuple(policies)):
         shares = {key: numbers(curves[name].get(key, [])) for key in ("never", "sometimes", "always")}
         known = np.isfinite(np.stack([*shares.values()])).all(axis=0)
+        # argmin of booleans is the first False.
         whole = len(known) if known.all() else int(known.argmin())  # batches before the first gap
         if whole:
             title = f"{label(name, policies)}: groups solved never, sometimes, always"
