@@ -1,6 +1,7 @@
 """A config as the objects it describes: models, and the lab of one seed."""
 
 import dataclasses
+import functools
 
 from ml_collections import ConfigDict
 
@@ -8,11 +9,12 @@ import int_jax
 from experiments.preflight import check, planned
 from experiments.progress import show
 from int_jax import domains, losses, proposers
+from int_jax.batch import intervention_weights
 from int_jax.domains import Domain
 from int_jax.engine import Engine
 from int_jax.lab import Lab, Store
 from int_jax.lm import LM
-from int_jax.policy_gradient import PolicyGradient, by_group, from_first_error
+from int_jax.policy_gradient import PolicyGradient, by_group
 from int_jax.sampler import Sampling
 from int_jax.sharding import make_mesh
 from int_jax.types import Task
@@ -38,17 +40,14 @@ def sampling(knobs, domain: Domain, seed: int) -> Sampling:
     return Sampling(**knobs, stop_ids=domain.tokenizer.stop_ids, seed=seed)
 
 
-def policy_gradient(config: ConfigDict, domain: Domain) -> PolicyGradient:
-    """The knobs of a config; the domain knows first errors. Raises: ValueError, naming the knob and its choices."""
+def policy_gradient(config: ConfigDict) -> PolicyGradient:
+    """The knobs of a config. Raises: ValueError, naming the knob and its choices."""
     c, packing = config.rl, config.train
-    advantages = by_group(c.advantage)
-    if c.penalise == "from_first_error":
-        advantages = from_first_error(advantages, domain.first_error)
     batch = ("problems", "group", "normalise", "kl", "old", "passes", "minibatches", "refill", "overlong")
     loss = ("clip", "clip_low", "clip_high", "ratio", "importance_cap")
     return PolicyGradient(
         **{name: c[name] for name in batch},
-        advantages=advantages,
+        advantages=by_group(c.advantage),
         rewards=c.rewards.to_dict(),
         loss=losses.LossConfig(**{name: c[name] for name in loss}, chunk=packing.chunk, remat=packing.remat),
     )
@@ -76,6 +75,7 @@ def lab(
         "attempts": {
             "samples": c.attempts.tries,
             "keep": c.attempts.keep,
+            "keep_right": c.attempts.keep_right,
             "sampling": drawn(c.attempts.sampling),
         },
         "proposals": {
@@ -89,20 +89,22 @@ def lab(
             "sampling": drawn(c.guided.sampling),
             "stop_at_success": c.guided.stop_at_success,
             "at_once": c.guided.at_once,
+            "keep": c.guided.keep,
         },
         "sft": {
             **trained(c.sft),
             "epochs": c.sft.epochs,
             "batch_size": c.sft.batch,
             "warmup": c.sft.warmup,
-            "prefix": c.sft.prefix,
-            "intervention": c.sft.intervention,
+            "weigh": functools.partial(
+                intervention_weights, prefix=c.sft.prefix, intervention=c.sft.intervention
+            ),
             "end_of_turn": domain.tokenizer.end_of_turn if c.sft.end_of_turn else None,
             "loss": losses.LossConfig(chunk=c.train.chunk, remat=c.train.remat),
         },
         "rl": {
             **trained(c.rl),
-            "knobs": policy_gradient(c, domain),
+            "knobs": policy_gradient(c),
             "sampling": drawn({"temperature": c.rl.temperature, "max_new_tokens": c.rl.max_new_tokens}),
             "updates": c.rl.updates,
             "tasks": c.rl.pool,

@@ -3,7 +3,7 @@
 import numpy as np
 
 from int_jax import eval as estimates
-from int_jax import rollout
+from int_jax import privileged, rollout
 from int_jax.domains import Domain
 from int_jax.lab import Lab
 from int_jax.rows import EvalRow, Stage
@@ -32,6 +32,7 @@ def policy_rows(
             rollout.Stream("eval"),
             progress=progress,
         )
+        privileged.refuse((trace for group in groups for trace in group), "evaluation")
         return [
             EvalRow(
                 which,

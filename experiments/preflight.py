@@ -41,6 +41,8 @@ def clashes(c: ConfigDict) -> Iterator[str]:
     for name in c.arms:
         for needed in (one for one in arms.load(name).needs if one not in made):
             yield f"arms = {c.arms}: the arm {name!r} goes on from {needed!r}, which none of them makes; add its arm"
+    for name in c.arms:
+        yield from arm_clashes(c, name, domain)
     if max(c.eval.ks) > c.eval.samples:
         yield f"eval.ks = {c.eval.ks} needs as many samples, and eval.samples = {c.eval.samples}: set one of them"
     if c.mesh.data == c.mesh.model == -1:
@@ -65,6 +67,26 @@ def clashes(c: ConfigDict) -> Iterator[str]:
             yield f"proposals.proposer = 'oracle': {known}; set proposals.proposer to self_verify"
         if c.proposals.compare:
             yield f"proposals.compare = {c.proposals.compare}: {known}, so nothing can be compared; set it to ()"
+
+
+def arm_clashes(c: ConfigDict, name: str, domain) -> Iterator[str]:
+    """What an arm needs of the domain and of other knobs, and does not find."""
+    arm, known = arms.load(name), f"arms: {name!r} needs"
+    for role in arm.roles:
+        if role not in domain.roles:
+            yield (
+                f"{known} the role {role!r}, which the domain {c.domain.name} does not know; leave the arm out, or let "
+                f"the domain's view answer it and name it in its roles = {domain.roles}"
+            )
+    if arm.oracle and not domain.oracle:
+        yield (
+            f"{known} a domain that knows where an attempt's first error is, and {c.domain.name} does not; leave the "
+            "arm out"
+        )
+    for knob, least in arm.at_least.items():
+        section, field = knob.split(".")
+        if c[section][field] < least:
+            yield f"{known} {knob} of at least {least}, and it is {c[section][field]}; set it so"
 
 
 def policy_gradient_clashes(c: ConfigDict) -> Iterator[str]:
@@ -92,11 +114,6 @@ def policy_gradient_clashes(c: ConfigDict) -> Iterator[str]:
         yield (
             f"rl.minibatches = {rl.minibatches} is more than rl.problems x rl.group = {samples} samples of a batch; "
             "set it to that at most"
-        )
-    if rl.penalise == "from_first_error" and not domain.oracle:
-        yield (
-            f"rl.penalise = 'from_first_error': the domain {c.domain.name} does not know where an attempt's first "
-            "error is; set rl.penalise to response"
         )
     yield from reward_clashes(rl, domain)
 

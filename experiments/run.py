@@ -138,7 +138,8 @@ def held_out(config: ConfigDict, lab: Lab, test: list[Task]) -> list[Task]:
     """The problems to evaluate on: those that no attempt solves, where the config asks for hard ones."""
     if "test" not in config.problems.hard:
         return test
-    hard = [row.task for row in lab.attempts(test, "attempts_held_out") if not row.correct]
+    stage = Stage("attempts_held_out")  # whose attempts themselves serve nothing
+    hard = [row.task for row in lab.attempts(test, stage, keep=0, keep_right=0) if not row.correct]
     if not hard:
         raise StageError(
             f"no hard problem is left to evaluate on: none of {len(test)} held out has no right try in "

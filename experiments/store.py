@@ -40,6 +40,7 @@ class WorkdirStore:
             "proposals": c.proposals.shard,
             "compare": c.proposals.shard,
             "guided": c.guided.shard,
+            "rewrites": c.guided.shard,
             "eval": c.eval.shard,
         }
 

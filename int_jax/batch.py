@@ -57,6 +57,11 @@ def intervention_weights(trace: Trace, prefix: float = 1.0, intervention: float 
     return weights
 
 
+def response_weights(trace: Trace) -> np.ndarray:
+    """ce weights of a whole response: 1 for each of its tokens, the one that ends it too."""
+    return (np.arange(len(trace.tokens)) >= trace.prompt_len).astype(np.float32)
+
+
 def reinforced(
     trace: Trace, advantage, normalise: str = "sequences", reference_logp=None, old_logp=None
 ) -> Sequence:

@@ -5,7 +5,7 @@ and `seed`. Another method is another function over the same `Lab`; experiments/
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +17,14 @@ from int_jax.domains import Domain
 from int_jax.engine import Engine
 from int_jax.policy_gradient import PolicyGradient
 from int_jax.rollout import Stream
-from int_jax.rows import AttemptRow, GuidedRow
+from int_jax.rows import AttemptRow, GuidedRow, parted
 from int_jax.sampler import Sampler, Sampling, ScoringSampler, silent
 from int_jax.types import Intervention, State, Task, Trace
 
 if TYPE_CHECKING:
     from int_jax.lab import Lab
 
+FROM_PROBLEM, FROM_INTERVENTION = Stream("attempts"), Stream("guided", by_attempt=True)
 SHOWN = 4  # continuations of a guided attempt whose text is kept for the report
 
 
@@ -51,11 +52,10 @@ def attempts(
     samples: int,
     sampling: Sampling,
     progress=silent,
-    round: int = 0,
+    stream: Stream = FROM_PROBLEM,
 ) -> list[list[Trace]]:
     """`samples` judged attempts at each problem, from the problem alone."""
     prompts = [rollout.open_trace(domain, task) for task in tasks]
-    stream = Stream("attempts", round)
     return rollout.continue_traces(
         engine, params, domain, prompts, samples, sampling, stream, progress=progress
     )
@@ -90,16 +90,18 @@ def guided(
     sampling: Sampling,
     stop_at_success: bool = True,
     at_once: int = 8,
+    keep: bool = False,
     progress=silent,
-    round: int = 0,
+    stream: Stream = FROM_INTERVENTION,
 ) -> list[GuidedRow]:
     """Continue each guided attempt up to `tries` times, `at_once` together.
+
+    keep: the first wrong and the first right continuation of each stay in its row, whole.
 
     With `stop_at_success` a guided attempt leaves after the continuations that brought its first success: the filter
     asks only whether there is one. Without it all tries are drawn, as in the paper (32): success rates are unbiased.
     """
     results = [GuidedRow(trace, 0, 0) for trace in traces]
-    stream = Stream("guided", round, by_attempt=True)
     for start in range(0, tries, at_once):
         waiting = [i for i, r in enumerate(results) if not (stop_at_success and r.successes)]
         count = min(at_once, tries - start)
@@ -116,10 +118,13 @@ def guided(
         )
         for i, group in zip(waiting, groups, strict=True):
             done, prompt = results[i], len(traces[i].tokens)
+            wrong, right = parted([trace.replace(key=traces[i].key) for trace in group])
             results[i] = dataclasses.replace(
                 done,
                 tries=done.tries + count,
-                successes=done.successes + sum(trace.verdict.passed for trace in group),
+                successes=done.successes + len(right),
+                wrong=(*done.wrong, *wrong)[: int(keep)],
+                right=(*done.right, *right)[: int(keep)],
                 shown=done.shown
                 or tuple((domain.tokenizer.text(t.tokens[prompt:]), t.verdict.passed) for t in group[:SHOWN]),
             )
@@ -141,36 +146,36 @@ def sft(
     seed: int,
     row_length: int,
     rows: int,
-    prefix: float = 1.0,
-    intervention: float = 1.0,
+    weigh: Callable[[Trace], np.ndarray] = batching.intervention_weights,
     end_of_turn: int | None = None,
     loss: losses.LossConfig = losses.LossConfig(),
     start: int = 0,
 ) -> Iterator[tuple[State, dict]]:
-    """Fine-tune on prefix + intervention given the problem: -sum_t w_t log p_t / sum_t w_t over each batch.
+    """Fine-tune on traces given the problem: -sum_t w_t log p_t / sum_t w_t over each batch.
 
-    No suffix is trained, and no end-of-turn token unless its id is given. Goes on at update `state.step` - `start`;
-    yields the state and metrics after each update. The order is a function of (seed, epoch).
+    As `weigh` stands, prefix and intervention are trained, and no suffix; an end-of-turn token is appended only if its
+    id is given. Goes on at update `state.step` - `start`; yields the state and metrics after each update. The order is
+    a function of (seed, epoch).
 
     Args:
-      start: updates that the state had before this fine-tuning began.
+      weigh: the weight w of each token of a trace. start: updates that the state had before this fine-tuning began.
     """
     steps = sft_steps(len(traces), epochs, batch_size)
     for step in range(int(state.step) - start, steps):
         chosen = [traces[i] for i in epoch_slice(len(traces), batch_size, seed, step)]
-        sequences = [sft_sequence(trace, prefix, intervention, end_of_turn) for trace in chosen]
+        sequences = [sft_sequence(trace, weigh, end_of_turn) for trace in chosen]
         state, metrics = engine.update(state, batching.pack(sequences, row_length, rows), tx, loss)
         yield state, metrics
 
 
 def sft_sequence(
-    trace: Trace, prefix: float, intervention: float, end_of_turn: int | None
+    trace: Trace, weigh: Callable[[Trace], np.ndarray], end_of_turn: int | None
 ) -> batching.Sequence:
-    """A guided attempt with its weights; the end-of-turn token is appended and trained only if its id is given."""
-    weights = batching.intervention_weights(trace, prefix, intervention)
-    tokens = trace.tokens
+    """A trace with its weights; the end-of-turn token is appended, with the weight of the token before it, only if its
+    id is given."""
+    weights, tokens = weigh(trace), trace.tokens
     if end_of_turn is not None:
-        tokens, weights = np.append(tokens, end_of_turn), np.append(weights, np.float32(intervention))
+        tokens, weights = np.append(tokens, end_of_turn), np.append(weights, weights[-1])
     return batching.supervised(tokens, weights)
 
 
@@ -197,13 +202,18 @@ def reinforce(
     rows: int,
     reference_params=None,
     start: int = 0,
+    opened: Callable[[Domain, Task], Trace] = rollout.open_trace,
 ) -> Iterator[tuple[State, dict]]:
-    """Group-relative policy gradient on outcome rewards: no reference solution, no hint.
+    """Group-relative policy gradient on outcome rewards: as `opened` stands, from the problems alone.
 
     Goes on at update `state.step` - `start`, a whole number of batches, for as long as it is asked; yields the state
     and metrics after all updates on each batch. What is drawn and how it is cut are functions of (seed, update), so
     training may stop and go on after any batch. Sequences without an advantage are left out of the packed batch; they
     count in its totals, so the gradient is that of the whole batch.
+
+    Args:
+      start: as of `sft`; negative where earlier trainings of the same schedule went before. opened: what a group
+        continues.
 
     Raises: ValueError for rollouts drawn with top-k, top-p or min-p, whose log-probabilities are not the policy's.
     """
@@ -216,7 +226,7 @@ def reinforce(
         raise ValueError(f"reinforce: kl={knobs.kl} needs reference_params, the policy to stay near")
     while True:
         step, params = int(state.step) - start, engine.decode_params(state.params)
-        groups = draw_batch(engine, params, domain, tasks, knobs, sampling, step)
+        groups = draw_batch(engine, params, domain, tasks, knobs, sampling, step, opened)
         parts = policy_gradient.reward_parts(domain, groups, knobs, sampling.max_new_tokens)
         rewards = policy_gradient.weighted(parts, knobs.rewards)
         advantages = policy_gradient.advantages_of(groups, rewards, knobs)
@@ -242,6 +252,7 @@ def draw_batch(
     knobs: PolicyGradient,
     sampling: Sampling,
     step: int,
+    opened: Callable[[Domain, Task], Trace] = rollout.open_trace,
 ) -> list[list[Trace]]:
     """The rollouts of the batch that begins at `step`, a group a problem.
 
@@ -254,7 +265,7 @@ def draw_batch(
     others = [i for i in order.tolist() if i not in chosen]
     groups: list[list[Trace]] = []
     for _ in range(1 + knobs.refill):
-        prompts = [rollout.open_trace(domain, tasks[i]) for i in chosen]
+        prompts = [opened(domain, tasks[i]) for i in chosen]
         groups += rollout.continue_traces(
             engine,
             params,

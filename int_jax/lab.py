@@ -14,13 +14,15 @@ import jax
 import optax
 
 from int_jax import intervention_training as method
-from int_jax import rollout
 from int_jax.domains import Domain
 from int_jax.engine import Engine
 from int_jax.lm import LM
-from int_jax.rows import AttemptRow, GuidedRow, ProposalRow, Stage, id_of
+from int_jax.rollout import Stream, splice
+from int_jax.rows import ATTEMPTS, GUIDED, PROPOSALS, AttemptRow, GuidedRow, ProposalRow, Stage, id_of
 from int_jax.sampler import silent
 from int_jax.types import State, Task, Trace
+
+ROUND_SEED = 1_000_003  # between the seeds with which a proposer is asked again about an attempt
 
 
 class Stopped(Exception):
@@ -153,10 +155,10 @@ class Lab:
     Attributes:
       engine: of the policy. base: its parameters, as loaded. domain: what judges and shows problems.
       tasks: the problems to train on. unsolved: whether those count alone that no attempt solves.
-      knobs: keyword arguments of the method's functions by stage: "attempts" (and keep: wrong attempts kept of each
-        problem), "proposals" (and propose: the proposer), "guided", "sft" and "rl" (and learning_rate, weight_decay,
-        clip_norm; sft: warmup; rl: updates, tasks: "hard" or "kept"). successes: right continuations that
-        a guided attempt needs to be kept.
+      knobs: keyword arguments of the method's functions by stage: "attempts" (and keep, keep_right: wrong and right
+        attempts kept of each problem), "proposals" (and propose: the proposer), "guided", "sft" and "rl" (and
+        learning_rate, weight_decay, clip_norm; sft: warmup; rl: updates, tasks: "hard" or "kept"). successes: right
+        continuations that a guided attempt needs to be kept.
       proposer_lm: the proposer's model, None for the policy itself. seed: of all random numbers.
       store: where results are kept. tell: shows a note to the user.
       policies: parameters by name, "base" first, in the order in which they were made.
@@ -181,6 +183,7 @@ class Lab:
         self.policies: dict[str, Any] = {"base": self.base}
         self.rows: dict[Stage, list] = {}
         self.tokens: dict[Stage, int] = {}
+        self.asked: dict[Stage, list] = {}  # the ids of each stage's items
         self.trained: dict[str, Trained] = {}
         self.used: set[Stage | str] = set()
         self.notes: list[str] = []
@@ -200,6 +203,12 @@ class Lab:
           samples, size: see Store. scored(part): tokens that the work reads, besides those that it draws.
         """
         self.used.add(stage)
+        asked = [id_of(item) if isinstance(item, (Task, Trace)) else item for item in items]
+        if self.asked.setdefault(stage, asked) != asked:
+            raise ValueError(
+                f"the stage {stage.name} was computed for {len(self.asked[stage])} other items than the {len(asked)} "
+                "that are asked for now: give the second method's stage another `of` or `round`"
+            )
         if stage not in self.rows:
             engines = [self.engine, *([self.proposer_lm.engine] if self.proposer_lm else [])]
 
@@ -213,27 +222,43 @@ class Lab:
         return self.rows[stage]
 
     def attempts(
-        self, tasks: list[Task], kind: str = "attempts", params=None, round: int = 0
+        self, tasks: list[Task], stage: Stage = ATTEMPTS, params=None, **changes
     ) -> list[AttemptRow]:
-        """A row for each problem. params: of another policy than the base model, laid out for decoding."""
-        knobs = {**self.knobs["attempts"]}
-        kept = knobs.pop("keep")
-        keep = kept if kind == "attempts" else 0  # wrong attempts at held-out problems serve nothing
-        params = self.decoding if params is None else params
+        """A row for each problem.
+
+        Args:
+          stage: what they are, another one than the run's first. params: of another policy than the base model, as it
+            is trained. changes: other knobs than "attempts" of `knobs`.
+        """
+        knobs = {**self.knobs["attempts"], **changes}
+        keep, keep_right = knobs.pop("keep"), knobs.pop("keep_right")
 
         def work(part, progress):
             groups = method.attempts(
-                self.engine, params, self.domain, part, **knobs, progress=progress, round=round
+                self.engine,
+                self.drawn_by(params),
+                self.domain,
+                part,
+                **knobs,
+                progress=progress,
+                stream=Stream("attempts", stage.round),
             )
-            return [AttemptRow.of(task, group, keep) for task, group in zip(part, groups, strict=True)]
+            pairs = zip(part, groups, strict=True)
+            return [AttemptRow.of(task, group, keep, keep_right) for task, group in pairs]
 
-        return self.stage(Stage(kind, round=round), tasks, work, knobs["samples"])
+        return self.stage(stage, tasks, work, knobs["samples"])
+
+    def drawn_by(self, params):
+        """Parameters laid out for decoding; the base model's for None."""
+        return self.decoding if params is None else self.engine.decode_params(params)
 
     def proposals(
-        self, wrong: list[Trace], stage: Stage | None = None, propose: Callable | None = None
+        self, wrong: list[Trace], stage: Stage = PROPOSALS, propose: Callable | None = None
     ) -> list[ProposalRow]:
-        """A row for each wrong attempt; by another proposer than the knobs' under a `stage` of its own."""
+        """A row for each wrong attempt, by the base model or the knobs' own; by another proposer, or in another round,
+        under a `stage` of its own."""
         knobs = {**self.knobs["proposals"]}
+        seed = self.seed + ROUND_SEED * stage.round
         default = knobs.pop("propose")
         lm = self.proposer_lm
         engine, params, tokenizer = (
@@ -247,7 +272,7 @@ class Lab:
                 self.domain,
                 propose or default,
                 part,
-                self.seed,
+                seed,
                 tokenizer=tokenizer,
                 progress=progress,
                 **knobs,
@@ -257,13 +282,13 @@ class Lab:
                 for i, (trace, one) in enumerate(zip(part, found, strict=True))
             ]
 
-        return self.stage(stage or Stage("proposals"), wrong, work, knobs["samples"])
+        return self.stage(stage, wrong, work, knobs["samples"])
 
     def splice(self, wrong: list[Trace], proposals: list[ProposalRow]) -> list[Trace]:
         """The guided attempts: of each wrong attempt that has an intervention."""
         pairs = [(t, row.intervention) for t, row in zip(wrong, proposals, strict=True) if row.intervention]
         tokenizer, separator = self.domain.tokenizer, self.domain.separator
-        return rollout.splice([t for t, _ in pairs], [one for _, one in pairs], tokenizer, separator)
+        return splice([t for t, _ in pairs], [one for _, one in pairs], tokenizer, separator)
 
     def fits(self, trace: Trace) -> bool:
         """Whether a guided attempt fits into a row of training, and leaves the model a position to go on."""
@@ -271,19 +296,27 @@ class Lab:
         trained = len(trace.tokens) + (knobs["end_of_turn"] is not None)
         return trained <= knobs["row_length"] and len(trace.tokens) < self.engine.max_len
 
-    def guided(self, traces: list[Trace], round: int = 0) -> list[GuidedRow]:
-        """A row for each guided attempt that fits."""
-        knobs = self.knobs["guided"]
+    def fits_rollout(self, trace: Trace) -> bool:
+        """Whether a prompt and the longest response of the policy gradient fit into a row of training."""
+        knobs = self.knobs["rl"]
+        longest = min(len(trace.tokens) + knobs["sampling"].max_new_tokens, self.engine.max_len)
+        return longest <= knobs["row_length"] and len(trace.tokens) < self.engine.max_len
+
+    def guided(self, traces: list[Trace], stage: Stage = GUIDED, params=None, **changes) -> list[GuidedRow]:
+        """A row for each guided attempt, or other beginning, that fits. stage, params, changes: as of `attempts`."""
+        knobs = {**self.knobs["guided"], **changes}
 
         def work(part, progress):
             fit = [trace for trace in part if self.fits(trace)]
+            stream = Stream(stage.kind, stage.round, by_attempt=True)
+            decoding = self.drawn_by(params)
             rows = method.guided(
-                self.engine, self.decoding, self.domain, fit, **knobs, progress=progress, round=round
+                self.engine, decoding, self.domain, fit, **knobs, progress=progress, stream=stream
             )
             made = {row.id: row for row in rows}
             return [made.get(id_of(trace)) or GuidedRow(trace, 0, 0) for trace in part]
 
-        rows = self.stage(Stage("guided", round=round), traces, work, knobs["tries"])
+        rows = self.stage(stage, traces, work, knobs["tries"])
         return [row for row in rows if self.fits(row.trace)]
 
     def hard(self) -> list[Task]:
@@ -295,9 +328,9 @@ class Lab:
     def pool(self) -> list[Task]:
         """The problems for the policy gradient: hard ones, or of these the ones that the filter kept."""
         hard = self.hard()
-        if self.knobs["rl"]["tasks"] == "hard" or Stage("guided") not in self.rows:
+        if self.knobs["rl"]["tasks"] == "hard" or GUIDED not in self.rows:
             return hard
-        guided = [row for row in self.rows[Stage("guided")] if self.fits(row.trace)]
+        guided = [row for row in self.rows[GUIDED] if self.fits(row.trace)]
         ids = {trace.task.id for trace in method.kept(guided)}
         kept = [task for task in hard if task.id in ids]
         if hard and not kept:
@@ -312,14 +345,23 @@ class Lab:
             self.notes.append(said)
             self.tell(said)
 
-    def fine_tune(self, policy: str, traces: list[Trace], params=None, round: int = 0):
+    def fine_tune(self, policy: str, traces: list[Trace], params=None, round: int = 0, **changes):
         """Fine-tune on guided attempts, from the base model or from `params`; returns the parameters.
 
-        Raises: Stopped where there are no traces, or the training diverged.
+        Args:
+          changes: other knobs than "sft" of `knobs`: what else is trained needs a `weigh` of its own.
+
+        Raises: Stopped where there are no traces that fit into a row of training, or the training diverged.
         """
-        if not traces:
+        knobs = {**self.knobs["sft"], **changes}
+        room = knobs["row_length"] - (knobs["end_of_turn"] is not None)
+        fit = [trace for trace in traces if len(trace.tokens) <= room]
+        if lost := len(traces) - len(fit):
+            self.note(
+                f"{policy}: {lost} of {len(traces)} traces are longer than a row of training, {room} tokens"
+            )
+        if not (traces := fit):
             raise NoData(policy, "skipped", f"{policy} has no training data")
-        knobs = {**self.knobs["sft"]}
         total = method.sft_steps(len(traces), knobs["epochs"], knobs["batch_size"])
         rate = warmup_cosine(knobs.pop("learning_rate"), total, knobs.pop("warmup"))
         tx = adamw(rate, knobs.pop("weight_decay"), knobs.pop("clip_norm"))
@@ -342,16 +384,17 @@ class Lab:
         after: str = "",
         total: int = 0,
         round: int = 0,
+        **changes,
     ):
         """Policy gradient from `params`, for the knobs' updates or until `tokens` are drawn; returns the parameters.
 
         Args:
           after: goes on with the training of that name, its optimizer's moments too; `params` is then what KL is taken
-            to. total: updates that `tokens` are expected to take.
+            to. total: updates that `tokens` are expected to take. changes: other knobs than "rl" of `knobs`.
 
         Raises: Stopped where the training diverged.
         """
-        knobs = {**self.knobs["rl"]}
+        knobs = {**self.knobs["rl"], **changes}
         del knobs["tasks"]
         planned = knobs.pop("updates")
         tx = adamw(knobs.pop("learning_rate"), knobs.pop("weight_decay"), knobs.pop("clip_norm"))

@@ -6,7 +6,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from int_jax import processes
+from int_jax import privileged, processes
 from int_jax.domains import Domain
 from int_jax.engine import Engine
 from int_jax.sampler import Progress, Request, Response, Sampler, Sampling, silent
@@ -33,10 +33,14 @@ class Stream:
         return "/".join([trace.task.id, *attempt, self.stage, *[f"round{self.round}"] * bool(self.round)])
 
 
-def open_trace(domain: Domain, task: Task, role: str = "solver") -> Trace:
-    """A trace that holds only the role's prompt, ready to be continued."""
-    prompt = np.asarray(domain.tokenizer.render(domain.view(task, [], role)), np.int32)
-    return Trace(task, prompt, len(prompt), np.zeros(len(prompt), bool), np.zeros(len(prompt), np.float32))
+def open_trace(domain: Domain, task: Task, role: str = "solver", steps: Sequence[str] = ()) -> Trace:
+    """A trace that holds only the role's prompt, ready to be continued.
+
+    steps: of an attempt, for the roles that are shown one.
+    """
+    prompt = np.asarray(domain.tokenizer.render(domain.view(task, [*steps], role)), np.int32)
+    none, zeros = np.zeros(len(prompt), bool), np.zeros(len(prompt), np.float32)
+    return Trace(task, prompt, len(prompt), none, zeros, privileged=privileged.shown(role))
 
 
 def continue_traces(
@@ -190,6 +194,7 @@ def splice(traces, interventions, tokenizer, separator="\n\n"):
                 logp=np.concatenate([prefix.logp, np.zeros(len(ids[i]), np.float32)]),
                 step_ends=(*ends[i], len(tokens)),
                 spliced=cuts[i],
+                privileged=privileged.joined(prefix.privileged, privileged.INTERVENTION),
                 begin=begins[i],
             )
         )

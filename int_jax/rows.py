@@ -6,6 +6,7 @@ A row knows what it belongs to (`id`), so that rows of a file of the user's own 
 import dataclasses
 from typing import Any, NamedTuple
 
+from int_jax import privileged
 from int_jax.eval import Vote
 from int_jax.types import Intervention, Task, Trace
 
@@ -30,6 +31,9 @@ class Stage(NamedTuple):
         )
 
 
+ATTEMPTS, PROPOSALS, GUIDED = map(Stage, ("attempts", "proposals", "guided"))  # those of InT
+
+
 def id_of(item: Task | Trace) -> tuple:
     """What names a problem (what it says, too: ids alone may be lines of a file), or an attempt: its problem's id and
     its random stream (seed, sample)."""
@@ -43,6 +47,12 @@ def check_counts(row, *names: str) -> None:
             raise ValueError(f"{name} = {count!r} is no count")
 
 
+def parted(group: list[Trace]) -> tuple[tuple[Trace, ...], tuple[Trace, ...]]:
+    """The wrong and the right ones of some judged traces."""
+    wrong = tuple(trace for trace in group if not trace.verdict.passed)
+    return wrong, tuple(trace for trace in group if trace.verdict.passed)
+
+
 class Row:
     """A row of one item; `id` is the item's where the rows may come from a file."""
 
@@ -52,24 +62,26 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class AttemptRow(Row):
-    """A problem and how its attempts fared. samples, correct: drawn, and right. wrong: the first few that are not."""
+    """A problem and how its attempts fared. samples, correct: drawn, and right. wrong, right: the first few of each."""
 
     task: Task
     samples: int
     correct: int
     wrong: tuple[Trace, ...] = ()
+    right: tuple[Trace, ...] = ()
 
     def __post_init__(self):
         check_counts(self, "samples", "correct")
-        names = [id_of(trace) for trace in self.wrong]
+        names = [id_of(trace) for trace in (*self.wrong, *self.right)]
         if {name[0] for name in names} - {self.task.id} or len({*names}) < len(names):
-            raise ValueError(f"its wrong attempts are of another problem, or two of the same key: {names}")
+            raise ValueError(f"its attempts are of another problem, or two of the same key: {names}")
 
     @classmethod
-    def of(cls, task: Task, group: list[Trace], keep: int) -> "AttemptRow":
-        """The row of a problem's judged attempts, with the first `keep` wrong ones."""
-        wrong = [trace for trace in group if not trace.verdict.passed]
-        return cls(task, len(group), len(group) - len(wrong), tuple(wrong[:keep]))
+    def of(cls, task: Task, group: list[Trace], keep: int, keep_right: int = 0) -> "AttemptRow":
+        """The row of a problem's judged attempts, with the first `keep` wrong and `keep_right` right ones."""
+        privileged.refuse(group, "attempts")
+        wrong, right = parted(group)
+        return cls(task, len(group), len(right), wrong[:keep], right[:keep_right])
 
     @property
     def id(self) -> tuple:
@@ -109,13 +121,16 @@ class ProposalRow(Row):
 class GuidedRow(Row):
     """A guided attempt and how its continuations fared.
 
-    tries, successes: continuations drawn, and right. shown: (text, passed) of the first few.
+    tries, successes: continuations drawn, and right. shown: (text, passed) of the first few. wrong, right: the first
+    of each, whole, with the key of the guided attempt, where it was kept.
     """
 
     trace: Trace
     tries: int
     successes: int
     shown: tuple[tuple[str, bool], ...] = ()
+    wrong: tuple[Trace, ...] = ()
+    right: tuple[Trace, ...] = ()
 
     def __post_init__(self):
         check_counts(self, "tries", "successes")
@@ -163,6 +178,7 @@ ROWS: dict[str, type[Row]] = {
     "proposals": ProposalRow,
     "compare": ProposalRow,
     "guided": GuidedRow,
+    "rewrites": GuidedRow,
     "effect": EffectRow,
     "eval": EvalRow,
     "drift": DriftRow,

@@ -59,6 +59,8 @@ class Trace:
       policy_update: the number of updates behind the parameters that drew it.
       key: (seed, sample index); with the task's id it names the random stream.
       spliced: offset of the first token of the last spliced intervention, -1 if there is none.
+      privileged: what it was shown or holds besides the problem and what the policy drew: "reference", "hint",
+        "intervention" (privileged.py). A policy is trained on such traces, and never measured by one.
       begin: of an open trace, the text with which its continuation must begin, "" where it is free. How a separator is
         spelled depends on what follows it, so a separator at the end of an open trace is left to the policy.
     """
@@ -75,6 +77,7 @@ class Trace:
     policy_update: int = 0
     key: tuple[int, int] = (0, 0)
     spliced: int = -1
+    privileged: tuple[str, ...] = ()
     begin: str = ""
 
     @property

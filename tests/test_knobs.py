@@ -239,6 +239,7 @@ def configured(changes: dict):
 
 
 RL = {"arms": ("rl",), "export": (), "rl.pool": "hard", "problems.hard": ()}
+RFT = RL | {"arms": ("rft",), "attempts.tries": 8, "attempts.keep_right": 1}
 SEVERAL = RL | {"rl.passes": 2, "rl.minibatches": 2, "rl.updates": 4}
 CLIPPED = SEVERAL | {"rl.clip_low": 0.1, "rl.clip_high": 0.1, "rl.passes": 4, "rl.updates": 8}
 OVERLONG = RL | {"rl.rewards": {"score": 1.0, "overlong": 1.0}, "rl.overlong": 90}
@@ -278,6 +279,7 @@ SHOWN = {
     "problems.shard": ("draws: attempts", 2),
     "attempts.tries": ("draws: attempts", 3),
     "attempts.keep": ("draws: check", 1),
+    "attempts.keep_right": ("update: sft", 2, RFT),
     "proposals.proposer": ("draws: check -> draws: guided", "oracle"),
     "proposals.model": ("draws: probe -> load", "{data}/model"),
     "proposals.chat": ("load", {"enable_thinking": False}, RL | {"proposals.model": "{data}/model"}),
@@ -289,6 +291,7 @@ SHOWN = {
     "guided.tries": ("draws: guided", 3),
     "guided.stop_at_success": ("draws: guided", False),
     "guided.at_once": ("draws: guided", 1),
+    "guided.keep": ("load -> refusal", False, {"arms": ("int_suffix",), "guided.keep": True, "export": ()}),
     "guided.shard": ("draws: guided", 2),
     "effect.problems": ("draws: effect", 1),
     "effect.samples": ("draws: effect", 3),
@@ -309,7 +312,6 @@ SHOWN = {
     "rl.weight_decay": ("update: rl", 0.1, RL),
     "rl.clip_norm": ("update: rl", 1e-6, RL),
     "rl.advantage": ("update: rl", "mean_std", RL | {"rl.clip_norm": 1e6}),
-    "rl.penalise": ("update: rl", "from_first_error", RL),
     "rl.normalise": ("update: rl", "sequence_mean", RL),
     "rl.kl": ("program -> scores", 0.1, RL),
     "rl.passes": ("program -> scores", 2, RL),

@@ -1,6 +1,7 @@
 """The method's own functions: who is kept, what is trained, what an update sees."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -181,8 +182,9 @@ def test_sft_trains_prefix_and_intervention_and_nothing_else(prompt, steps, inse
         data.draw(st.sampled_from([0.0, 0.5, 1.0])),
         data.draw(st.sampled_from([0.0, 0.25, 1.0])),
     )
+    weigh = functools.partial(batching.intervention_weights, prefix=prefix, intervention=intervention)
     for end_of_turn in (None, 2):
-        sequence = method.sft_sequence(trace, prefix, intervention, end_of_turn)
+        sequence = method.sft_sequence(trace, weigh, end_of_turn)
         spans = [0.0] * prompt + [prefix] * (cut - prompt) + [intervention] * inserted
         extra = [] if end_of_turn is None else [2]
         assert sequence.tokens.tolist() == trace.tokens.tolist() + extra
@@ -190,7 +192,7 @@ def test_sft_trains_prefix_and_intervention_and_nothing_else(prompt, steps, inse
         assert not sequence.rl.any() and not sequence.kl.any() and sequence.temperature == 1.0
     # A trace that was continued, or a later step, is not trained behind the intervention.
     longer = made(prompt, [end - prompt, 3], step_ends=(*ends, end + 3), spliced=cut, sampled=policy)
-    assert method.sft_sequence(longer, prefix, intervention, None).ce.tolist() == [*spans, 0.0, 0.0, 0.0]
+    assert method.sft_sequence(longer, weigh, None).ce.tolist() == [*spans, 0.0, 0.0, 0.0]
 
 
 @settings(deadline=None)

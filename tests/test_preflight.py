@@ -112,7 +112,7 @@ def test_every_number_has_a_lowest_value_and_every_knob_a_unit(path):
         *(("arithmetic: domain.knobs.lengths", (5, 5)), ("arithmetic: domain.knobs.rare", (0, 0))),
         ("reasoning_gym: domain.knobs.tasks", {"chain_sum": {"max_terms": 3}}),
         *(("rl.rewards", {"score": 2}), ("rl.rewards", {"score": 1.0, "answered": 0.1, "right_steps": -1.0})),
-        *(("rl.importance_cap", 2.0), ("rl.refill", 3), ("rl.penalise", "from_first_error")),
+        *(("rl.importance_cap", 2.0), ("rl.refill", 3)),
         *(("rl.advantage", kind) for kind in ("mean", "mean_std", "leave_one_out", "batch")),
     ],
 )
@@ -194,7 +194,12 @@ def test_what_a_knob_may_be(path, value):
         ({"rl": {"rewards": {"score": 1.0, "overlong": 1.0}}}, r"rl\.overlong = 0 tokens and .* go together"),
         ({"rl": {"overlong": 20}}, r"rl\.overlong = 20 tokens and rl\.rewards = \{'score': 1\.0\} go together"),
         ({"rl": {"rewards": {"overlong": 1.0}, "overlong": 97}}, r"overlong = 97 is more than .* = 96, the longest"),
-        ({"domain": default.domain("math"), "rl": {"penalise": "from_first_error"}}, r"rl\.penalise = .* domain math"),
+        (
+            {"domain": default.domain("math"), "arms": ("int_rl", "rl_first_error")},
+            "arms: 'rl_first_error' needs a domain that knows where an attempt's first error is, and math does not",
+        ),
+        ({"arms": ("int_rl", "rft")}, r"arms: 'rft' needs attempts\.keep_right of at least 1, and it is 0; set it so"),
+        ({"arms": ("sft_reflections",)}, r"'sft_reflections' needs guided\.keep of at least True, and it is False"),
         ({"domain": default.domain("math"), "rl": {"rewards": {"right_steps": 1.0}}}, r"no part 'right_steps': .*math"),
         ({"sft": {"prefix": 0.0, "intervention": 0.0}}, "no token is trained"),
         ({"domain": default.domain("math")}, r"proposals\.compare = .*: the domain math does not know"),

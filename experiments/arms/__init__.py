@@ -6,10 +6,12 @@ here.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from int_jax.intervention_training import failures
 from int_jax.lab import Lab
 from int_jax.modules import Kind
+from int_jax.rows import GuidedRow
 
 STAGES = ("attempts", "proposals", "guided", "sft", "rl")
 
@@ -33,6 +35,8 @@ class Arm:
       policies: what it makes, by name, each from the one before it. stages: those of STAGES that it goes through.
       train: makes them; what cannot be made raises int_jax.lab.Stopped.
       after: policies that are made before it where the run has them. needs: those that the run must have.
+      at_least: what knobs must be for it, such as {"guided.keep": True}. roles: those of privileged.ROLES that it asks
+        of the domain. oracle: whether the domain must know where an attempt's first error is.
       baseline: whether InT + RL's gain over its policies is reported.
     """
 
@@ -41,6 +45,9 @@ class Arm:
     train: Callable[[Lab], object]
     after: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    at_least: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    roles: tuple[str, ...] = ()
+    oracle: bool = False
     baseline: bool = False
 
     def __post_init__(self):
@@ -49,6 +56,12 @@ class Arm:
                 raise ValueError(
                     f"policy {name!r}: it names folders and style classes: take letters, digits and _, and not 'base'"
                 )
+
+
+def interventions(lab: Lab) -> list[GuidedRow]:
+    """InT's guided attempts and how they fared, for its variants."""
+    wrong = failures(lab.attempts(lab.tasks), lab.unsolved)
+    return lab.guided(lab.splice(wrong, lab.proposals(wrong)))
 
 
 BASE = Policy("base", headline=True)

@@ -139,6 +139,7 @@ TABLE = {
     "attempts": {
         "tries": count(64, "samples a problem; a problem counts as hard if none is right", "InT: 64 to 128"),
         "keep": count(4, "wrong attempts kept of each problem", "InT"),
+        "keep_right": Knob(0, "right attempts kept of each problem, for arms that train on them", at_least=0),
         "sampling": sampling(),
     },
     "proposals": {
@@ -168,6 +169,9 @@ TABLE = {
         "tries": count(32, "continuations of a guided attempt", "InT"),
         "stop_at_success": Knob(True, "leave after the first success; False draws all tries (InT)"),
         "at_once": count(8, "continuations a round"),
+        "keep": Knob(
+            False, "keep each one's first wrong and first right continuation, for arms that use them"
+        ),
         "shard": count(128, "guided attempts a shard"),
         "sampling": sampling(),
     },
@@ -206,11 +210,6 @@ TABLE = {
             "the mean of the others; batch: mean and standard deviation of the whole batch",
             "InT",
             choices=losses.ADVANTAGES,
-        ),
-        "penalise": Knob(
-            "response",
-            "where a negative advantage holds; from_first_error: from the first wrong step on, if the domain knows it",
-            choices=("response", "from_first_error"),
         ),
         "normalise": Knob(
             "sequences",

@@ -2,9 +2,9 @@
 
     python experiments/run.py --config experiments/configs/int.py:tiny --workdir runs/demo
 
-Variants: `tiny` (the embedded model, on two CPU cores), `tiny_seeds` (the same with five seeds), `smoke` (a minute, for
-tests), `rehearsal` (mathematics on a laptop, `make rehearsal`), `real` (a chat model of 135 M parameters on 40 word
-problems, `make real`).
+Variants: `tiny` (the embedded model, on two CPU cores), `tiny_seeds` (the same with five seeds), `methods` (all arms,
+three seeds), `smoke` (a minute, for tests), `rehearsal` (mathematics on a laptop, `make rehearsal`), `real` (a chat
+model of 135 M parameters on 40 word problems, `make real`).
 
 `qwen3_4b`, `qwen3_0_6b`, `llama3_8b` have the paper's settings at full size, on one host of 8 devices with 141 GB each,
 and `qwen3_4b@4` on four such hosts. They were NOT run: only their memory plan was made (experiments/plan.py prints it).
@@ -13,6 +13,7 @@ Give the problems by --config.problems.train_file and --config.problems.test_fil
 
 from ml_collections import ConfigDict
 
+from experiments import arms
 from experiments.configs import default
 
 
@@ -97,6 +98,16 @@ def real() -> ConfigDict:
     return c
 
 
+def methods() -> ConfigDict:
+    """All arms side by side, on three seeds of `tiny`."""
+    c = tiny()
+    c.arms = tuple(arms.names())
+    c.seeds = (0, 1, 2)
+    c.attempts.keep_right = 2
+    c.guided.keep = True
+    return c
+
+
 def tiny_seeds() -> ConfigDict:
     c = tiny()
     c.seeds = (0, 1, 2, 3, 4)
@@ -142,6 +153,7 @@ FULL = {"qwen3_4b": qwen3_4b, "qwen3_0_6b": qwen3_0_6b, "llama3_8b": llama3_8b}
 VARIANTS = {
     "tiny": tiny,
     "tiny_seeds": tiny_seeds,
+    "methods": methods,
     "smoke": smoke,
     "rehearsal": rehearsal,
     "real": real,

@@ -31,7 +31,7 @@ class Domain(Protocol):
       separator: the text that ends a step. splits: those of which it has problems of its own; () where all come from
         files. A run asks for hard_train and hard_test (hard_validation while knobs are chosen).
       proposal_roles: the roles that a self-verifying proposer plays in turn, the last of which sees the attempt:
-        ("checker",) or ("teacher", "checker").
+        ("checker",) or ("teacher", "checker"). roles: those of privileged.ROLES that its `view` knows, too.
       REWARDS: names of parts of the reward that it has beside those of every domain.
       oracle: whether it knows an attempt's first error and its correction. graders: where it has two, their names, the
         one that decides first: a run then reports where they differ.
@@ -43,6 +43,7 @@ class Domain(Protocol):
     separator: str
     splits: tuple[str, ...]
     proposal_roles: tuple[str, ...]
+    roles: tuple[str, ...]
     oracle: bool
     graders: tuple[str, ...]
 
@@ -71,8 +72,14 @@ class Domain(Protocol):
     def step_texts(self, trace: Trace) -> list[str]:
         """The text of each step, without separator and special tokens."""
 
+    def reference_response(self, task: Task) -> str:
+        """The reference as a response, in its own words, with the answer where a response gives it."""
+
+    def hint(self, task: Task, share: float) -> str:
+        """The beginning of the reference, at most a `share` of it; "" where so little says nothing."""
+
     def solution(self, task: Task) -> str:
-        """A response that solves the task, made of its reference and answer."""
+        """A response that solves the task as the policy would write it."""
 
     def answer(self, trace: Trace) -> str | None:
         """The answer that a response gives, None if it gives none: what a majority vote counts."""
@@ -135,6 +142,7 @@ class TextDomain:
     separator = "\n\n"
     splits: tuple[str, ...] = ()
     proposal_roles: tuple[str, ...] = ("teacher", "checker")
+    roles: tuple[str, ...] = ()
     oracle = False
     graders: tuple[str, ...] = ()
 
@@ -157,9 +165,25 @@ class TextDomain:
         spans = zip(trace.step_starts(), trace.step_ends, strict=True)
         return [self.tokenizer.text(trace.tokens[a:b]).strip("\n") for a, b in spans]
 
-    def solution(self, task: Task) -> str:
+    def reference_response(self, task: Task) -> str:
         """The reference, then the boxed answer."""
         return f"{task.reference}{self.separator}\\boxed{{{task.answer}}}".strip()
+
+    def hint(self, task: Task, share: float) -> str:
+        """Its first lines, as many as fit into that share of its characters; where the first one does not, its first
+        words."""
+        most = int(share * len(task.reference))
+        for apart in ("\n", " "):
+            parts = task.reference.split(apart)
+            while len(apart.join(parts)) > most:
+                parts.pop()
+            if beginning := apart.join(parts).strip():
+                return beginning
+        return ""
+
+    def solution(self, task: Task) -> str:
+        """The reference's own words."""
+        return self.reference_response(task)
 
     def answer(self, trace: Trace) -> str | None:
         """The content of the response's last box."""

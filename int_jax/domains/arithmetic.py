@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from int_jax import privileged
 from int_jax.domains import TextDomain
 from int_jax.knobs import Knob
 from int_jax.types import Task, Trace
@@ -203,6 +204,7 @@ class Arithmetic(TextDomain):
     name = NAME
     splits = SPLITS
     proposal_roles = PROPOSAL_ROLES
+    roles = privileged.ROLES
     oracle = True
     REWARDS: ClassVar[tuple[str, ...]] = ("right_steps",)
     KNOBS: ClassVar = {
@@ -243,15 +245,23 @@ class Arithmetic(TextDomain):
 
     def view(self, task: Task, steps: list[str], role: str) -> list[dict[str, str]]:
         """The user turn that a role sees: "solver" the problem alone, "teacher" also the reference, "checker" both
-        and the numbered attempt."""
+        and the numbered attempt. "hinted" and "reflector" are asked as the teacher is: the embedded model knows an
+        attempt in its prompt only as something to be checked."""
         content = task.problem
-        if role in ("teacher", "checker"):
+        if role in ("teacher", "checker", *self.roles):
             content += f"\nReference:\n{numbered(task.reference.split(', '))}"
         if role == "checker":
             content += f"\nAttempt:\n{numbered(steps)}"
-        elif role not in ("solver", "teacher"):
-            raise ValueError(f"arithmetic has no role {role!r}: choose solver, teacher or checker")
+        elif role not in ("solver", "teacher", *self.roles):
+            raise ValueError(
+                f"arithmetic has no role {role!r}: choose solver, teacher, checker, {', '.join(self.roles)}"
+            )
         return [{"role": "user", "content": content}]
+
+    def hint(self, task: Task, share: float) -> str:
+        """The first of the running values, at most that share of them."""
+        values = task.reference.split(", ")
+        return ", ".join(values[: int(share * len(values))])
 
     def solution(self, task: Task) -> str:
         """The model's own style, which is not the reference's."""

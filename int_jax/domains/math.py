@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 from typing import ClassVar
 
+from int_jax import privileged
 from int_jax.domains import PROMPTS, TextDomain, said, template, worked_examples
 from int_jax.knobs import Knob
 from int_jax.tokenizer import Tokenizer
@@ -115,6 +116,7 @@ class Math(TextDomain):
 
     name = NAME
     proposal_roles = PROPOSAL_ROLES
+    roles = privileged.ROLES
     KNOBS: ClassVar = {
         "grader": Knob(
             "strict", "what decides that a problem is solved (verify.py)", "InT", choices=tuple(GRADERS)
@@ -151,6 +153,9 @@ class Math(TextDomain):
         self.graders = tuple(sorted(GRADERS, key=lambda name: name != self.knobs["grader"]))
         folder = Path(self.knobs["prompts"] or PROMPTS / NAME)
         self.prompts = {role: template(folder / f"{role}.jinja") for role in PROPOSAL_ROLES}
+        for role in self.roles:  # a folder of one's own need not have them
+            own = folder / f"{role}.jinja"
+            self.prompts[role] = template(own if own.exists() else PROMPTS / NAME / f"{role}.jinja")
         self.examples = worked_examples(Path(self.knobs["examples"])) if self.knobs["examples"] else []
         told = folder / EXAMPLES
         self.reviews = worked_examples(told, TAUGHT, REVIEWED) if told.exists() else []
@@ -158,9 +163,11 @@ class Math(TextDomain):
 
     def view(self, task: Task, steps: list[str], role: str) -> list[dict[str, str]]:
         """The turns that a role sees, the last one its own question: "solver" the problem alone; "teacher" also the
-        reference; "checker", who speaks after the teacher in one conversation, the numbered attempt and the answer.
+        reference; "checker", who speaks after the teacher in one conversation, the numbered attempt and the answer;
+        "hinted" the problem and a beginning of the reference; "reflector" problem, reference and numbered attempt.
 
-        Before the questions of solver and teacher stand the system turn and the worked examples, where there are any.
+        Before the questions of all but the checker stand the system turn and the worked examples, where there are any:
+        the teacher's own, the solver's for the others.
 
         Raises: ValueError for a task without a reference, and for one that is itself a worked example.
         """
@@ -168,17 +175,19 @@ class Math(TextDomain):
             raise ValueError(
                 f"task {task.id} is a worked example, {place}: take it out of the examples, or out of the problems"
             )
+        solved = [turn for one in self.examples for turn in self._solved(one)]
         if role == "solver":
-            return self._opened(
-                [turn for one in self.examples for turn in self._solved(one)], self._instructed(task.problem)
-            )
-        if role not in PROPOSAL_ROLES:
-            raise ValueError(f"math has no role {role!r}: choose solver, teacher or checker")
+            return self._opened(solved, self._instructed(task.problem))
+        if role not in self.prompts:
+            raise ValueError(f"math has no role {role!r}: choose solver, {', '.join(self.prompts)}")
         if not task.reference.strip():
             raise ValueError(
                 f"task {task.id} has no reference solution, which the {role} works from: fill the column "
                 "reference_solution, or leave the row out"
             )
+        if role in self.roles:
+            problem = self._instructed(task.problem)
+            return self._opened(solved, self._told(role, problem, task.reference, task.answer, steps))
         if role == "checker":
             return [said("user", self._told("checker", task.problem, task.reference, task.answer, steps))]
         earlier = [turn for one in self.reviews for turn in self._reviewed(one)]
@@ -212,7 +221,7 @@ class Math(TextDomain):
             turns += [said("user", self._told("checker", *given, steps)), said("assistant", one["review"])]
         return turns
 
-    def solution(self, task: Task) -> str:
+    def reference_response(self, task: Task) -> str:
         """The reference, then the answer where the knob `answer` looks for it."""
         return f"{task.reference}{self.separator}{GIVEN[self.knobs['answer']].format(task.answer)}".strip()
 

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
+from int_jax import privileged
 from int_jax.domains import PROMPTS, TextDomain, template
 from int_jax.domains.reasoning_gym import worker
 from int_jax.domains.reasoning_gym.process import DEADLINE_S, shared
@@ -46,6 +47,7 @@ class ReasoningGym(TextDomain):
     name = NAME
     splits = SPLITS
     proposal_roles = PROPOSAL_ROLES
+    roles = privileged.ROLES
     KNOBS: ClassVar = {
         "tasks": Knob({"gsm_symbolic": {}}, "data sets of the package, each with its configuration"),
         "instruction": Knob(
@@ -58,7 +60,9 @@ class ReasoningGym(TextDomain):
 
     def __init__(self, tokenizer: Tokenizer, **knobs):
         super().__init__(tokenizer, **plain(knobs))
-        self.prompts = {role: template(PROMPTS / NAME / f"{role}.jinja") for role in PROPOSAL_ROLES}
+        self.prompts = {
+            role: template(PROMPTS / NAME / f"{role}.jinja") for role in (*PROPOSAL_ROLES, *self.roles)
+        }
         self.process = shared(self.knobs["deadline_s"])
         known = self.process.ask("names")["names"]
         if not self.knobs["tasks"]:
@@ -122,11 +126,12 @@ class ReasoningGym(TextDomain):
 
     def view(self, task: Task, steps: list[str], role: str) -> list[dict[str, str]]:
         """The user turn that a role sees: "solver" the problem alone; "teacher" also the reference; "checker", in the
-        same conversation after the teacher's own solution, the numbered attempt."""
+        same conversation after the teacher's own solution, the numbered attempt; "hinted" the problem and a beginning
+        of the reference; "reflector" problem, reference and numbered attempt."""
         if role == "solver":
             return [{"role": "user", "content": task.problem}]
-        if role not in PROPOSAL_ROLES:
-            raise ValueError(f"reasoning_gym has no role {role!r}: choose solver, teacher or checker")
+        if role not in self.prompts:
+            raise ValueError(f"reasoning_gym has no role {role!r}: choose solver, {', '.join(self.prompts)}")
         if not task.reference:
             raise ValueError(f"task {task.id}: " + self._no_reference(task.meta.get("name", "")))
         seen = {"problem": task.problem, "reference": task.reference, "steps": steps}

@@ -1,0 +1,13 @@
+"""InT with an end token: the end of the turn is trained behind the intervention, as if the answer ended there."""
+
+from experiments.arms import STAGES, Arm, Policy, interventions
+from int_jax.intervention_training import kept
+from int_jax.lab import Lab
+
+
+def train(lab: Lab):
+    traces = kept(interventions(lab), lab.successes)
+    return lab.fine_tune("int_end_token", traces, end_of_turn=lab.domain.tokenizer.end_of_turn)
+
+
+ARM = Arm({"int_end_token": Policy("InT, end token", "green", "10 5")}, STAGES[:-1], train)

@@ -1,0 +1,31 @@
+"""Online InT: every EVERY updates of the policy gradient, interventions for the problems that the policy still fails.
+
+Each round draws a group at each problem of the policy gradient, proposes where the whole group fails, continues the
+guided attempts under the policy as it is, fine-tunes it on those that succeed, and goes on with the policy gradient.
+The proposer stays the base model. Each part starts with new moments of the optimizer.
+"""
+
+from experiments.arms import STAGES, Arm, Policy
+from int_jax.intervention_training import failures, kept
+from int_jax.lab import Lab
+from int_jax.rows import Stage
+
+NAME, EVERY = "online_int", 10
+
+
+def train(lab: Lab):
+    params, pool, updates = lab.base, lab.pool(), lab.knobs["rl"]["updates"]
+    group = lab.knobs["rl"]["knobs"].group
+    for round, done in enumerate(range(0, updates, EVERY)):
+        rows = lab.attempts(pool, Stage("attempts", NAME, round), params, samples=group, keep=1)
+        wrong = failures(rows)
+        proposals = lab.proposals(wrong, Stage("proposals", NAME, round))
+        guided = lab.guided(lab.splice(wrong, proposals), Stage("guided", NAME, round), params)
+        if traces := kept(guided, lab.successes):
+            params = lab.fine_tune(NAME, traces, params, 2 * round)
+        count = min(EVERY, updates - done)
+        params = lab.reinforce(NAME, params, pool, updates=count, start=-done, round=2 * round + 1)
+    return params
+
+
+ARM = Arm({NAME: Policy("online InT", "blue", "2 3")}, STAGES, train)
