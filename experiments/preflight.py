@@ -41,8 +41,12 @@ def clashes(c: ConfigDict) -> Iterator[str]:
     for name in c.arms:
         for needed in (one for one in arms.load(name).needs if one not in made):
             yield f"arms = {c.arms}: the arm {name!r} goes on from {needed!r}, which none of them makes; add its arm"
+    makers: dict[str, str] = {}
     for name in c.arms:
         yield from arm_clashes(c, name, domain)
+        for policy in arms.load(name).policies:
+            if (other := makers.setdefault(policy, name)) != name:
+                yield f"arms: {name!r} and {other!r} both make {policy!r}; rename the policy of one of them"
     if max(c.eval.ks) > c.eval.samples:
         yield f"eval.ks = {c.eval.ks} needs as many samples, and eval.samples = {c.eval.samples}: set one of them"
     if c.mesh.data == c.mesh.model == -1:

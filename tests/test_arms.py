@@ -67,3 +67,15 @@ def test_a_policy_that_cannot_name_a_folder_is_refused(name):
 def test_a_colour_that_the_report_does_not_have_is_refused():
     with pytest.raises(ValueError, match="policy 'x': color 'pink' must be one of blue, orange"):
         styles({"x": {"label": "X", "color": "pink", "dash": ""}})
+
+
+def test_two_arms_that_make_one_policy_are_refused(tmp_path):
+    from experiments.configs import int as intervention
+    from experiments.preflight import check
+
+    for name in ("one", "other"):
+        (tmp_path / f"{name}.py").write_text(OWN)
+    c = intervention.tiny()
+    c.arms = ("rl", *(str(tmp_path / f"{name}.py") for name in ("one", "other")))
+    with pytest.raises(ValueError, match=r"arms: .*other\.py'? and .*one\.py'? both make 'same'"):
+        check(c)

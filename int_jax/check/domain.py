@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-from int_jax import domains, rollout, types
+from int_jax import domains, privileged, rollout, types
 from int_jax.domains import Domain
 from int_jax.knobs import Knob
 from int_jax.lm import ROLES
@@ -247,6 +247,25 @@ def _spliced(s: Subject, trace: Trace, where: str) -> Iterator[str]:
             yield f"step {k} {where} replaced by 'spliced 1' leaves the steps {found!r:.80}"
 
 
+def check_privileged(s: Subject) -> Iterator[str]:
+    """hint(task, share) is a part of the reference, reference_response(task) is right, and a hinted view shows no more."""
+    if foreign := [role for role in s.build.roles if role not in privileged.ROLES]:
+        yield f"roles = {s.build.roles}: {foreign[0]!r} is none of {', '.join(privileged.ROLES)}"
+        return
+    for task in (task for task in s.some if task.reference.strip()):
+        if not s.domain.verify(trace_of(s.domain, task, s.domain.reference_response(task))).passed:
+            yield f"verify does not pass reference_response({task.id!r}): SFT on references would train what is wrong"
+        for share in (0.0, 0.25, 0.5):
+            part = s.domain.hint(task, share)
+            if len(part) > max(share, 0.01) * len(task.reference) + 3 or not task.reference.startswith(part):
+                yield f"hint({task.id!r}, {share}) is {part!r:.60}: give a beginning of the reference, at most that share"
+        for role in s.build.roles:
+            shown = s.domain.view(dataclasses.replace(task, reference="BEGINNING 17"), ["alpha 1"], role)
+            yield from _messages(f"view({task.id!r}, steps, {role!r})", shown)
+            if "BEGINNING 17" not in shown[-1]["content"]:
+                yield f"view({task.id!r}, steps, {role!r}) does not show the reference that the task has"
+
+
 def check_reply(s: Subject) -> Iterator[str]:
     """reply(trace) is [] where the partner is silent, else token ids."""
     task = s.some[0]
@@ -294,6 +313,7 @@ CHECKS = (
     check_solution,
     check_wrong_responses,
     check_steps,
+    check_privileged,
     check_reply,
     check_many,
     check_oracle,
