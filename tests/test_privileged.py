@@ -1,4 +1,4 @@
-"""What a policy is shown that the problem does not tell: marked, at most what was asked for, never where it is measured."""
+"""What a policy is shown that the problem does not tell: marked, no more than asked for, never where it is measured."""
 
 import re
 
@@ -107,7 +107,7 @@ def test_a_demonstration_is_trained_whole_and_ends_once(domain, ended):
 
 @pytest.fixture(scope="module")
 def asked(tiny_dir, tmp_path_factory):
-    """What a run of all arms asks the sampler, as (the stream's last word, its name, the prompt), and what it stores."""
+    """What a run of all arms asks the sampler, as (the stream's last word, its name, the prompt); what it does; where."""
     requests: list[tuple[str, str, tuple]] = []
     plain = Toy.generate
 

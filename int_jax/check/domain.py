@@ -248,7 +248,7 @@ def _spliced(s: Subject, trace: Trace, where: str) -> Iterator[str]:
 
 
 def check_privileged(s: Subject) -> Iterator[str]:
-    """hint(task, share) is a part of the reference, reference_response(task) is right, and a hinted view shows no more."""
+    """hint(task, share) is a beginning of the reference, reference_response(task) is right, roles see the reference."""
     if foreign := [role for role in s.build.roles if role not in privileged.ROLES]:
         yield f"roles = {s.build.roles}: {foreign[0]!r} is none of {', '.join(privileged.ROLES)}"
         return
@@ -258,7 +258,7 @@ def check_privileged(s: Subject) -> Iterator[str]:
         for share in (0.0, 0.25, 0.5):
             part = s.domain.hint(task, share)
             if len(part) > max(share, 0.01) * len(task.reference) + 3 or not task.reference.startswith(part):
-                yield f"hint({task.id!r}, {share}) is {part!r:.60}: give a beginning of the reference, at most that share"
+                yield f"hint({task.id!r}, {share}) is {part!r:.60}: give a beginning of the reference, no longer"
         for role in s.build.roles:
             shown = s.domain.view(dataclasses.replace(task, reference="BEGINNING 17"), ["alpha 1"], role)
             yield from _messages(f"view({task.id!r}, steps, {role!r})", shown)
