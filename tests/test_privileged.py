@@ -107,7 +107,7 @@ def test_a_demonstration_is_trained_whole_and_ends_once(domain, ended):
 
 @pytest.fixture(scope="module")
 def asked(tiny_dir, tmp_path_factory):
-    """What a run of all arms asks the sampler, as (the stream's last word, its name, the prompt); what it does; where."""
+    """What a run of all arms asks the sampler, as (the stream's last word, its name, the prompt); what it does."""
     requests: list[tuple[str, str, tuple]] = []
     plain = Toy.generate
 
