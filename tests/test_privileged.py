@@ -126,6 +126,8 @@ def asked(tiny_dir, tmp_path_factory):
             "attempts.tries": 6,
             "problems.train": 12,
             "rl.updates": 12,
+            "problems.hard": ("train",),
+            "domain.knobs.lengths": (4, 8),
             "export": (),
         }
     )
