@@ -252,7 +252,7 @@ def draw_batch(
     knobs: PolicyGradient,
     sampling: Sampling,
     step: int,
-    opened: Callable[[Domain, Task], Trace] = rollout.open_trace,
+    opened: Callable[[Domain, Task], Trace],
 ) -> list[list[Trace]]:
     """The rollouts of the batch that begins at `step`, a group a problem.
 

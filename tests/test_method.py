@@ -471,9 +471,12 @@ def test_groups_of_one_outcome_are_drawn_anew(tokenizer, monkeypatch, name):
         return [[scored(1.0), scored(0.0 if next(left) else 1.0)] for _ in prompts]
 
     monkeypatch.setattr(rollout, "continue_traces", continued)
-    monkeypatch.setattr(rollout, "open_trace", lambda domain, task: made().replace(task=task))
     knobs = PolicyGradient(problems=problems, group=2, refill=rounds)
-    groups = method.draw_batch(None, None, None, tasks, knobs, SAMPLING, 0)
+
+    def opened(domain, task):
+        return made().replace(task=task)
+
+    groups = method.draw_batch(None, None, None, tasks, knobs, SAMPLING, 0, opened)
     assert len(groups) == drawn and len({*seen}) == len(seen) == drawn
     advantages = policy_gradient.advantages_of(groups, rewards_of(groups), knobs)
     assert sum(values is not None for values in advantages) == trained
