@@ -22,7 +22,7 @@ REFERENCE, HINT, INTERVENTION = "reference", "hint", "intervention"
 # Roles of a domain that a policy may be asked to play for training data, besides those of proposers: "hinted" solves
 # the problem with a beginning of the reference in view; "reflector" sees the reference and its own wrong attempt, and
 # rewrites the whole of it.
-ROLES = ("hinted", "reflector")
+ROLES: tuple[str, ...] = ("hinted", "reflector")
 
 
 def shown(role: str) -> tuple[str, ...]:

@@ -193,7 +193,7 @@ def test_the_teacher_sees_the_reference_and_the_checker_the_attempt_too(domain, 
 
 def test_unknown_names_are_refused_with_the_choices(domain):
     task = domain.tasks("train", 0, 1)[0]
-    with pytest.raises(ValueError, match=r"no role 'critic': choose solver, teacher or checker"):
+    with pytest.raises(ValueError, match=r"no role 'critic': choose solver, teacher, checker, hinted"):
         domain.view(task, [], "critic")
     with pytest.raises(
         ValueError, match=r"no split 'test': choose one of train, hard_train, hard_validation, hard_test"

@@ -63,7 +63,7 @@ def test_who_sees_what(domain):
     assert "[1] First {{ step }}.\n" in checker and "[2] Second,\non two lines.\n" in checker
     assert "2 steps" in checker and "the final answer, 5," in checker
     assert parse_intervention(checker).step == 0  # the form it is shown is the form that is read
-    with pytest.raises(ValueError, match="math has no role 'judge': choose solver, teacher or checker"):
+    with pytest.raises(ValueError, match="math has no role 'judge': choose solver, teacher, checker, hinted"):
         domain.view(TASK, [], "judge")
 
 

@@ -141,7 +141,7 @@ def test_the_page_and_the_numbers_name_the_same_losses():
 def test_a_published_loss_is_what_its_knobs_make(name):
     config = config_of(PUBLISHED[name])
     preflight.check(config)
-    loss, slopes = loss_and_slopes(build.policy_gradient(config, Arithmetic))
+    loss, slopes = loss_and_slopes(build.policy_gradient(config))
     expected, expected_slopes = WORKED[name]
     rel = 3e-4 if config.rl.advantage in ("mean_std", "batch") else 1e-6  # the floor
     assert loss == pytest.approx(expected, rel=rel, abs=1e-6)

@@ -167,7 +167,7 @@ def test_what_a_knob_may_be(path, value):
         ({"seeds": ()}, r"config\.seeds = \(\): must be a tuple of one or more items, distinct"),
         ({"seeds": (1, 1)}, r"config\.seeds = \(1, 1\): .* distinct"),
         ({"seeds": (-1,)}, r"config\.seeds = \(-1,\)"),
-        ({"arms": ("int_rl", "dpo")}, r"config\.arms = .*'dpo'.* each one of int_rl, rl, rl_matched"),
+        ({"arms": ("int_rl", "dpo")}, r"config\.arms = .*'dpo'.* each one of hint_rl, int_end_token"),
         ({"arms": ()}, r"config\.arms = \(\)"),
         ({"export": ("best",)}, r"config\.export = \('best',\): .* make no policy 'best', only base, int, int_rl"),
         ({"model": ""}, r"config\.model = ''"),

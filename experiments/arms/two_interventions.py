@@ -19,7 +19,7 @@ def train(lab: Lab):
 
 
 ARM = Arm(
-    {"two_int": Policy("two interventions", "green", "6 4"), "two_int_rl": Policy("two + RL", "blue", "6 4")},
+    {"two_int": Policy("InT twice", "green", "6 4"), "two_int_rl": Policy("InT twice + RL", "blue", "6 4")},
     STAGES,
     train,
     at_least={"guided.keep": True},

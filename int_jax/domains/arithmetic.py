@@ -204,7 +204,7 @@ class Arithmetic(TextDomain):
     name = NAME
     splits = SPLITS
     proposal_roles = PROPOSAL_ROLES
-    roles = privileged.ROLES
+    roles: tuple[str, ...] = privileged.ROLES
     oracle = True
     REWARDS: ClassVar[tuple[str, ...]] = ("right_steps",)
     KNOBS: ClassVar = {

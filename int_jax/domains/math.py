@@ -116,7 +116,7 @@ class Math(TextDomain):
 
     name = NAME
     proposal_roles = PROPOSAL_ROLES
-    roles = privileged.ROLES
+    roles: tuple[str, ...] = privileged.ROLES
     KNOBS: ClassVar = {
         "grader": Knob(
             "strict", "what decides that a problem is solved (verify.py)", "InT", choices=tuple(GRADERS)

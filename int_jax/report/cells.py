@@ -231,7 +231,7 @@ def _eval(results: Mapping) -> Section:
         )
         sizes.append(f"{split}: {' or '.join(counts)}")
     rows = [
-        [shorten(label(name, policies), 12), *row]
+        [shorten(label(name, policies), 16), *row]
         for name, row in zip(methods, zip(*cells, strict=True), strict=True)
     ]
     note = ". ".join(sizes) + ". Intervals: 95%, over problems."

@@ -47,7 +47,7 @@ class ReasoningGym(TextDomain):
     name = NAME
     splits = SPLITS
     proposal_roles = PROPOSAL_ROLES
-    roles = privileged.ROLES
+    roles: tuple[str, ...] = privileged.ROLES
     KNOBS: ClassVar = {
         "tasks": Knob({"gsm_symbolic": {}}, "data sets of the package, each with its configuration"),
         "instruction": Knob(
