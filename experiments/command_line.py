@@ -12,6 +12,7 @@ from experiments.configs import default
 from int_jax import domains
 from int_jax.stages import StageError
 
+# --config.domain.name=math, or --config.domain.name with math behind it
 DOMAIN = re.compile(r"--?config\.domain\.name(?:=(.*))?")
 
 

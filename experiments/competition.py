@@ -31,6 +31,7 @@ class Problem:
 
     def told(self, slip: int | None = None, shift: int = 0) -> tuple[list[str], list[str]]:
         """(own steps, reference steps); with a slip, that step's result is off by `shift` and the rest follows."""
+        # A slip shifts one value; every later one is computed from what stands in `values`.
         values = dict(self.given)
         own, reference = [], []
         for index, step in enumerate(self.steps):
@@ -177,6 +178,7 @@ def balls(rng: np.random.Generator) -> Problem:
             ),
             Step(
                 "chance",
+                # A slip may leave no pairs.
                 lambda v: Fraction(v["good"], v["pairs"] or 1),
                 "So the probability is ${chance}$.",
                 "Probability ${chance}$.",
@@ -262,6 +264,7 @@ def lexicon(seed: int, count: int) -> list[str]:
     onsets = "b br c d dr f g gr h k l m n p pr r s st t tr v z".split()  # noqa: SIM905
     vowels, codas = list("aeiou"), ["", "n", "r", "s", "l"]
     words: dict[str, None] = {}
+    # A dict as an ordered set: a name that comes up again changes nothing.
     while len(words) < count:
         parts = [rng.choice(onsets) + rng.choice(vowels) for _ in range(int(rng.integers(2, 4)))]
         words["".join(parts).capitalize() + rng.choice(codas)] = None

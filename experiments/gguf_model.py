@@ -114,6 +114,7 @@ def model_config(source: Path, data: dict) -> dict:
 def hf_name(source: Path, name: str) -> str:
     """hf_name(..., "blk.3.attn_q.weight") == "model.layers.3.self_attn.q_proj.weight"."""
     layer = re.match(r"blk\.(\d+)\.", name)
+    # blk.3.attn_q.weight -> blk.{}.attn_q.weight
     known = NAMES.get(re.sub(r"\Ablk\.\d+\.", "blk.{}.", name))
     if known is None:
         raise ValueError(f"{source}: the tensor {name} is none of a plain Llama's")
@@ -127,6 +128,7 @@ def unpermuted(weight: np.ndarray, heads: int) -> np.ndarray:
     2 i + j of a head there is row i + j head_dim / 2 here.
     """
     rows, width = weight.shape
+    # [heads, pairs, 2, D]: a head's rows 0 1 2 3 become 0 2 1 3.
     pairs = weight.reshape(heads, rows // heads // 2, 2, width)
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows, width))
 

@@ -40,5 +40,6 @@ def same_in_transformers(folder: Path) -> float:
     )
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([text])).logits[0]
+    # Row t predicts token t + 1.
     theirs = torch.log_softmax(logits, -1)[range(len(text) - 1), text[1:]].numpy()
     return float(np.abs(lm.score([text])[0][1:] - theirs).max())

@@ -25,6 +25,7 @@ EVENTS = {
 }
 MOST = 150  # the largest value
 SIGN = {"x": "*", "×": "*", "\\times": "*"}
+# 12 + 5 = 17, 3 x 4 = 12, 3 \times 4 = $12
 EQUATION = re.compile(r"(\d+)\s*([-+*x×]|\\times)\s*(\d+)\s*=\s*\$?(-?\d+)")
 BOX = re.compile(r"\\boxed\{\s*(-?\d+)[^}]*\}")
 
@@ -54,6 +55,7 @@ def draw(rng: np.random.Generator, steps: int) -> WordProblem:
     told, values, lines = [f"{name} has {start} {thing}."], [], []
     for _ in range(steps):
         sign = rng.choice([sign for sign in EVENTS if allowed(value, sign)])
+        # What is left is at least 1 and at most MOST, as `allowed` has seen to.
         least, most = {"+": (2, 40), "-": (2, value - 1), "*": (2, min(5, MOST // value))}[sign]
         k = int(rng.integers(least, most + 1))
         sentence, step = EVENTS[sign][rng.integers(len(EVENTS[sign]))]
@@ -91,6 +93,7 @@ def first_error(problem: WordProblem, steps: list[str]) -> tuple[int, str] | Non
     A step is right if each of its equations holds and arrives at the value that comes next, and if what it boxes is the
     answer, once all values are there. A step without equation or box is talk, and neither right nor wrong.
     """
+    # Before each step: `done` values have been arrived at, and lines[done] is the line that comes next.
     done = 0
     for index, step in enumerate(steps):
         right = problem.lines[done]

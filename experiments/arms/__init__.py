@@ -85,6 +85,7 @@ def ordered(chosen: Sequence[str]) -> list[Arm]:
     """The arms of a run, each behind those that it must follow, otherwise as they are given."""
     waiting, done = [load(name) for name in chosen], []
     while waiting:
+        # The first arm that no other waiting one must precede; where they wait for one another, as they are given.
         made = [name for arm in waiting for name in arm.policies]
         first = next(
             (arm for arm in waiting if not {*arm.after, *arm.needs} & ({*made} - {*arm.policies})), waiting[0]
