@@ -27,6 +27,7 @@ ROLES: tuple[str, ...] = ("hinted", "reflector")
 
 def shown(role: str) -> tuple[str, ...]:
     """What a role sees besides the problem. Only the solver sees nothing more."""
+    # Any other role, the proposers' too, has the reference in view.
     return {"solver": (), "hinted": (HINT,)}.get(role, (REFERENCE,))
 
 
@@ -49,6 +50,7 @@ def demonstration(domain: "Domain", prompt: Trace, response: Iterable[int], *sai
         such as REFERENCE.
     """
     ids = [*response]
+    # A response that was drawn ends in it already.
     if ids[-1:] != [domain.tokenizer.end_of_turn]:
         ids.append(domain.tokenizer.end_of_turn)
     tokens = np.concatenate([prompt.tokens, np.asarray(ids, np.int32)])

@@ -66,6 +66,8 @@ def continue_traces(
         [dataclasses.replace(t, key=(sampling.seed, first_sample + g)) for g in range(samples)]
         for t in traces
     ]
+    # Two traces of three samples: 0 1 2 | 3 4 5. waiting: those whose turn it is, all of them at first, then those to
+    # whom a partner has replied.
     flat = [trace for group in running for trace in group]
     streams = [stream.name(trace) for trace in traces for _ in range(samples)]
     waiting = list(range(len(flat)))
@@ -171,11 +173,14 @@ def splice(traces, interventions, tokenizer, separator="\n\n"):
         return splice([traces], [interventions], tokenizer, separator)[0]
     cuts, ids, begins, ends = [], [], [], []
     for trace, one in zip(traces, interventions, strict=True):
+        # The separator before the step is taken off the prefix and encoded with the intervention: how it is spelled
+        # depends on what follows. That behind the intervention is taken off, too, and left to the policy.
         whole = trace.tokens[: cut_at(trace, one.step)]
         cut, begin = tokenizer.reopen(whole, trace.prompt_len, separator)
         text = one.text.rstrip("\n")
         new = list(one.ids) or (tokenizer.encode(begin + text + separator) if text.strip() else [])
         end, after = tokenizer.reopen(new, 0, separator)
+        # The step before ends where the intervention's own text begins: behind the separator, wherever its tokens are.
         before = (*trace.step_ends[: one.step - 1], cut + tokenizer.covering(new, len(begin)))
         ends.append(before if one.step else ())
         while cut < len(whole) and end and whole[cut] == new[0]:  # spelled as it was drawn: it stays so

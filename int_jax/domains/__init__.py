@@ -172,6 +172,7 @@ class TextDomain:
     def hint(self, task: Task, share: float) -> str:
         """Its first lines, as many as fit into that share of its characters; where the first one does not, its first
         words."""
+        # By lines first, then by words: what is dropped from the end is dropped whole.
         most = int(share * len(task.reference))
         for apart in ("\n", " "):
             parts = task.reference.split(apart)
@@ -213,8 +214,10 @@ class TextDomain:
         if not answer:
             return False
         if re.fullmatch(r"-?\d+(\.\d+)?", answer):
+            # "so 1,200 + 34 = 1,234." ends in 1234.
             numbers = re.findall(r"-?\d+(?:\.\d+)?", text.replace(",", ""))
             return bool(numbers) and float(numbers[-1]) == float(answer)
+        # "no" leaks in "the answer is no", not in "note".
         words = " ".join(text.split()).casefold()
         return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", words) is not None
 

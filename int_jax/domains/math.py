@@ -41,7 +41,9 @@ GIVEN = {"boxed": "\\boxed{{{}}}", "hashes": "#### {}", "phrase": "The answer is
 # What a step states ---------------------------------------------------------------------------------------------------
 
 SMALL = 100  # an integer answer below it stands in many texts by chance
+# $$...$$ before $...$, which would find an empty formula between the two dollars.
 SPAN = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+# =, but not that of <=, >=, != or :=
 EQUALS = re.compile(
     r"(?<![<>!:\\])=|\\approx|≈|\\equiv|≡|\\(?:implies|iff|Rightarrow|Leftrightarrow|to)(?![A-Za-z])"
 )
@@ -51,14 +53,19 @@ ASSUMED = re.compile(
     r"(?i:\b(?:let|if|for|when|where|suppose|assume|consider|case|set|setting|take|taking|try|trying|put|putting|say)\b)"
     r"(?:\s+that)?[\s$]*(?:\\\(|\\\[)?\s*\\?[A-Za-z]\w*\s*\Z"
 )
+# \frac{1}{2}, \frac12
 FRACTION = r"\\[dtc]?frac\s*(?:\{[^{}]*\}|\d)\s*(?:\{[^{}]*\}|\d)"
+# -3, 1,000.5, 2/3, .5, \frac{1}{2}, 50\%
 NUMBER = rf"-?(?:{FRACTION}|\d+(?:,\d{{3}})*(?:\.\d+)?(?:\s*/\s*\d+)?|\.\d+)(?:\s*\\?%)?"
+# Not the 2 of x^2, a_2, 2x, 2!, 2^n, 2 \cdot 3 or 1.2, nor that of "2-3".
 ALONE = rf"(?<![\w.^{{}}_\\/]){NUMBER}(?![\w^{{}}/-]|\.\d|!|\s*(?:[*^]|\\cdot|\\times))"
+# "which is 2", "equals \frac{1}{2}", "the answer: 5"; not "is 2 more than", "is 5 mod 7"
 STATED = re.compile(
     r"(?i:\b(?:is|are|be|equals?|equal\s+to|gives?|get|gets|obtain|yields?|answer|value|total|result|namely|exactly)\b)"
     rf"[:\s]*(?:(?:is|are|of|to|as)\s+)?[\s$(\\]*(?P<value>{ALONE})"
     r"(?![\s$)\\]*(?:p?mod|more|less|times|modulo|or|of)\b)"
 )
+# "so x + 1 = 3." -> 3. The possessive ++ and *+ give nothing back: a long line costs no more than its length.
 SIDE = re.compile(r"(?:=|≈|≡)\s*(?P<value>[^\s,;:=]++(?:\s*+[-+*/^]\s*+[^\s,;:=]++)*+)(?!\s*=)")
 
 
@@ -73,6 +80,7 @@ def statements(text: str, anywhere: bool) -> list[str]:
     for match in SPAN.finditer(text):
         span = next(filter(None, match.groups()))
         sides = EQUALS.split(span)
+        # "$x + 1 = 3$" -> 3; "let $x = 2$" -> nothing; "$5 = x$", which ends in a name -> x and 5.
         if len(sides) > 1 and not (
             len(sides) == 2 and ASSUMED.search(text[: match.start()] + "$" + sides[0])
         ):
@@ -81,6 +89,7 @@ def statements(text: str, anywhere: bool) -> list[str]:
             )
         if anywhere:
             found += [span, *RELATION.split(span)]
+    # Formulas are out of the way, and ";" keeps what stands on either side of one apart.
     prose = SPAN.sub(" ; ", text)
     for match in SIDE.finditer(prose):
         if not ASSUMED.search(prose[: match.start()]):
@@ -265,8 +274,10 @@ class Math(TextDomain):
         """
         if gives_answer(text, self.knobs["answer"]):
             return True
+        # \text{no} -> no
         words = re.sub(r"\\(?:text|mathrm|textbf)\s*\{([^{}]*)\}|[$().]", r"\1", task.answer).strip()
         if re.fullmatch(r"[A-Za-z][A-Za-z '-]*", words) and (len(words) != 1 or words in "ABCDEFGHIJ"):
+            # "No" or "B" is in many texts: it has to follow "answer is" or "option".
             before = r"\b(?:answer|option|choice)\b[\s:]*(?:is\s+)?[\W_]*" if len(words) <= 3 else r"\b"
             return bool(re.search(rf"{before}{re.escape(words)}\b", text, re.IGNORECASE))
         told = statements(text, anywhere=not commonplace(task))
