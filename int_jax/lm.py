@@ -54,6 +54,7 @@ def load(
             f"{path}: the tokenizer has {tokenizer.vocab} ids, but vocab_size in config.json is {config.vocab}"
         )
     mesh = make_mesh() if mesh is None else mesh
+    # To sample: weights in the compute dtype, whole on each device of "data". To train: as they are trained.
     stored = dtype if param_dtype is None else param_dtype
     rules = RULES_DECODE if param_dtype is None else RULES
     config, params = checkpoint.load_hf(path, mesh, stored, rules, family)

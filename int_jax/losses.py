@@ -47,6 +47,7 @@ class LossConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(allowed)}")
 
 
+# In the order of `values` in `streams`.
 SUMS = (
     *("loss_ce", "loss_rl", "loss_kl", "trained_tokens", "entropy_sum"),
     *("rl_tokens", "logp_gap_sum", "ratio_sum", "ratio_square_sum", "clipped_sum"),
@@ -105,6 +106,7 @@ def token_logp(
         return jnp.moveaxis(padded.reshape(rows, -1, chunk, *array.shape[2:]), 1, 0)
 
     _, pieces = jax.lax.scan(one, None, (cut(previous_BTD), cut(tokens_BT), cut(temperature_BT)))
+    # [chunks, B, C] -> [B, chunks x C], less the padding.
     logp_BT, entropy_BT = (jnp.moveaxis(p, 0, 1).reshape(rows, -1)[:, :length] for p in pieces)
     seen_BT = positions_BT > 0
     return jnp.where(seen_BT, logp_BT, 0.0), jnp.where(seen_BT, entropy_BT, 0.0)
@@ -158,6 +160,7 @@ def importance_weights(old_logp, sampler_logp, cap: float):
 
 def k3(logp, reference_logp):
     """k3, an estimate of KL(policy || reference): e^d - d - 1, d = reference - policy (Schulman 2020); never < 0."""
+    # About gap^2 / 2: 0.0052 for 0.1, 0.0048 for -0.1.
     gap = reference_logp - logp
     return jnp.exp(gap) - gap - 1.0
 
@@ -225,6 +228,7 @@ def means(sums: dict) -> dict:
 def overlong_penalty(length: int, limit: int, buffer: int) -> float:
     """DAPO's soft overlong punishment (Yu et al. 2025, eq. 13): 0 up to `limit` - `buffer` tokens, then falling evenly
     to -1 at `limit`, the most that a response may have."""
+    # limit 100, buffer 20: 0 up to 80 tokens, -0.5 at 90, -1 at 100.
     return -min(max(length - (limit - buffer), 0) / buffer, 1.0)
 
 

@@ -184,11 +184,14 @@ def training(
         Item("parameters to compute with", lower + sizes.gathered(), shard),
         Item(
             "attention scores",
+            # Each layer keeps its scores and the weights made of them for the backward pass; recomputed, or in
+            # spans, those of one layer exist at a time.
             (4 if remat or row_length > LONG else 3 + 2 * c.layers) * scores,
             "train.row_length, train.rows, mesh.model" + ("" if remat else ", train.remat"),
         ),
         Item(
             "activations",
+            # Recomputed: each layer's input, and all that one layer makes on the way forward and back.
             (c.layers * residual + 3 * layer) if remat else (c.layers + 2) * layer,
             "train.rows, train.row_length" + ("" if remat else ", train.remat"),
         ),

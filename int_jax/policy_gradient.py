@@ -144,6 +144,7 @@ def one_outcome(group: list[Trace]) -> bool:
 def advantages_of(groups: list[list[Trace]], rewards: np.ndarray, knobs: PolicyGradient) -> list:
     """The advantages of each group's traces; None for a group that is no part of the batch: with `knobs.refill`, one of
     one outcome."""
+    # Those left out are not shown to `advantages` either: the mean of a batch is of what is trained on.
     kept = [i for i, group in enumerate(groups) if not (knobs.refill and one_outcome(group))]
     found: list = [None] * len(groups)
     for i, values in zip(kept, knobs.advantages([groups[i] for i in kept], rewards[kept]), strict=True):
@@ -175,6 +176,7 @@ def weigh(
             return [None] * len(traces)
         return engine.score(params, [t.tokens for t in traces], traces[0].temperature)[0]
 
+    # A list each, one entry a trace: None where it is not needed.
     reference, old = scored(reference_params, bool(knobs.kl)), scored(params, knobs.scores_old)
     every = [one for _, values in kept for one in values]
     return [

@@ -130,6 +130,7 @@ def skipped(text: str) -> bool:
     outside = COMMAND.sub(" ", WORD.sub(" ", worded(text)))
     there = re.findall(r"\d", told) + re.findall(r"[A-Za-z]", outside)
     lost = collections.Counter(there) - collections.Counter(kept)
+    # Braces that are not in pairs: it broke off within \frac{1}{ or its like.
     return bool(lost) or kept.count("{") - kept.count("\\{") != kept.count("}") - kept.count("\\}")
 
 
@@ -349,6 +350,7 @@ def in_one_unit(answer: str, gold: str) -> tuple[str, str] | None:
         return answer, gold
     one, other = sides
     if {one.measures, other.measures} == {(("degree", 1),), (("angle", 1),)}:
+        # 90° against \pi/2 radians: degrees in radians, the other as it stands.
         left, right = (re.sub(r"(.*)°", r"(\1)\\cdot\\frac{\\pi}{180}", side.value) for side in sides)
         return left, right
     if one.measures and other.measures and one.measures != other.measures:
@@ -373,6 +375,7 @@ def agree(answer: str, gold: str) -> bool:
     if not all(isinstance(value, sympy.Expr) for value in values) or misread(answer, gold):
         return False
     a, b = map(meant, values)
+    # With variables, or a percent sign, the difference must simplify to 0: 2(a + b) and 2a + 2b.
     if a.free_symbols or b.free_symbols or a.has(sympy.UnevaluatedExpr) or b.has(sympy.UnevaluatedExpr):
         return a.free_symbols == b.free_symbols and sympy.simplify(a - b) == 0
     if a.has(sympy.Float) or b.has(sympy.Float):

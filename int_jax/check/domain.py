@@ -133,6 +133,7 @@ def check_view(s: Subject) -> Iterator[str]:
     """view(task, steps, role) renders every role; the solver sees the problem alone, proposers the reference too."""
     roles = ("solver", *s.build.proposal_roles)
     for task in s.some:
+        # The same problem with another reference: whatever changes in a view shows it.
         hidden = dataclasses.replace(task, reference="REFERENCE 17", answer="ANSWER 17")
         if s.domain.view(task, [], "solver") != s.domain.view(hidden, [], "solver"):
             yield f"view({task.id!r}, [], 'solver') changes with reference or answer, which are not for the policy"
@@ -279,6 +280,7 @@ def check_many(s: Subject) -> Iterator[str]:
     """verify_many(traces) is verify of each of them."""
     traces = [trace_of(s.domain, task, s.domain.solution(task)) for task in s.some]
     traces += [trace_of(s.domain, s.some[0], text, stop) for text in WRONG[:4] for stop in ("stop", "length")]
+    # Of no traces, too: a run may have none to judge.
     for given in (traces, []):
         one_by_one = [s.domain.verify(trace) for trace in given]
         if (found := list(s.domain.verify_many(given))) != one_by_one:

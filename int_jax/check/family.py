@@ -88,6 +88,7 @@ def check_config(s: Subject) -> Iterator[str]:
 
 def check_refusals(s: Subject) -> Iterator[str]:
     """config_from_hf refuses an activation that the decoder does not have."""
+    # Families call it hidden_act or hidden_activation.
     activations = {key: "swish_and_squeeze" for key in s.data if key in ("hidden_act", "hidden_activation")}
     try:
         s.module.config_from_hf(s.data | activations)

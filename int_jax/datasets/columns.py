@@ -109,6 +109,7 @@ def row_of(raw: Raw, domain: str, needs: tuple[str, ...]) -> tuple[Row, list[str
     except RecursionError:
         return Fault(raw.place, "nested too deeply", "a value is nested too deeply to be read")
     meta = {k: float(v) if isinstance(v, Number) else v for k, v in others.items() if _small(k) and _small(v)}
+    # In the order of TEXTS.
     problem, reference, attempt, guided = texts.values()
     task = Task(problem_id(problem), domain, problem, reference, answer, meta)
     return Row(raw.place, task, attempt, one, guided), [printable(k) for k in others if k not in meta]

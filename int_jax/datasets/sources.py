@@ -117,6 +117,7 @@ def files(source: str, split: str) -> list[Path]:
     path = Path(source)
     if path.is_dir():
         inside = [p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file()]
+        # Not what lies in .cache and the like, as a download leaves it.
         shown = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)]
         found = _of_split(sorted(shown), path, split, source)
     elif path.is_file():
@@ -181,6 +182,7 @@ def _file_rows(path: Path) -> Iterator[Raw | Fault]:
     """The rows of a file, whose first bytes say whether it is Parquet or compressed; a file without any is a fault."""
     with path.open("rb") as file:
         head = file.read(4)
+    # PAR1 begins a Parquet file, 1f 8b a gzip stream, whatever their names are.
     if head == b"PAR1" or path.suffix == ".parquet":
         rows = _parquet_rows(path)
     else:

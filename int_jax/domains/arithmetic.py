@@ -223,6 +223,7 @@ class Arithmetic(TextDomain):
         if split not in SPLITS:
             raise ValueError(f"arithmetic has no split {split!r}: choose one of {', '.join(SPLITS)}")
         rng = np.random.default_rng([seed, SPLITS.index(split)])
+        # The knobs shape the hard problems alone.
         low, high = self.knobs["lengths"] if split != "train" else (2, MAX_STEPS)
         rare_low, rare_high = self.knobs["rare"] if split != "train" else (0, 0)
         found: dict[str, Task] = {}

@@ -226,6 +226,7 @@ def scaling_to_hf(scaling: RopeScaling | None) -> dict[str, Any] | None:
 def rope_to_hf(config: Config) -> dict[str, Any]:
     """The keys that `rope` reads, for both generations."""
     scaling = scaling_to_hf(config.rope_scaling)
+    # transformers 4 reads rope_theta and rope_scaling, 5 reads rope_parameters.
     both = {"rope_theta": config.rope_theta, **(scaling or {"rope_type": "default"})}
     return {
         "rope_theta": config.rope_theta,
@@ -244,6 +245,7 @@ def windows(data: dict, sliding, window: int | None) -> tuple[int, ...]:
       sliding: which layers attend to a window, where config.json has no `layer_types`. window: in tokens, the
         attending one included.
     """
+    # KINDS[False] is full attention, KINDS[True] a window.
     kinds = data.get("layer_types") or [KINDS[bool(s)] for s in sliding]
     if len(kinds) != need(data, "num_hidden_layers"):
         raise ValueError(

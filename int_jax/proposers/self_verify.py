@@ -62,6 +62,7 @@ def propose(
             for i, prompt in prompts.items()
         }
 
+    # The earlier roles answer once, and their answers become turns of the conversation.
     for role in domain.proposal_roles[:-1]:
         for i, (answer,) in asked(role, 1).items():
             chats[i].append({"role": "assistant", "content": answer})

@@ -97,6 +97,7 @@ def _tokens(pieces: Sequence[str], logp: Sequence[float]) -> list[dict]:
         body = piece.rstrip("\n")
         ending = ("↵\n" if more else "↵") * (len(piece) - len(body))
         tip = f"p {math.exp(value):.3g}, log p {value:.2f}"
+        # "a\nb\n\n" at the end of a step: a↵, a break, b↵↵.
         drawn.append({"text": body.replace("\n", "↵\n") + ending, "band": _band(value), "tip": tip})
         more = more or bool(body)
     return drawn[::-1]

@@ -141,6 +141,7 @@ def area_plot(title: str, curve: Mapping[str, np.ndarray]) -> dict:
     names = ("always", "sometimes", "never")  # from the bottom
     shares = np.array([smooth(curve[name], _window(len(curve[name]))) for name in names])
     axes = Axes(shares.shape[1] - 1, 0.0, 1.0)
+    # [3, updates]: each area lies between its floor and its top.
     tops = np.cumsum(shares, axis=0)
     floors = tops - shares
     ends = [axes.y(middle) for middle in ((tops + floors)[:, -1] / 2).tolist()]
@@ -168,6 +169,7 @@ def bar_plot(
     top = max([ci95[1] for _, ci95 in drawn.values()] + [value for value, _ in drawn.values()] + [1e-9])
     # Pixels: about 7 a letter.
     left = 16 + 7 * max(len(label(name, policies)) for name in rows)
+    # 150 pixels to the right for the numbers.
     room = BARS_W - 150 - left
 
     def x(value: float) -> float:
