@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from experiments import arms
 from experiments.command_line import define_config
 from experiments.configs import default
-from int_jax import checkpoint, memory
+from int_jax import hf_format, memory
 from int_jax.lm import directory
 from int_jax.models import Config
 from int_jax.sharding import RULES, RULES_DECODE
@@ -81,8 +81,8 @@ def stages(c: ConfigDict, model: Config, mesh, checker: Config | None = None) ->
 
 def planned(c: ConfigDict, mesh) -> list[memory.Stage]:
     """`stages` of a config, whose models' config.json are read and nothing else of them."""
-    model = checkpoint.read_config(directory(c.model), c.dtype, c.family)
-    checker = checkpoint.read_config(directory(c.proposals.model), c.dtype) if c.proposals.model else None
+    model = hf_format.read_config(directory(c.model), c.dtype, c.family)
+    checker = hf_format.read_config(directory(c.proposals.model), c.dtype) if c.proposals.model else None
     return stages(c, dataclasses.replace(model, param_dtype=c.param_dtype), mesh, checker)
 
 

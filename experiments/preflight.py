@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from experiments import arms, plan
 from experiments.configs import default
-from int_jax import checkpoint, domains, memory, policy_gradient, proposers, rollout
+from int_jax import domains, hf_format, memory, policy_gradient, proposers, rollout
 from int_jax.knobs import Knob
 from int_jax.lab import Lab
 from int_jax.lm import directory
@@ -198,7 +198,7 @@ def check_proposals(lab: Lab) -> None:
 def check_positions(c: ConfigDict) -> None:
     """Refuse a proposal that takes all positions of the model, whose config.json is read. Raises: ValueError."""
     name, own_family = (c.proposals.model, "") if c.proposals.model else (c.model, c.family)
-    positions = checkpoint.read_config(directory(name), c.dtype, own_family).max_len
+    positions = hf_format.read_config(directory(name), c.dtype, own_family).max_len
     new = c.proposals.sampling.max_new_tokens
     if draws_proposals(c) and new >= positions:
         raise ValueError(

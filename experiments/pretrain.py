@@ -25,7 +25,7 @@ from tokenizers.models import BPE
 
 from experiments.small_models import SPECIAL, save_tokenizer
 from int_jax import batch as batching
-from int_jax import checkpoint, intervention_training, proposers
+from int_jax import checkpoint, hf_format, intervention_training, proposers
 from int_jax import models as families
 from int_jax.domains import arithmetic
 from int_jax.engine import Engine
@@ -207,7 +207,7 @@ def main(_):
                 print(json.dumps(line), file=log, flush=True)
             if step % 250 == 249 or step == UPDATES - 1:
                 checkpoint.save(workdir / "state", state)
-    checkpoint.save_hf(workdir / "model", config, state.params, workdir / "tokenizer")
+    hf_format.save(workdir / "model", config, state.params, workdir / "tokenizer")
     print(json.dumps(scores(engine, state.params, chat, domain), indent=1))
 
 

@@ -28,7 +28,7 @@ import int_jax
 from experiments import competition
 from experiments.small_models import SPECIAL, same_in_transformers, save_tokenizer
 from int_jax import batch as batching
-from int_jax import checkpoint, domains
+from int_jax import domains, hf_format
 from int_jax import models as families
 from int_jax.engine import Engine
 from int_jax.losses import LossConfig
@@ -153,7 +153,7 @@ def make_model(folder: Path, tokenizer: Path, names: list[str]) -> None:
             )
             if step % 10 == 9:
                 steps.set_postfix(loss=f"{float(metrics['loss']):.3f}")
-    checkpoint.save_hf(folder, config, state.params, tokenizer)
+    hf_format.save(folder, config, state.params, tokenizer)
 
 
 def write_problems(path: Path, seed: int, count: int, names: list[str], evaluation: bool) -> None:

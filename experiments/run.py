@@ -31,7 +31,7 @@ from experiments.preflight import check_lengths
 from experiments.problems import problems
 from experiments.progress import show
 from experiments.store import WorkdirStore
-from int_jax import checkpoint, datasets, domains, processes, report, rollout
+from int_jax import datasets, domains, hf_format, processes, report, rollout
 from int_jax.intervention_training import failures
 from int_jax.lab import Lab, NoData, Stopped
 from int_jax.lm import LM
@@ -85,7 +85,7 @@ def run_seed(config: ConfigDict, seed: int, folder: Path, lm: LM, proposer_lm: L
         params = lab.engine.decode_params(
             lab.policies[name]
         )  # in the dtype in which it is sampled and evaluated
-        checkpoint.save_hf(folder / "models" / name, lm.model.config, params, lm.tokenizer.path)
+        hf_format.save(folder / "models" / name, lm.model.config, params, lm.tokenizer.path)
     measured |= score(config, lab, test, stopped)
     rows = lab.rows.get(Stage("attempts")) or [AttemptRow(task, 0, 0) for task in train]
     wrong = failures(rows, lab.unsolved)

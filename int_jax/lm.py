@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from int_jax import checkpoint
+from int_jax import hf_format
 from int_jax.engine import Engine
 from int_jax.models import Model, build
 from int_jax.sampler import Request, Response, Sampling
@@ -41,7 +41,7 @@ def load(
       family: a model family of your own, by its dotted name or its file, for a model_type that is not in the package.
     """
     path = directory(path_or_hub_id)
-    config = checkpoint.read_config(path, dtype, family)
+    config = hf_format.read_config(path, dtype, family)
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise FileNotFoundError(
             f"{path / 'tokenizer.json'}: missing, and there is no other tokenizer file beside it"
@@ -57,7 +57,7 @@ def load(
     # To sample: weights in the compute dtype, whole on each device of "data". To train: as they are trained.
     stored = dtype if param_dtype is None else param_dtype
     rules = RULES_DECODE if param_dtype is None else RULES
-    config, params = checkpoint.load_hf(path, mesh, stored, rules, family)
+    config, params = hf_format.load(path, mesh, stored, rules, family)
     model = build(dataclasses.replace(config, dtype=dtype))
     data = mesh.shape["data"]
     # Rounded up to whole rows of the mesh: 128 slots over a data axis of 3 are 129.
@@ -185,7 +185,7 @@ class LM:
 
     def save(self, path: str | Path) -> None:
         """Write config, weights and tokenizer in Hugging Face format; `load(path)` brings back the same bits."""
-        checkpoint.save_hf(path, self.model.config, self.params, self.tokenizer.path)
+        hf_format.save(path, self.model.config, self.params, self.tokenizer.path)
 
     def _checked(self, ids) -> list[int]:
         """Token ids as ints, each within the vocabulary: an index beyond it would be clipped in silence."""

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from int_jax import checkpoint, losses
+from int_jax import hf_format, losses
 from int_jax.batch import pack, supervised
 from int_jax.engine import Engine
 from int_jax.models import RopeScaling, build, families, family, hf
@@ -91,7 +91,7 @@ def pair(name, changes, directory):
     theirs = torch_model(name, changes)
     theirs.save_pretrained(directory)
     mesh = make_mesh(1, 1, jax.devices()[:1])
-    config, params = checkpoint.load_hf(directory, mesh)
+    config, params = hf_format.load(directory, mesh)
     return Pair(theirs, directory, config, params, Engine(build(config), mesh, 4, 8, score_tokens=256))
 
 
@@ -178,7 +178,7 @@ def test_the_gradient_of_the_sft_loss_equals_autograd(odd):
     loss.backward()
     np.testing.assert_allclose(metrics["loss"], loss.item(), rtol=1e-5)
     names = family(odd.config.family).NAMES
-    for path, gradient in checkpoint.leaves_by_path(state.opt.trace).items():
+    for path, gradient in hf_format.leaves_by_path(state.opt.trace).items():
         their = odd.theirs.get_parameter(hf.tensor_name(names, path)).grad.numpy()
         mine = hf.to_hf(path.rpartition("_")[2], np.asarray(gradient))
         assert np.abs(their).max() > 1e-6, path
@@ -188,7 +188,7 @@ def test_the_gradient_of_the_sft_loss_equals_autograd(odd):
 
 def test_two_meshes_agree(odd):
     mesh = make_mesh(2, 4)
-    _, params = checkpoint.load_hf(odd.directory, mesh, rules=RULES_DECODE)
+    _, params = hf_format.load(odd.directory, mesh, rules=RULES_DECODE)
     rows = [tokens_of(n, n) for n in (17, 30)]
     many, _ = Engine(odd.engine.model, mesh, 4, 8, score_tokens=256).score(params, rows)
     one, _ = odd.engine.score(odd.params, rows)
@@ -201,7 +201,7 @@ def way_out_and_back(pair, directory):
     import torch
     from transformers import AutoModelForCausalLM
 
-    checkpoint.save_hf(directory / "out", pair.config, pair.params, shard_bytes=4000)
+    hf_format.save(directory / "out", pair.config, pair.params, shard_bytes=4000)
     assert len(list((directory / "out").glob("model-*.safetensors"))) > 2
     back, report = AutoModelForCausalLM.from_pretrained(
         directory / "out", dtype=torch.float32, attn_implementation="eager", output_loading_info=True
@@ -214,8 +214,8 @@ def way_out_and_back(pair, directory):
 
     for dtype in ("float32", "bfloat16"):
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), pair.params)  # noqa: B023
-        checkpoint.save_hf(directory / dtype, pair.config, params)
-        config, loaded = checkpoint.load_hf(directory / dtype, make_mesh(2, 4), dtype)
+        hf_format.save(directory / dtype, pair.config, params)
+        config, loaded = hf_format.load(directory / dtype, make_mesh(2, 4), dtype)
         assert config == dataclasses.replace(pair.config, dtype=dtype, param_dtype=dtype)
         for (path, left), right in zip(
             jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(loaded), strict=True
@@ -236,7 +236,7 @@ def test_a_scaled_embedding_is_rounded_as_transformers_rounds_it(tmp_path):
             tensor.data[:] = -1  # stored around zero
     theirs = theirs.to(torch.bfloat16)
     theirs.save_pretrained(tmp_path)
-    config, params = checkpoint.load_hf(tmp_path, make_mesh(1, 1, jax.devices()[:1]), "bfloat16")
+    config, params = hf_format.load(tmp_path, make_mesh(1, 1, jax.devices()[:1]), "bfloat16")
     ids = tokens_of(40)[None]
     hidden_BTD, _ = jax.jit(build(config).apply)(params, ids, np.arange(40)[None])
     expected = theirs.model(torch.tensor(ids, dtype=torch.long)).last_hidden_state.float()
@@ -389,17 +389,17 @@ def test_one_model_in_every_form_that_transformers_reads(case, tmp_path):
     file = form / "config.json"
     file.write_text(json.dumps((config or dict)(json.loads(file.read_text()))))
     if tensors is not None:
-        file = form / checkpoint.SINGLE
+        file = form / hf_format.SINGLE
         save_file(tensors(load_file(file)), file, {"format": "pt"})
     mesh = make_mesh(1, 1, jax.devices()[:1])
     if words is not None:
         with pytest.raises(ValueError, match=words):
-            checkpoint.load_hf(form, mesh)
+            hf_format.load(form, mesh)
         return
     ids = torch.tensor(tokens_of(13), dtype=torch.long)[None]
     read = AutoModelForCausalLM.from_pretrained(form, dtype=torch.float32, attn_implementation="eager")
     torch.testing.assert_close(read(ids).logits, theirs(ids).logits, atol=1e-6, rtol=1e-6)
-    (expected, whole), (got, params) = checkpoint.load_hf(plain, mesh), checkpoint.load_hf(form, mesh)
+    (expected, whole), (got, params) = hf_format.load(plain, mesh), hf_format.load(form, mesh)
     assert got == expected
     for left, right in zip(jax.tree.leaves(whole), jax.tree.leaves(params), strict=True):
         np.testing.assert_array_equal(left, right)
@@ -413,11 +413,9 @@ def test_a_single_file_counts_before_an_index_as_for_transformers(tmp_path):
         torch_model("llama", {}, seed).save_pretrained(tmp_path / size, max_shard_size=size)
     for file in (tmp_path / "2KB").glob("model*"):
         file.rename(tmp_path / "1GB" / file.name)
-    assert (tmp_path / "1GB" / checkpoint.SINGLE).is_file() and (
-        tmp_path / "1GB" / checkpoint.INDEX
-    ).is_file()
+    assert (tmp_path / "1GB" / hf_format.SINGLE).is_file() and (tmp_path / "1GB" / hf_format.INDEX).is_file()
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "1GB", dtype=torch.float32)
-    _, params = checkpoint.load_hf(tmp_path / "1GB")
+    _, params = hf_format.load(tmp_path / "1GB")
     assert np.array_equal(params["embed_VD"], theirs.get_parameter(EMBED).detach().numpy())
     assert torch.equal(theirs.get_parameter(EMBED), torch_model("llama", {}, 0).get_parameter(EMBED))
 
@@ -497,20 +495,20 @@ def test_released_configs_are_read_and_written_as_transformers_reads_them(model,
         return tmp_path / name
 
     released = file("released", RELEASED[model])
-    config = checkpoint.read_config(released)
+    config = hf_format.read_config(released)
     theirs = AutoConfig.from_pretrained(released)
     with torch.device("meta"):
         tensors = AutoModelForCausalLM.from_config(theirs).state_dict()
-    ours = checkpoint._weights(config, jax.eval_shape(build(config).init, jax.random.key(0)))
+    ours = hf_format._weights(config, jax.eval_shape(build(config).init, jax.random.key(0)))
     expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if config.tied:
         expected.pop("lm_head.weight")
     assert {name: weight.hf_shape for name, weight in ours.items()} == expected
 
     theirs.save_pretrained(tmp_path / "five")
-    assert checkpoint.read_config(tmp_path / "five") == config
+    assert hf_format.read_config(tmp_path / "five") == config
     written = family(config.family).config_to_hf(config, {})
-    assert checkpoint.read_config(file("written", written)) == config
+    assert hf_format.read_config(file("written", written)) == config
     read = AutoConfig.from_pretrained(tmp_path / "written")
     for key in ("rope_parameters", "sliding_window", "layer_types", "tie_word_embeddings", "rms_norm_eps"):
         assert getattr(read, key, None) == getattr(theirs, key, None), key
@@ -587,5 +585,5 @@ def test_llama3_frequencies_in_all_three_bands():
 def test_what_the_decoder_cannot_do_is_refused_by_key_and_value(model, change, words, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(RELEASED[model] | change))
     with pytest.raises(ValueError) as error:
-        checkpoint.read_config(tmp_path)
+        hf_format.read_config(tmp_path)
     assert all(word in str(error.value) for word in [str(tmp_path / "config.json"), *words]), error.value

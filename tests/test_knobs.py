@@ -26,7 +26,7 @@ from experiments import run as runs
 from experiments.configs import default
 from experiments.configs import int as intervention
 from experiments.knobs import rows
-from int_jax import checkpoint, losses, report
+from int_jax import checkpoint, hf_format, losses, report
 from int_jax.domains.arithmetic import block, boxed, parse_problem
 from int_jax.lm import LM
 from int_jax.sampler import Response
@@ -185,7 +185,7 @@ class Watch:
             patch.setattr(report, "Scalars", Silent)
             patch.setattr(checkpoint, "restore", lambda folder, like: saved.get(folder))
             patch.setattr(checkpoint, "save", save)
-            patch.setattr(checkpoint, "save_hf", lambda folder, *rest: story.tell("export", folder.name))
+            patch.setattr(hf_format, "save", lambda folder, *rest: story.tell("export", folder.name))
             try:
                 runs.main([])
             except StageError as error:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from int_jax import checkpoint, losses
+from int_jax import hf_format, losses
 from int_jax.models import (
     Cache,
     Config,
@@ -75,7 +75,7 @@ def torch_model(path, config, params):
     torch = pytest.importorskip("torch")
     from transformers import Qwen3ForCausalLM
 
-    checkpoint.save_hf(path, config, params)
+    hf_format.save(path, config, params)
     return torch, Qwen3ForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
 
 
@@ -104,7 +104,7 @@ def test_logits_and_gradients_equal_those_of_transformers(tmp_path, config):
 
         return jax.grad(loss)(params)
 
-    ours = checkpoint.leaves_by_path(gradient(params))
+    ours = hf_format.leaves_by_path(gradient(params))
     names = family("qwen3").NAMES
     for path, gradient_ in ours.items():
         their = theirs.get_parameter(hf.tensor_name(names, path)).grad.numpy()
@@ -211,7 +211,7 @@ def test_rematerialising_changes_no_gradient():
         assert ("remat" in str(jax.make_jaxpr(jax.grad(loss))(params))) is remat
         return jax.jit(jax.grad(loss))(params)
 
-    stored, recomputed = checkpoint.leaves_by_path(gradient(False)), checkpoint.leaves_by_path(gradient(True))
+    stored, recomputed = hf_format.leaves_by_path(gradient(False)), hf_format.leaves_by_path(gradient(True))
     for path, value in stored.items():
         np.testing.assert_allclose(
             recomputed[path], value, rtol=1e-5, atol=1e-5 * np.abs(value).max(), err_msg=path

@@ -11,7 +11,7 @@ from experiments import build, preflight
 from experiments.configs import default, grpo, reasoning_gym
 from experiments.configs import int as intervention
 from experiments.knobs import rows
-from int_jax import checkpoint, domains
+from int_jax import domains, hf_format
 from int_jax.domains import arithmetic
 from int_jax.knobs import Knob
 from int_jax.sharding import make_mesh
@@ -330,7 +330,7 @@ def test_a_proposal_as_long_as_the_models_positions(tiny_dir):
     config, mesh = intervention.get_config("tiny"), make_mesh(1, 1, jax.devices()[:1])
     config.model = str(tiny_dir)
     assert preflight.planned(config, mesh).startswith("memory plan")
-    positions = checkpoint.read_config(tiny_dir, "float32").max_len
+    positions = hf_format.read_config(tiny_dir, "float32").max_len
     config.proposals.sampling.max_new_tokens = positions
     with pytest.raises(
         ValueError, match=rf"max_new_tokens = {positions} leaves no room .* {positions} positions"

@@ -28,7 +28,7 @@ def model_dir(tmp_path_factory):
     from tokenizers import AddedToken, Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
-    from int_jax import checkpoint
+    from int_jax import hf_format
     from int_jax.models import Config, build
 
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
@@ -48,7 +48,7 @@ def model_dir(tmp_path_factory):
     (root / "tokenizer" / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
     config = Config("qwen3", len(WORDS), 16, 2, 2, 1, 8, 24, 128, qk_norm=True, tied=True)
     params = build(config).init(jax.random.key(5))
-    checkpoint.save_hf(root / "model", config, params, root / "tokenizer")
+    hf_format.save(root / "model", config, params, root / "tokenizer")
     return root / "model"
 
 

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Tokens
 from transformers import PreTrainedTokenizerFast
 
-from int_jax import checkpoint
+from int_jax import hf_format
 from int_jax.models import Config, build
 from int_jax.tokenizer import Tokenizer
 
@@ -438,8 +438,8 @@ def exported(where, vocab, target, name="qwen2"):
     }
     config = Config(name, vocab, **sizes, **switches.get(name, {}), tied=True)
     params = build(config).init(jax.random.key(0))
-    checkpoint.save_hf(target, config, params, where)
-    assert checkpoint.load_hf(target)[0] == config
+    hf_format.save(target, config, params, where)
+    assert hf_format.load(target)[0] == config
     return target
 
 

@@ -11,7 +11,7 @@ import jax
 import optax
 import pytest
 
-from int_jax import checkpoint
+from int_jax import hf_format
 from int_jax.check import byte_tokenizer
 from int_jax.check.__main__ import main
 from int_jax.engine import Engine
@@ -87,7 +87,7 @@ def random_model(folder: pathlib.Path) -> pathlib.Path:
     tokenizer = Tokenizer(byte_tokenizer.save(folder / "tokenizer"))
     config = Config("qwen3", tokenizer.vocab, 32, 2, 4, 2, 8, 64, 2_048, qk_norm=True, tied=True)
     engine = Engine(build(config), make_mesh(1, 1, jax.devices()[:1]), slots=8)
-    checkpoint.save_hf(folder / "model", config, engine.init(0, optax.identity()).params, tokenizer.path)
+    hf_format.save(folder / "model", config, engine.init(0, optax.identity()).params, tokenizer.path)
     return folder / "model"
 
 

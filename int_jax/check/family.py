@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from int_jax import checkpoint, models
+from int_jax import hf_format, models
 from int_jax.check import Skipped
 from int_jax.engine import Engine
 from int_jax.models import Config, build
@@ -99,7 +99,7 @@ def check_refusals(s: Subject) -> Iterator[str]:
 
 def check_names(s: Subject) -> Iterator[str]:
     """NAMES has a tensor of its own for every parameter."""
-    paths = checkpoint.leaves_by_path(jax.eval_shape(build(s.config).init, jax.random.key(0)))
+    paths = hf_format.leaves_by_path(jax.eval_shape(build(s.config).init, jax.random.key(0)))
     missing = [path for path in paths if _pattern(path) not in s.module.NAMES]
     if missing:
         yield f"NAMES has no entry for {', '.join(dict.fromkeys(map(_pattern, missing)))}"
@@ -121,8 +121,8 @@ def check_weights(s: Subject) -> Iterator[str]:
     params = engine.init(0, optax.identity()).params
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
-        checkpoint.save_hf(path, s.config, params, None)
-        config, again = checkpoint.load_hf(path, engine.mesh, own_family=s.name)
+        hf_format.save(path, s.config, params, None)
+        config, again = hf_format.load(path, engine.mesh, own_family=s.name)
     if config != s.config:
         yield f"config.json is read back as {config}, and was {s.config}"
     same = jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)), params, again)
@@ -151,7 +151,7 @@ def check_logits(s: Subject) -> Iterator[str]:
     ids = list(range(3, 40))
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         theirs.save_pretrained(folder)
-        config, params = checkpoint.load_hf(folder, make_mesh(1, 1, jax.devices()[:1]), own_family=s.name)
+        config, params = hf_format.load(folder, make_mesh(1, 1, jax.devices()[:1]), own_family=s.name)
         logp = torch.log_softmax(theirs(torch.tensor([ids])).logits[0].double(), -1)
     # Row t of the logits predicts token t + 1; element 0 of ours predicts nothing.
     wanted = logp[range(len(ids) - 1), ids[1:]].numpy()
