@@ -14,6 +14,7 @@ import optax
 from int_jax import losses, sample, splicing
 from int_jax.models import Model
 from int_jax.processes import to_host
+from int_jax.request_queue import RequestQueue, Start
 from int_jax.sampler import Progress, Request, Response, Sampling, silent
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings
 from int_jax.tokenizer import Tokenizer
@@ -153,79 +154,67 @@ class Engine:
         Raises: ValueError for a prompt that is empty, leaves no position for a response, or has an id outside the
           vocabulary.
         """
-        prompts: dict[tuple[int, ...], list[int]] = {}
-        for index, request in enumerate(requests):
-            prompts.setdefault(tuple(request.prompt), []).append(index)
-        for prompt, (index, *_) in prompts.items():
+        queue = RequestQueue([tuple(request.prompt) for request in requests], self.slots)
+        for prompt, (index, *_) in queue.samples.items():
             self._check_prompt(prompt, f"request {index} (task {requests[index].task!r})")
-        order = sorted(prompts, key=len)
-        part = max(1, self.slots // 4)
-        waiting = [
-            (b, u, i)
-            for b in range(0, len(order), part)
-            for u, p in enumerate(order[b : b + part])
-            for i in prompts[p]
-        ]
-        waiting.reverse()
-        responses: list[Response | None] = [None] * len(requests)
-        owner = np.full(self.slots, -1)
-        stops = bucket(len(sampling.stop_ids), 8)  # a model has up to three; a separator adds many
         if sampling.stop and tokenizer is None:
             raise ValueError(f"generate: responses stop at {sampling.stop}: pass the model's tokenizer")
         states, spellings = spell({request.begin for request in requests}, tokenizer, self.model.config.vocab)
-        slots = None
-        block, prefilled, held_tokens = -1, None, None
+        stops = bucket(len(sampling.stop_ids), 8)  # a model has up to three; a separator adds many
+        responses: list[Response | None] = [None] * len(requests)
+        slots, block, prefilled = None, -1, None
 
-        while waiting or (owner >= 0).any():
-            free = np.flatnonzero(owner < 0)
-            while waiting and len(free):
-                if waiting[-1][0] != block:
-                    block = waiting[-1][0]
-                    held_tokens = order[block : block + part]
-                    prefilled = self._prefill(params, held_tokens, part)
-                taken: list[tuple[int, int, int]] = []
-                while waiting and len(taken) < min(part, len(free)) and waiting[-1][0] == block:
-                    taken.append(waiting.pop())
-                rows, free = free[: len(taken)], free[len(taken) :]
-                owner[rows] = [index for _, _, index in taken]
-                lengths = np.array([len(held_tokens[u]) for _, u, _ in taken])
-                need = bucket(int(lengths.max()) + 1)
-                slots = self._sized(slots, max(need, bucket(prefilled.values_BNSK[0].shape[2])), stops)
-                begins = [states[requests[i].begin] for _, _, i in taken]
-                slots = self._insert(
-                    slots, prefilled, rows, taken, held_tokens, requests, sampling, part, stops, begins
-                )
-            running = np.flatnonzero(owner >= 0)
-            known = to_host(slots.length_B)[running]
+        # Each round: put waiting requests into the free slots, let all rows decode, take the responses that ended.
+        # The queue gives out samples of a block of prompts together, so a block is prefilled when its first sample
+        # starts, and that prefill is copied into the slot of each of its samples. The cache grows before it is short:
+        # a row needs room for its prompt, then for the `chunk` tokens of the next decode. Decode returns after `chunk`
+        # tokens, or as soon as few enough rows run that a block's worth of slots can be filled (`least_running`).
+        while queue:
+            for start in queue.fill():
+                if start.block != block:
+                    block, prefilled = start.block, self._prefill(params, start.prompts, queue.size)
+                slots = self._start(slots, prefilled, start, requests, sampling, states, stops, queue.size)
+            rows = queue.running()
+            known = to_host(slots.length_B)[rows]
             slots = self._sized(slots, bucket(int(known.max()) + self.chunk), stops)
-            wanted = len(running) - part + 1 if waiting else 1
-            least = np.int32(max(wanted, 1))
-            slots = self._call(_decode, self.model, params, slots, owner >= 0, spellings, least, self.chunk)
-            lengths, ended = to_host(slots.length_B).copy(), ~to_host(slots.running_B)
-            if ended[running].any() or sampling.stop:
-                tokens, logps, unfinished = (
-                    to_host(a) for a in (slots.tokens_BS, slots.logp_BS, slots.begin_B)
-                )
-            stopped = np.zeros(self.slots, bool)
-            for row, seen in zip(running, known, strict=True) if sampling.stop else ():
-                request = requests[owner[row]]
-                start = len(request.prompt)
-                end = tokenizer.stop_length(
-                    tokens[row, start : lengths[row]], sampling.stop, seen - start, len(request.begin)
-                )
-                if end is not None:
-                    stopped[row], lengths[row] = True, start + end
-            done = running[(ended | stopped)[running]]
-            for row in done:
-                tail = tokens[row, : lengths[row]].astype(np.int32)
-                by_id = tail[-1] in sampling.stop_ids and not unfinished[row]
-                stop = "stop" if stopped[row] or by_id else "length"
-                responses[owner[row]] = Response(tail, logps[row, : lengths[row]].astype(np.float32), stop)
-            if len(done):
-                owner[done] = -1
-                progress(len(done))
+            arguments = queue.owner_B >= 0, spellings, np.int32(queue.least_running()), self.chunk
+            slots = self._call(_decode, self.model, params, slots, *arguments)
+            ended = self._ended(
+                slots, rows, known, [requests[i] for i in queue.owner_B[rows]], sampling, tokenizer
+            )
+            for row, response in ended.items():
+                responses[queue.owner_B[row]] = response
+            if ended:
+                queue.release(np.array([*ended]))
+                progress(len(ended))
         self.drawn += sum(len(r.tokens) - len(q.prompt) for r, q in zip(responses, requests, strict=True))
         return responses
+
+    def _ended(self, slots, rows, known, requests, sampling: Sampling, tokenizer) -> dict[int, Response]:
+        """The responses that ended in the last decode, by slot.
+
+        Args:
+          rows: [n] the slots in use. known: [n] their lengths before it. requests: [n] what runs there.
+        """
+        lengths, running = to_host(slots.length_B), to_host(slots.running_B)
+        found: dict[int, Response] = {}
+        if running[rows].all() and not sampling.stop:
+            return found
+        tokens, logps, unfinished = (to_host(a) for a in (slots.tokens_BS, slots.logp_BS, slots.begin_B))
+        for row, seen, request in zip(rows, known, requests, strict=True):
+            length, start = lengths[row], len(request.prompt)
+            end = None
+            if sampling.stop:
+                drawn, skip = tokens[row, start:length], len(request.begin)
+                end = tokenizer.stop_length(drawn, sampling.stop, seen - start, skip)
+            if end is None and running[row]:
+                continue
+            length = length if end is None else start + end
+            ids = tokens[row, :length].astype(np.int32)
+            by_id = ids[-1] in sampling.stop_ids and not unfinished[row]
+            stop = "stop" if end is not None or by_id else "length"
+            found[row] = Response(ids, logps[row, :length].astype(np.float32), stop)
+        return found
 
     def _check_prompt(self, prompt, where: str) -> None:
         vocab, positions = self.model.config.vocab, self.max_len
@@ -259,23 +248,26 @@ class Engine:
             return _empty_slots(self.model, self.slots, size, stops, self.mesh)()
         return slots if slots.tokens_BS.shape[1] >= size else self._call(_grow, slots, size)
 
-    def _insert(
-        self, slots, prefilled, rows, taken, prompts, requests, sampling, part: int, stops: int, begins
+    def _start(
+        self, slots, prefilled, start: Start, requests, sampling: Sampling, states, stops: int, size: int
     ):
-        count = len(taken)
+        """The slots with the requests of `start` in them; arrays are padded to `size` entries."""
+        prompts = [start.prompts[which] for which in start.which]
+        begun = [requests[i] for i in start.requests]
+        lengths = np.array([len(prompt) for prompt in prompts])
+        width = prefilled.values_BNSK[0].shape[2]
+        slots = self._sized(slots, max(bucket(int(lengths.max()) + 1), bucket(width)), stops)
 
         def column(values, dtype, fill=0):
-            out = np.full(part, fill, dtype)
-            out[:count] = values
+            out = np.full(size, fill, dtype)
+            out[: len(prompts)] = values
             return out
 
-        width = prefilled.values_BNSK[0].shape[2] + 1
-        tokens_BP = np.zeros((part, width), np.int32)
-        for j, (_, u, _) in enumerate(taken):
-            tokens_BP[j, : len(prompts[u])] = prompts[u]
-        stop_BE = np.full((part, stops), -1, np.int32)
+        tokens_BP = np.zeros((size, width + 1), np.int32)
+        for row, prompt in enumerate(prompts):
+            tokens_BP[row, : len(prompt)] = prompt
+        stop_BE = np.full((size, stops), -1, np.int32)
         stop_BE[:, : len(sampling.stop_ids)] = sampling.stop_ids
-        lengths = np.array([len(prompts[u]) for _, u, _ in taken])
         draw = sample.Draw(
             column(sampling.temperature, np.float32),
             column(sampling.top_k, np.int32),
@@ -283,16 +275,16 @@ class Engine:
             column(sampling.min_p, np.float32),
             stop_BE,
             column(sampling.seed, np.uint32),
-            column([task_word(requests[i].task) for _, _, i in taken], np.uint32),
-            column([requests[i].sample for _, _, i in taken], np.uint32),
+            column([task_word(request.task) for request in begun], np.uint32),
+            column([request.sample for request in begun], np.uint32),
         )
         arguments = (
-            column(rows, np.int32, self.slots),
-            column([u for _, u, _ in taken], np.int32),
+            column(start.rows, np.int32, self.slots),
+            column(start.which, np.int32),
             tokens_BP,
             column(lengths, np.int32, 1),
             column(np.minimum(lengths + sampling.max_new_tokens, self.max_len), np.int32, 1),
-            column(begins, np.int32),
+            column([states[request.begin] for request in begun], np.int32),
             draw,
         )
         return self._call(_insert, slots, prefilled, *arguments)
