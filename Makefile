@@ -48,7 +48,7 @@ clean:          ## remove .venv, caches and build products; runs/ stays
 	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find int_jax experiments tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
 
-$(CORE): setup.py pyproject.toml
+$(CORE): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python found. int_jax needs Python 3.11 or later: make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("int_jax needs Python 3.11 or later, and $(PYTHON) is %d.%d: make PYTHON=/path/to/python3.11" % v[:2])'
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
