@@ -68,7 +68,7 @@ def test_faults_are_found():
 
 
 def texts():
-    for pattern in ("*.md", "docs/*.md", "notebooks/*.ipynb", "*/**/*.py", "Makefile", "pyproject.toml"):
+    for pattern in ("*.md", "docs/*.md", "notebooks/*.ipynb", "*/**/*.py", "pyproject.toml"):
         for path in sorted(ROOT.glob(pattern)):
             if not path.relative_to(ROOT).parts[0].startswith((".", "tests", "build", "runs")):
                 yield path
