@@ -34,7 +34,10 @@ def main(_):
     domain = domains.load("math", Tokenizer(MODEL.value))
     rows, bad, same, shown = 0, [], 0, defaultdict(list)
     for raw in sources.raw_rows(SOURCE.value, SPLIT.value):
-        made = raw if isinstance(raw, sources.Fault) else columns.row_of(raw, "math", ("incorrect_attempt",))
+        if isinstance(raw, sources.Fault):
+            bad.append(raw)
+            continue
+        made = columns.row_of(raw, "math", ("incorrect_attempt",))
         if isinstance(made, sources.Fault):
             bad.append(made)
             continue

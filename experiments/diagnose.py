@@ -153,7 +153,7 @@ def effect(lab: Lab, found: Interventions, problems: int, samples: int, sampling
             progress=progress,
         )
         return [
-            EffectRow(name, len(group), sum(trace.verdict.passed for trace in group))
+            EffectRow(name, len(group), sum(trace.judged.passed for trace in group))
             for (name, _), group in zip(part, groups, strict=True)
         ]
 

@@ -38,7 +38,7 @@ def policy_rows(
                 which,
                 task.id,
                 len(group),
-                sum(trace.verdict.passed for trace in group),
+                sum(trace.judged.passed for trace in group),
                 votes(lab.domain, group),
                 differing(lab.domain, group) if lab.domain.graders else (),
             )
@@ -55,7 +55,7 @@ def votes(domain: Domain, traces: list) -> tuple[estimates.Vote, ...]:
     for trace in traces:
         answer = domain.answer(trace)
         if answer and answer.strip() and len(answer) <= MAX_CHARS:
-            vote = found.setdefault(" ".join(answer.split()), [0, trace.verdict.passed])
+            vote = found.setdefault(" ".join(answer.split()), [0, trace.judged.passed])
             vote[0] += 1
     return tuple((answer, count, right) for answer, (count, right) in found.items())
 
@@ -134,7 +134,7 @@ def across_seeds(every: list[dict], k: int, baselines: list[str]) -> dict:
     names = list(dict.fromkeys(name for r in every for name in r["counts"]))
     stopped = {name: how["why"] for r in every for name, how in r.get("stopped", {}).items()}
     for kk in (1, k):
-        rates = {name: [_rates(r["counts"].get(name), kk) for r in every] for name in names}
+        rates: dict[str, list] = {name: [_rates(r["counts"].get(name), kk) for r in every] for name in names}
         for baseline in baselines:
             if {OURS, baseline} <= rates.keys():
                 pairs = zip(rates[OURS], rates[baseline], strict=True)
@@ -149,7 +149,7 @@ def across_seeds(every: list[dict], k: int, baselines: list[str]) -> dict:
 
 
 def _rates(counts: dict | None, k: int) -> list[float] | None:
-    return counts and [estimates.pass_at_k(n, c, k) for n, c in counts["test"]]
+    return None if counts is None else [estimates.pass_at_k(n, c, k) for n, c in counts["test"]]
 
 
 def _over_seeds(values: list) -> dict:

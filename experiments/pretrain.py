@@ -30,6 +30,7 @@ from int_jax import models as families
 from int_jax.domains import arithmetic
 from int_jax.engine import Engine
 from int_jax.losses import LossConfig
+from int_jax.rows import AttemptRow
 from int_jax.sampler import Sampling
 from int_jax.stages import write_atomically
 from int_jax.tokenizer import Tokenizer as Chat
@@ -152,8 +153,9 @@ def scores(engine: Engine, params, chat: Chat, domain) -> dict[str, float]:
     hard = domain.tasks("hard_validation", 7, 256)
     for name, tasks in {"easy": easy, "hard": hard}.items():
         groups = intervention_training.attempts(engine, decoding, domain, tasks, 4, draws)
-        out[f"solved_{name}"] = float(np.mean([t.verdict.passed for group in groups for t in group]))
-    wrong = intervention_training.failures(groups, 1)
+        out[f"solved_{name}"] = float(np.mean([t.judged.passed for group in groups for t in group]))
+    rows = [AttemptRow.of(task, group, keep=1) for task, group in zip(hard, groups, strict=True)]
+    wrong = intervention_training.failures(rows)
     truth = [domain.first_error(trace) for trace in wrong]
     for name in ("self_verify", "likelihood_ratio"):
         found, drops = intervention_training.proposals(

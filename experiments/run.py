@@ -71,7 +71,10 @@ def run_seed(config: ConfigDict, seed: int, folder: Path, lm: LM, proposer_lm: L
     hard = lab.hard()
     datasets.disjoint(hard, test)  # whatever file the attempts came from
 
-    stopped, spent, found, measured = {}, {}, None, {}
+    stopped: dict[str, dict] = {}
+    spent: dict[str, dict] = {}
+    measured: dict = {}
+    found = None
     if hard:
         stopped, spent = train_arms(lab, config.arms, folder)
         if Stage("guided") in lab.rows:
@@ -205,7 +208,7 @@ def score(config: ConfigDict, lab: Lab, test: list[Task], stopped: dict[str, dic
 
 def curves(lab: Lab) -> dict[str, dict[str, list]]:
     """The metrics of every policy gradient, by policy; of one that went on with another, from that one's beginning."""
-    found = {}
+    found: dict[str, dict[str, list]] = {}
     for trained in lab.trained.values():
         if trained.section == "rl":
             curve = found.setdefault(trained.policy, {key: [] for key in CURVES})

@@ -51,10 +51,10 @@ def spell(
 
     Raises: ValueError where there is such a text and no tokenizer, or no token of the model can begin with it.
     """
-    if begins - {""} and tokenizer is None:
-        raise ValueError(f"generate: requests begin with {sorted(begins - {''})}: pass the model's tokenizer")
     allowed: dict[str, dict[int, str]] = {}
     for text in sorted(begins - {""}):
+        if tokenizer is None:
+            raise ValueError(f"generate: a request begins with {text!r}: pass the model's tokenizer")
         allowed |= tokenizer.spellings(text)
     states = {"": 0} | {rest: state for state, rest in enumerate(allowed, 1)}
     shape = bucket(len(states), 8), bucket(max(map(len, allowed.values()), default=0), 8)
@@ -161,8 +161,9 @@ class Engine:
             raise ValueError(f"generate: responses stop at {sampling.stop}: pass the model's tokenizer")
         states, spellings = spell({request.begin for request in requests}, tokenizer, self.model.config.vocab)
         stops = bucket(len(sampling.stop_ids), 8)  # a model has up to three; a separator adds many
-        responses: list[Response | None] = [None] * len(requests)
-        slots, block, prefilled = None, -1, None
+        responses: dict[int, Response] = {}
+        slots: Any = None
+        block, prefilled = -1, None
 
         # Each round: put waiting requests into the free slots, let all rows decode, take the responses that ended.
         # The queue gives out samples of a block of prompts together, so a block is prefilled when its first sample
@@ -187,8 +188,8 @@ class Engine:
             if ended:
                 queue.release(np.array([*ended]))
                 progress(len(ended))
-        self.drawn += sum(len(r.tokens) - len(q.prompt) for r, q in zip(responses, requests, strict=True))
-        return responses
+        self.drawn += sum(len(response.tokens) - len(requests[i].prompt) for i, response in responses.items())
+        return [responses[i] for i in range(len(requests))]
 
     def _ended(self, slots, rows, known, requests, sampling: Sampling, tokenizer) -> dict[int, Response]:
         """The responses that ended in the last decode, by slot.

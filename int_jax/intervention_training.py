@@ -126,7 +126,7 @@ def guided(
                 wrong=(*done.wrong, *wrong)[: int(keep)],
                 right=(*done.right, *right)[: int(keep)],
                 shown=done.shown
-                or tuple((domain.tokenizer.text(t.tokens[prompt:]), t.verdict.passed) for t in group[:SHOWN]),
+                or tuple((domain.tokenizer.text(t.tokens[prompt:]), t.judged.passed) for t in group[:SHOWN]),
             )
     return results
 

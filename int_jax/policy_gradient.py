@@ -116,8 +116,8 @@ def reward_parts(
     are the domain's own (its REWARDS; PARTS are those of every domain). limit: tokens of a response at most.
     """
     known: dict[str, Callable[[Trace], float]] = {
-        "score": lambda trace: trace.verdict.score,
-        "answered": lambda trace: float(trace.verdict.reason in ("correct", "wrong")),
+        "score": lambda trace: trace.judged.score,
+        "answered": lambda trace: float(trace.judged.reason in ("correct", "wrong")),
         "overlong": lambda trace: losses.overlong_penalty(int(trace.sampled.sum()), limit, knobs.overlong),
     }
 
@@ -137,7 +137,7 @@ def weighted(parts: dict[str, np.ndarray], weights: dict[str, float]) -> np.ndar
 
 def one_outcome(group: list[Trace]) -> bool:
     """Whether a group's scores are all equal. One that is not finite differs: it is told, not left out."""
-    scores = np.array([trace.verdict.score for trace in group])
+    scores = np.array([trace.judged.score for trace in group])
     return bool(np.isfinite(scores).all() and np.ptp(scores) == 0)
 
 
@@ -218,7 +218,7 @@ def group_metrics(
     """reward, the mean, and with several parts that of each, unweighted ("reward_score"); shares of groups without
     success ("never"), with some, with nothing but ("passed" alone decides), and of groups all of whose advantages are
     zero; mean log-probability of the tokens drawn, nats; mean length; tokens drawn. Of all groups that were drawn."""
-    rates = np.array([[trace.verdict.passed for trace in group] for group in groups], float)
+    rates = np.array([[trace.judged.passed for trace in group] for group in groups], float)
     # [groups]; an advantage is a number or an array of tokens, and None is a group that was left out.
     flat = np.array([values is None or not any(np.any(one) for one in values) for values in advantages])
     # Rates are [groups, samples] of 0 and 1: none passed, all passed.

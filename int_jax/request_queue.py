@@ -66,7 +66,7 @@ class RequestQueue:
         free = np.flatnonzero(self.owner_B < 0)
         while self._waiting and len(free):
             block = self._waiting[0][0]
-            taken = []
+            taken: list[tuple[int, int, int]] = []
             while self._waiting and self._waiting[0][0] == block and len(taken) < min(self.size, len(free)):
                 taken.append(self._waiting.popleft())
             rows, free = free[: len(taken)], free[len(taken) :]

@@ -49,8 +49,8 @@ def check_counts(row, *names: str) -> None:
 
 def parted(group: list[Trace]) -> tuple[tuple[Trace, ...], tuple[Trace, ...]]:
     """The wrong and the right ones of some judged traces."""
-    wrong = tuple(trace for trace in group if not trace.verdict.passed)
-    return wrong, tuple(trace for trace in group if trace.verdict.passed)
+    wrong = tuple(trace for trace in group if not trace.judged.passed)
+    return wrong, tuple(trace for trace in group if trace.judged.passed)
 
 
 class Row:

@@ -310,5 +310,6 @@ def decode(model: Model, params, slots: Slots, owned_B, spellings: Spellings, wa
     # From length - 1 on: the last known token is not in the cache. The cache stays out of the loop's state, where it is
     # only read; it is written once, at the end.
     recent = empty_recent_tokens(model.config, slots.tokens_BS.shape[0], chunk, slots.length_B - 1)
-    slots, recent = jax.lax.while_loop(going, step, (slots._replace(cache=None), recent))
+    # The loop only reads the cache, and would copy what it carries.
+    slots, recent = jax.lax.while_loop(going, step, (slots._replace(cache=Cache((), ())), recent))
     return slots._replace(cache=flush(cache, recent))

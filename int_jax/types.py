@@ -84,6 +84,15 @@ class Trace:
     def response(self) -> np.ndarray:
         return self.tokens[self.prompt_len :]
 
+    @property
+    def judged(self) -> Verdict:
+        """The verdict. Raises: ValueError where there is none yet."""
+        if self.verdict is None:
+            raise ValueError(
+                f"task {self.task.id}: this trace has no verdict yet; ask rollout.verdicts for it"
+            )
+        return self.verdict
+
     def replace(self, **changes) -> "Trace":
         return dataclasses.replace(self, **changes)
 

@@ -150,11 +150,10 @@ def _repeating(found: re.Match) -> str:
         # The pattern's own groups are greedy: of 0.1666... it makes fixed = 16, again = 6. The repeats are counted
         # anew, from the end: 1 and 666.
         whole, _, digits = found[0].rstrip(".").partition(".")
-        digits = re.match(r"\d+", digits)[0]
-        tail = re.search(rf"(?:{again})+\Z", digits)
-        if len(again) == 1 and len(tail[0]) < 3:
+        digits = re.split(r"\D", digits, maxsplit=1)[0]
+        fixed = re.sub(rf"(?:{again})+\Z", "", digits)
+        if len(again) == 1 and len(digits) - len(fixed) < 3:
             return found[0]
-        fixed = digits[: tail.start()]
     else:
         whole, fixed, again = (
             found["whole"],
@@ -233,7 +232,7 @@ def shape(text: str) -> Shape:
     parts = elements(text)
     if len(parts) > 1:
         return Shape("list", _shapes(parts))
-    opener = next((o for o in (r"\{", "(", "[") if text.startswith(o)), None)
+    opener = next((o for o in (r"\{", "(", "[") if text.startswith(o)), "")
     end = closing(text, 0) if opener else -1
     closer = text[end:].strip() if end > 0 else ""
     if closer not in (r"\}", ")", "]"):
@@ -455,7 +454,7 @@ def measured(phrase: str, temperature: bool) -> tuple[int, tuple[tuple[str, int]
         elif token[0] == "^" or (lower in ("squared", "cubed") and last):
             if not last:
                 return None
-            times = {"squared": 2, "cubed": 3}.get(lower) or int(re.search(r"-?\d", token)[0])
+            times = {"squared": 2, "cubed": 3}.get(lower) or int(re.findall(r"-?\d", token)[0])
             # The unit was counted once when it was read: m^2 adds it once more.
             measures[last[0]] += last[2] * (times - 1)
             amount *= last[1] ** (last[2] * (times - 1))
@@ -545,9 +544,9 @@ def differ(answer: str, gold: str) -> bool:
         answer = value_side(answer)
     elif "=" in gold and "=" not in answer:
         gold = value_side(gold)
-    labels = [LABEL.fullmatch(unwrapped(one)) for one in (answer, gold)]
-    if all(labels):
-        return labels[0][1].casefold() != labels[1][1].casefold()
+    label, other = (LABEL.fullmatch(unwrapped(one)) for one in (answer, gold))
+    if label and other:
+        return label[1].casefold() != other[1].casefold()
     if any(map(CALENDAR.search, (answer, gold))) and folded_text(answer) != folded_text(gold):
         return True
     return (

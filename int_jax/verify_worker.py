@@ -427,15 +427,15 @@ def labelled(answer: str, gold: str) -> bool:
         LETTER.fullmatch(unwrapped(gold)),
         OPTION.match(WORD.sub(r"\1", answer).strip("{ ").replace("}", "")),
     )
-    return bool(letter and label) and letter[1] in (label[1], label[2])
+    return bool(letter and label and letter[1] in (label[1], label[2]))
 
 
 def congruent(answer: str, gold: str) -> bool | None:
     """Whether two congruences say the same; None where one of them is no congruence with integer residues."""
-    told = [congruence(text) for text in (answer, gold)]
-    if None in told:
+    said, meant = congruence(answer), congruence(gold)
+    if said is None or meant is None:
         return None
-    (left, *answer_class), (other, *gold_class) = told
+    (left, *answer_class), (other, *gold_class) = said, meant
     return answer_class == gold_class and (not left or not other or left == other)
 
 
@@ -445,8 +445,9 @@ def congruence(text: str) -> tuple[str, frozenset[int], int] | None:
     if not match:
         return None
     parts = re.split(r"\s*(?:,|\bor\b|\band\b)\s*", WORD.sub(r" \1 ", match["residues"]).strip())
-    residues = [RESIDUE.fullmatch(part) for part in parts if part]
-    if not residues or None in residues:
+    parts = [part for part in parts if part]
+    residues = [match for part in parts if (match := RESIDUE.fullmatch(part))]
+    if not residues or len(residues) < len(parts):
         return None
     modulus = int(match["modulus"])
     signs = {"\\pm": (1, -1), "-": (-1,)}

@@ -5,6 +5,7 @@ is the PipelineRL fork that its release names. `check` holds a config to the tab
 """
 
 import dataclasses
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -37,7 +38,7 @@ def sampling() -> dict:
 DTYPES = ("float32", "bfloat16", "float16")
 SPLITS = ("train", "test")
 
-TABLE = {
+TABLE: dict[str, Any] = {
     "name": Knob("default", "what the run is called: the config, and its variant", empty=False),
     "seeds": Knob(
         (0,),

@@ -87,7 +87,7 @@ def stage_rows(
         counts["passed"] += made.correct
         stages["attempts"].append(made)
         for row, trace in zip(group, traces, strict=True):
-            if not trace.verdict.passed and not (hard and made.correct):
+            if not trace.judged.passed and not (hard and made.correct):
                 _propose(domain, row, trace, stages, counts)
     if not any(row.intervention for row in read):
         del stages["proposals"]
@@ -109,7 +109,7 @@ def _propose(domain: Domain, row: Row, trace: Trace, stages: dict, counts: dict)
     drop = proposers.fault(domain, trace, one)
     stages["proposals"].append(ProposalRow(trace.task.id, trace.key, None if drop else one, drop or ""))
     counts[drop or "spliced"] += 1
-    if drop:
+    if drop or one is None:
         return
     patched = rollout.splice([trace], [one], domain.tokenizer, domain.separator)[0]
     text = domain.tokenizer.text(patched.response) + patched.begin

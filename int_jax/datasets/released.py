@@ -95,8 +95,9 @@ def compare(domain: Domain, task: Task, attempt: str, outputs: list[str]) -> Com
     faults = [proposers.fault(domain, trace, one) for one in usable]
     first = faults.index(None) if None in faults else None
     ours = None
-    if first is not None:
-        patched = rollout.splice([trace], [usable[first]], domain.tokenizer, domain.separator)[0]
+    chosen = None if first is None else usable[first]
+    if chosen is not None:
+        patched = rollout.splice(trace, chosen, domain.tokenizer, domain.separator)
         ours = (domain.tokenizer.text(patched.response) + patched.begin).rstrip("\n")
     found = {"aborted"} if aborted else set()
     # What differs counts as far as our own search went.
@@ -126,4 +127,4 @@ def _unlike(task: Task, output: str, one: Intervention | None, fault: str | None
         return {"leak"}
     if fault is None and substring:
         return {"substring"}
-    return {fault} & {"empty", "out_of_range"}
+    return {"empty", "out_of_range"} & {fault}

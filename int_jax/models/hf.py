@@ -179,7 +179,7 @@ def rope(data: dict, *kinds: str, default: float = ROPE_BASE) -> tuple[float, Ro
       kinds: the scaled types that the family takes, of ROPE_FIELDS. default: the base where config.json has none.
     """
     # From the top level, then each table: a field may be said twice, but not in two ways.
-    found = {"rope_theta": data.get("rope_theta")}
+    found: dict[str, Any] = {"rope_theta": data.get("rope_theta")}
     for key in ("rope_scaling", "rope_parameters"):
         for field, value in _rope_table(data, key, kinds).items():
             if found.get(field) not in (None, value):
@@ -256,7 +256,8 @@ def windows(data: dict, sliding, window: int | None) -> tuple[int, ...]:
             raise ValueError(f"layer_types[{layer}] = {kind!r} is not supported, only {KINDS} are")
         if kind == KINDS[1] and not window:
             raise ValueError(f"layer_types[{layer}] = {kind!r}, but sliding_window = {window!r}")
-    return tuple(window if kind == KINDS[1] else 0 for kind in kinds) if KINDS[1] in kinds else ()
+    size = {KINDS[0]: 0, KINDS[1]: window or 0}
+    return tuple(size[kind] for kind in kinds) if KINDS[1] in kinds else ()
 
 
 def layer_types(config: Config) -> list[str]:

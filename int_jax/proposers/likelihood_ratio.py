@@ -115,7 +115,7 @@ def propose(
         prefix = reopen(trace, end, domain.tokenizer, domain.separator)
         prompts.append((*informed, *prefix.response.tolist()))
         begins.append(prefix.begin)
-    told = [i for i, step in enumerate(steps) if step is not None]
+    told = {i: step for i, step in enumerate(steps) if step is not None}
     fits = [i for i in told if len(prompts[i]) <= room(engine, sampling, max_prompt)]
     drops.update({i: "not_located" for i, step in enumerate(steps) if step is None})
     drops.update({i: "too_long" for i in told if i not in fits})
@@ -130,7 +130,7 @@ def propose(
             # Cut off before it ended: a text, which `screen` counts as unparsed.
             domain.tokenizer.text(r.tokens[len(prompts[i]) :])
             if r.stop == "length"
-            else drawn_step(domain, steps[i], r.tokens[len(prompts[i]) :], begins[i])
+            else drawn_step(domain, told[i], r.tokens[len(prompts[i]) :], begins[i])
             for r in responses[j * samples : (j + 1) * samples]
         ]
         out[i] = screen(domain, i, traces[i], candidates, drops)

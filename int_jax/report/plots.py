@@ -157,6 +157,12 @@ def area_plot(title: str, curve: Mapping[str, np.ndarray]) -> dict:
     return {"title": title, "areas": areas, "x": axes.x(axes.x_top), **axes.frame(SHARE_TICKS, percent_tick)}
 
 
+def _known(value: float | None, ci95: Interval) -> tuple[float, float, float]:
+    """(value, low, high), zeros where one of them is not known."""
+    low, high = ci95
+    return (0.0, 0.0, 0.0) if value is None or low is None or high is None else (value, low, high)
+
+
 def bar_plot(
     title: str, rows: Mapping[str, tuple[float | None, Interval]], policies: Policies | None = None
 ) -> dict:
@@ -165,8 +171,8 @@ def bar_plot(
     rows: name -> (value, ci95).
     """
     told = {name: estimate(*row) for name, row in rows.items()}
-    drawn = {name: (0.0, (0.0, 0.0)) if told[name] == DIVERGED else row for name, row in rows.items()}
-    top = max([ci95[1] for _, ci95 in drawn.values()] + [value for value, _ in drawn.values()] + [1e-9])
+    drawn = {name: _known(*row) for name, row in rows.items()}
+    top = max(max(value, high, 1e-9) for value, _, high in drawn.values())
     # Pixels: about 7 a letter.
     left = 16 + 7 * max(len(label(name, policies)) for name in rows)
     # 150 pixels to the right for the numbers.
@@ -180,11 +186,11 @@ def bar_plot(
             "label": label(name, policies),
             "style": name,
             "x": x(value),
-            "low": x(ci95[0]),
-            "high": x(ci95[1]),
+            "low": x(low),
+            "high": x(high),
             "text": told[name],
         }
-        for name, (value, ci95) in drawn.items()
+        for name, (value, low, high) in drawn.items()
     ]
     return {
         "title": title,
