@@ -7,6 +7,7 @@ those that no attempt solved, or all of them, as the run's policy gradient takes
 file is, and how it is given to its trainer.
 """
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from absl import app, flags, logging
 
 from int_jax import domains, exports
+from int_jax.batch import intervention_weights
 from int_jax.domains import Domain
 from int_jax.exports import Example
 from int_jax.intervention_training import kept
@@ -53,8 +55,8 @@ def examples(config: dict, domain: Domain, rows: list[GuidedRow]) -> list[Exampl
     """The guided attempts that the run fine-tunes on: kept by its filter, and no longer than a row of training."""
     c = config["sft"]
     end = domain.tokenizer.end_of_turn if c["end_of_turn"] else None
-    traces = kept(rows, 1 if c["filtered"] else 0)
-    made = [exports.example(domain, trace, c["prefix"], c["intervention"], end) for trace in traces]
+    weigh = functools.partial(intervention_weights, prefix=c["prefix"], intervention=c["intervention"])
+    made = [exports.example(domain, trace, weigh, end) for trace in kept(rows, 1 if c["filtered"] else 0)]
     return [one for one in made if len(one.tokens) <= config["train"]["row_length"]]
 
 

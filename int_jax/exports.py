@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from int_jax.batch import intervention_weights
 from int_jax.domains import Domain
 from int_jax.intervention_training import sft_sequence
 from int_jax.stages import write_atomically
@@ -41,15 +42,14 @@ class Example(NamedTuple):
 def example(
     domain: Domain,
     trace: Trace,
-    prefix: float = 1.0,
-    intervention: float = 1.0,
+    weigh: Callable[[Trace], np.ndarray] = intervention_weights,
     end_of_turn: int | None = None,
 ) -> Example:
-    """A guided attempt with the tokens that `intervention_training.sft` would train with these weights.
+    """A guided attempt with the tokens that `intervention_training.sft` trains; `weigh` and `end_of_turn` are its own.
 
-    Raises: ValueError where that is not one span of equal weight at the end.
+    Raises: ValueError where these are not one span of equal weight at the end.
     """
-    sequence = sft_sequence(trace, prefix, intervention, end_of_turn)
+    sequence = sft_sequence(trace, weigh, end_of_turn)
     trained = np.flatnonzero(sequence.ce)
     weights = sorted({float(weight) for weight in sequence.ce[trained]})
     if len(weights) != 1:

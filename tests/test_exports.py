@@ -1,6 +1,7 @@
 """The InT set in other trainers' formats: the very tokens of the run, and texts that are theirs."""
 
 import dataclasses
+import functools
 import json
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from experiments import export
 from experiments.configs import default
 from int_jax import exports, rollout
+from int_jax.batch import intervention_weights
 from int_jax.check import byte_tokenizer
 from int_jax.domains import math
 from int_jax.rows import AttemptRow, GuidedRow
@@ -41,8 +43,9 @@ def guided(domain, steps=("n is even.", "So the sum is 12"), step=1, text="So it
     return rollout.splice(attempt(domain, [*steps], **more), Intervention(step, text), domain.tokenizer)
 
 
-def full(domain, **knobs) -> exports.Example:
-    return exports.example(domain, guided(domain), **knobs)
+def full(domain, end_of_turn=None, **weights) -> exports.Example:
+    weigh = functools.partial(intervention_weights, **weights)
+    return exports.example(domain, guided(domain), weigh, end_of_turn)
 
 
 @given(steps=STEPS, data=st.data(), text=st.sampled_from(["So it is odd.", "the 3", "3"]))
@@ -77,12 +80,12 @@ def test_what_was_drawn_in_other_tokens_is_told(domain):
 
 def test_the_span_is_what_the_weights_train(domain):
     trace, end = guided(domain), domain.tokenizer.end_of_turn
-    intervention = exports.example(domain, trace, prefix=0.0)
+    intervention = full(domain, prefix=0.0)
     assert intervention.first == trace.spliced
     row = exports.as_text(domain.tokenizer, intervention)
     assert row["completion"].strip() == "So it is odd" or row["completion"].strip() == "So it is odd."
     assert row["prompt"] + row["completion"] == domain.tokenizer.decode(trace.tokens)
-    closed = exports.example(domain, trace, end_of_turn=end)
+    closed = full(domain, end)
     assert exports.labels(closed) == [*exports.labels(full(domain)), end]
     assert exports.as_text(domain.tokenizer, closed)["completion"].endswith(domain.tokenizer.decode([end]))
     assert exports.as_messages(domain.tokenizer, closed) == exports.as_messages(
@@ -90,7 +93,7 @@ def test_the_span_is_what_the_weights_train(domain):
     )
     for weights in ({"prefix": 0.5}, {"intervention": 0.0, "prefix": 0.0}, {"intervention": 0.0}):
         with pytest.raises(ValueError, match=r"task t: .*train"):
-            exports.example(domain, trace, **weights)
+            full(domain, **weights)
 
 
 def test_what_a_message_cannot_hold_is_refused(domain, tmp_path):
