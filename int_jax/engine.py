@@ -23,6 +23,8 @@ from int_jax.types import Batch, State
 
 def bucket(size: int, least: int = 64) -> int:
     """The smallest of least, 1.5 least, 2 least, 3 least, 4 least ... that holds `size`."""
+    # 64, 96, 128, 192, 256 ...: two sizes an octave, so that few programs are compiled, and from the second size on at
+    # most a third is padding.
     while least < size:
         if least * 3 // 2 >= size:
             return least * 3 // 2
@@ -33,6 +35,7 @@ def bucket(size: int, least: int = 64) -> int:
 def row_bucket(count: int, least: int, most: int) -> int:
     """One of least, 4 least, 16 least ... most rows: the smallest that holds `count`, or the one before it where that
     would leave more than half of the rows empty."""
+    # 5 rows, of 1, 4 or 16: 4, since 16 would be two thirds empty. The fifth goes into the next call.
     rows = least
     while rows < count and rows < most and min(4 * rows, most) <= 2 * count:
         rows = min(4 * rows, most)
@@ -41,6 +44,7 @@ def row_bucket(count: int, least: int, most: int) -> int:
 
 def task_word(task: str) -> int:
     """32 bits of a task's id for its random stream."""
+    # hash() differs from process to process, and a resumed run must draw the same.
     return int.from_bytes(hashlib.blake2b(task.encode(), digest_size=4).digest(), "little")
 
 
@@ -56,10 +60,12 @@ def spell(
         if tokenizer is None:
             raise ValueError(f"generate: a request begins with {text!r}: pass the model's tokenizer")
         allowed |= tokenizer.spellings(text)
+    # {"": 0, "\n\n": 1, "\n": 2}. Unused places of the table hold the id `vocab`, which is no token's.
     states = {"": 0} | {rest: state for state, rest in enumerate(allowed, 1)}
     shape = bucket(len(states), 8), bucket(max(map(len, allowed.values()), default=0), 8)
     ids_AY, next_AY = np.full(shape, vocab, np.int32), np.zeros(shape, np.int32)
     for rest, tokens in allowed.items():
+        # The tokenizer may know tokens beyond the model's embedding.
         inside = {token: after for token, after in tokens.items() if token < vocab}
         if not inside:
             raise ValueError(f"generate: no token of the model can begin with {rest!r}")
@@ -93,6 +99,7 @@ class Engine:
 
     def _call(self, function, *args, **kwargs):
         """Run a jitted function on the mesh and remember its shapes."""
+        # What a jitted function is compiled anew for: static values, and the shapes of the rest.
         statics = [a for a in jax.tree.leaves((args, kwargs)) if isinstance(a, (int, str))]
         shapes = [getattr(a, "shape", ()) for a in jax.tree.leaves((args, kwargs))]
         self.programs.add((function.__name__, str(statics), str(shapes)))
@@ -123,6 +130,7 @@ class Engine:
                 and leaf.sharding.is_equivalent_to(place, leaf.ndim)
             )
 
+        # They are so already, as after `load`: no copy is made.
         if all(jax.tree.leaves(jax.tree.map(there, params, where))):
             return params
         places, structure = jax.tree.flatten(where)
@@ -237,6 +245,7 @@ class Engine:
         return count
 
     def _prefill(self, params, prompts, part: int):
+        # Without the last token of each: it is the first that decoding reads (sample.py).
         width = bucket(max(max(map(len, prompts)) - 1, 1), 32)
         tokens_UP = np.zeros((part, width), np.int32)
         for row, prompt in enumerate(prompts):
@@ -260,6 +269,7 @@ class Engine:
         slots = self._sized(slots, max(bucket(int(lengths.max()) + 1), bucket(width)), stops)
 
         def column(values, dtype, fill=0):
+            # Entries beyond the requests are padding: their slot is one past the last, so that they are dropped.
             out = np.full(size, fill, dtype)
             out[: len(prompts)] = values
             return out
@@ -268,6 +278,7 @@ class Engine:
         for row, prompt in enumerate(prompts):
             tokens_BP[row, : len(prompt)] = prompt
         stop_BE = np.full((size, stops), -1, np.int32)
+        # -1 fills up: no token has that id.
         stop_BE[:, : len(sampling.stop_ids)] = sampling.stop_ids
         draw = sample.Draw(
             column(sampling.temperature, np.float32),
@@ -334,9 +345,11 @@ class Engine:
         while order:
             width = bucket(lengths[order[0]])
             most = max(data, self.score_tokens // width // data * data)
+            # 33: the narrowest width is 64, and what is shorter than half of it cannot be grouped better.
             alike = sum(max(lengths[i], 33) > width // 2 for i in order[:most])
             rows = row_bucket(alike, data, most)
             yield width, rows, order[:rows]
+            # Where there are more rows than `alike`, the next shorter sequences filled them, and are done, too.
             order = order[rows:]
 
     def _put_rows(self, array):
@@ -389,6 +402,7 @@ class Engine:
         """A training state at step 0 around given parameters (copied, since updates donate them)."""
 
         def make(params):
+            # Without the copy the first update would delete the caller's parameters.
             return State(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), tx.init(params))
 
         return self._made(make, params)
@@ -473,13 +487,16 @@ def _update(state: State, batch: Batch, model: Model, tx, config: losses.LossCon
 
     def one(index, carry):
         (grads, sums), gap = carry
+        # Micro-batch `index`: [B, T] under names that still say MBT. Totals stay those of the whole batch.
         micro = batch._replace(**{name: array[index] for name, array in arrays.items()})
         (_, (new_sums, new_gap)), new = jax.value_and_grad(loss_fn, has_aux=True)(state.params, micro)
         return jax.tree.map(jnp.add, (grads, sums), (new, new_sums)), jnp.maximum(gap, new_gap)
 
     arrays = {name: getattr(batch, name) for name in batch._fields if name.endswith("_MBT")}
+    # Gradients add up in float32: in bfloat16 a sum of many small ones stops growing.
     wide = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
     zeros = (wide, dict.fromkeys(losses.SUMS, jnp.zeros(())))
+    # `micro` is traced: batches with another number of micro-batches in use run the same program.
     (grads, sums), gap = jax.lax.fori_loop(0, batch.micro, one, (zeros, jnp.zeros(())))
     updates, opt = tx.update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -57,6 +57,7 @@ def example(
             f"task {trace.task.id}: its tokens are trained with the weights {weights}, and a format says only which "
             "are trained: give prefix and intervention the same weight, or prefix 0"
         )
+    # Weights 0 0 0 1 1: trained from token 3 on. 0 1 0 1 cannot be said by one place.
     first = int(trained[0])
     if len(trained) != len(sequence.tokens) - first:
         raise ValueError(f"task {trace.task.id}: the trained tokens are not all behind token {first}")
@@ -110,12 +111,14 @@ def as_messages(tokenizer: Tokenizer, one: Example) -> dict[str, Any]:
 
 def as_prompt_and_completion_messages(tokenizer: Tokenizer, one: Example) -> dict[str, Any]:
     """`prompt` and `completion` as lists of messages."""
+    # The last message is the assistant's.
     *prompt, answer = as_messages(tokenizer, one)["messages"]
     return {"id": one.id, "prompt": prompt, "completion": [answer]}
 
 
 def split_system(messages: list[dict[str, str]]) -> tuple[str, list[dict[str, str]]]:
     """The content of a system message at the beginning, or "", and the others."""
+    # The formats of Alpaca and ShareGPT have a column for it.
     return (messages[0]["content"], messages[1:]) if messages[0]["role"] == "system" else ("", messages)
 
 

@@ -125,6 +125,7 @@ def _headers(directory: Path, weights: dict[str, Weight]) -> dict[str, Header]:
             with safe_open(file, "np") as reader:
                 for stored in reader.keys():  # noqa: SIM118 (it is not a dict)
                     tensor = reader.get_slice(stored)
+                    # "layers.0...", "model.layers.0...", "model.model.layers.0..." -> "layers.0..."
                     bare = re.sub(rf"^({re.escape(PREFIX)})+", "", stored)
                     name = expected.get(bare, stored)
                     if name in headers:
@@ -271,6 +272,7 @@ def _assembled(shape, sharding, read) -> jax.Array:
     parts: dict[tuple, np.ndarray] = {}
 
     def part(index):
+        # Slices compare by their bounds: slice(None) and slice(0, 8) are one part of 8, which is read once.
         bounds = tuple(cut.indices(size)[:2] for cut, size in zip(index, shape, strict=True))
         if bounds not in parts:
             parts[bounds] = read(index)
@@ -359,6 +361,7 @@ def _write_weights(directory: Path, weights: dict[str, Weight], flat: dict, shar
     room = shard_bytes
     for name, weight in weights.items():
         size = flat[weight.path].nbytes
+        # Sizes 3, 3, 2 into files of 5: [3], [3, 2]. A tensor larger than a file has one of its own.
         if size > room and shards[-1]:
             shards.append([])
             room = shard_bytes
@@ -424,5 +427,6 @@ def _publish(draft: Path, target: Path, with_tokenizer: bool) -> None:
         old.unlink(missing_ok=True)
     for old in _tokenizer_files(target) if with_tokenizer else ():
         shutil.rmtree(old) if old.is_dir() else old.unlink()
+    # False sorts before True: config.json comes last, and until then nothing loads the directory.
     for file in sorted(draft.iterdir(), key=lambda file: file.name == "config.json"):
         file.replace(target / file.name)

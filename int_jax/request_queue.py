@@ -42,6 +42,8 @@ class RequestQueue:
         self.samples: dict[tuple[int, ...], list[int]] = {}
         for request, prompt in enumerate(prompts):
             self.samples.setdefault(prompt, []).append(request)
+        # Prompts A A B over 8 slots: blocks of 2, [[A, B]]; waiting, as (block, prompt, request), are (0, 0, 0),
+        # (0, 0, 1), (0, 1, 2).
         ordered = sorted(self.samples, key=len)
         self._blocks = [ordered[i : i + self.size] for i in range(0, len(ordered), self.size)]
         self._waiting = collections.deque(
@@ -66,6 +68,8 @@ class RequestQueue:
         free = np.flatnonzero(self.owner_B < 0)
         while self._waiting and len(free):
             block = self._waiting[0][0]
+            # Of one block, `size` at most (the arrays of one insertion have so many entries), and no more than there
+            # are free slots.
             taken: list[tuple[int, int, int]] = []
             while self._waiting and self._waiting[0][0] == block and len(taken) < min(self.size, len(free)):
                 taken.append(self._waiting.popleft())
@@ -77,6 +81,7 @@ class RequestQueue:
 
     def least_running(self) -> int:
         """Decoding goes on while so many rows run: where requests wait, until `size` slots can be filled at once."""
+        # 16 slots, all in use, size 4: on while 13 run, so that it stops when 4 are free.
         return max(1, len(self.running()) - self.size + 1) if self._waiting else 1
 
     def release(self, rows: np.ndarray) -> None:
