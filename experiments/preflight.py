@@ -1,5 +1,6 @@
 """What is refused before a run starts, and would otherwise be refused hours later, or do nothing for hours."""
 
+import math
 from collections.abc import Iterator
 
 import jax
@@ -53,6 +54,7 @@ def clashes(c: ConfigDict) -> Iterator[str]:
         yield "mesh.data = config.mesh.model = -1: one of the two takes what the other leaves; set the other"
     for name in (name for name in c.export if name not in made):
         yield f"export = {c.export}: arms = {c.arms} make no policy {name!r}, only {', '.join(made)}; set export"
+    yield from checkpoint_clashes(c)
     yield from policy_gradient_clashes(c)
     if c.rl.pool == "kept" and "guided" not in stages:
         yield f"rl.pool = 'kept': arms = {c.arms} keep no problems, as nothing is filtered; set rl.pool to hard"
@@ -91,6 +93,19 @@ def arm_clashes(c: ConfigDict, name: str, domain) -> Iterator[str]:
         section, field = knob.split(".")
         if c[section][field] < least:
             yield f"{known} {knob} of at least {least}, and it is {c[section][field]}; set it so"
+
+
+def checkpoint_clashes(c: ConfigDict) -> Iterator[str]:
+    """Checkpoints that would be kept and never stand."""
+    for section, batch in {"sft": 1, "rl": c.rl.passes * c.rl.minibatches}.items():
+        knobs = c[section]
+        step = math.lcm(knobs.checkpoint_every, batch)  # where checkpoints stand at whole multiples
+        if knobs.keep_every % step:
+            yield (
+                f"{section}.keep_every = {knobs.keep_every}: there is a checkpoint every "
+                f"{section}.checkpoint_every = {knobs.checkpoint_every} updates, at the end of a batch of {batch}; set "
+                f"it to a multiple of {step}"
+            )
 
 
 def policy_gradient_clashes(c: ConfigDict) -> Iterator[str]:

@@ -196,7 +196,7 @@ def main(_):
     own_file = workdir / "own_errors.json"
     own: list = json.loads(own_file.read_text()) if own_file.exists() else []
     start = time.time()
-    with (workdir / "log.jsonl").open("a") as log:
+    with (workdir / "log.jsonl").open("a") as log, checkpoint.Checkpoints(workdir / "state") as checkpoints:
         for step in range(int(state.step), UPDATES):
             if step >= OWN_ERRORS_AT and not own:
                 own = own_errors(engine, state.params, chat, domain)
@@ -208,7 +208,7 @@ def main(_):
                 line |= {k: round(float(v), 4) for k, v in jax.device_get(metrics).items()}
                 print(json.dumps(line), file=log, flush=True)
             if step % 250 == 249 or step == UPDATES - 1:
-                checkpoint.save(workdir / "state", state)
+                checkpoints.save(state)
     hf_format.save(workdir / "model", config, state.params, workdir / "tokenizer")
     print(json.dumps(scores(engine, state.params, chat, domain), indent=1))
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from experiments import arms
 from experiments.progress import bar
 from int_jax import checkpoint, processes, report
+from int_jax.checkpoint import Checkpoints, Keep
 from int_jax.engine import Engine
 from int_jax.lab import Trained, Training, as_line
 from int_jax.rows import ROWS, Stage, id_of
@@ -120,17 +121,20 @@ class WorkdirStore:
             return state, ("checkpoint", math.nan)
         if done(state):
             return state, None
-        every, step = self.config[training.section].checkpoint_every, int(state.step)
-        for after, metrics in training.updates(state):  # which donates the state before it
-            before, state, step = step, after, int(after.step)
-            line = log(step - 1, metrics)
-            last = done(state)
-            if fault := self.spoiled(line, state, last):
-                return state, fault
-            if last or step // every > before // every:  # one batch may be several updates
-                checkpoint.save(folder, state)
-            if last:
-                return state, None
+        knobs, step = self.config[training.section], int(state.step)
+        keep = Keep(knobs.keep_last, knobs.keep_every)
+        with Checkpoints(folder, keep) as checkpoints:
+            for after, metrics in training.updates(state):  # which donates the state before it
+                before, state, step = step, after, int(after.step)
+                line = log(step - 1, metrics)
+                last = done(state)
+                if fault := self.spoiled(line, state, last):
+                    return state, fault
+                # One batch may be several updates.
+                if last or step // knobs.checkpoint_every > before // knobs.checkpoint_every:
+                    checkpoints.save(state)
+                if last:
+                    return state, None
         return state, None
 
     def spoiled(self, line: dict[str, float], state: State, last: bool) -> tuple[str, float] | None:

@@ -1,49 +1,125 @@
-"""The training State to disk and back, through Orbax: State and nothing else."""
+"""The training State to disk and back, through Orbax's CheckpointManager: State and nothing else.
 
+A checkpoint is a folder named by its step. Orbax writes it under another name, renames it once it is whole, and then
+alone removes those that are not kept: a process may be killed at any moment, and the newest of these folders is whole.
+"""
+
+import contextlib
+import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
 
 from int_jax import disk, processes
 from int_jax.types import State
 
+ITEM = "default"  # the folder in a checkpoint that holds the state, as Orbax calls it
 COMPLETE = "_CHECKPOINT_METADATA"  # the file that Orbax writes last
+UNFINISHED = "*.orbax-checkpoint-tmp*"
+SCORE = "score"
+TIMEOUT_S = 3_600  # of a write in the background
 
 
-def save(directory: str | Path, state: State) -> None:
-    """Write the state as `directory`/<step>, then remove all others.
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """Which checkpoints of a training stay.
 
-    Only a complete checkpoint is ever named by digits alone: it is written under another name and renamed, and renamed
-    again before it is removed, so a process may be killed at any moment.
+    Attributes:
+      last: so many of the newest, at least one: there a run goes on. every: those whose step is a multiple of it; 0:
+        none. best: so many with the highest scores; of equal ones the newest.
     """
-    directory = Path(directory).absolute()
-    step = str(int(state.step))
-    fresh, stale = directory / f"{step}.fresh", directory / f"{step}.stale"
-    with disk.room(directory, state):
+
+    last: int = 1
+    every: int = 0
+    best: int = 0
+
+    def __post_init__(self):
+        if self.last < 1 or min(self.every, self.best) < 0:
+            raise ValueError(f"{self}: last must be at least 1, every and best at least 0")
+
+    def policy(self) -> policies.PreservationPolicy:
+        kept: list[policies.PreservationPolicy] = [policies.LatestN(self.last)]
+        if self.every:
+            kept.append(policies.EveryNSteps(self.every))
+        if self.best:
+            kept.append(
+                policies.BestN(get_metric_fn=_score, n=self.best, keep_checkpoints_without_metrics=False)
+            )
+        return policies.AnyPreservationPolicy(kept)
+
+
+def _score(metrics: dict[str, float]) -> float:
+    return metrics[SCORE]
+
+
+class Checkpoints:
+    """The checkpoints that one training writes, in the background: a context manager, at whose end all are on disk."""
+
+    def __init__(self, directory: str | Path, keep: Keep = Keep()):
+        """Remove what an interrupted run left half written, or was about to remove."""
+        self.directory = Path(directory).absolute()
+        self._bytes = 0
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=keep.policy(),
+            best_fn=_score if keep.best else None,
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(timeout_secs=TIMEOUT_S),
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        steps = self._manager.all_steps()
+        found = [SimpleNamespace(step=step, time=None, metrics=self._manager.metrics(step)) for step in steps]
+        kept = keep.policy().should_preserve(found, context=policies.PreservationContext())
+        for step in (step for step, stays in zip(steps, kept, strict=True) if not stays):
+            self._manager.delete(step)
+
+    def save(self, state: State, score: float | None = None) -> None:
+        """Begin to write the state as `directory`/<step>. It is copied to the host before this returns, so that its
+        arrays may be given to the next update.
+
+        Args:
+          score: what the best ones are told apart by; where these are kept, each checkpoint has one.
+
+        Raises: OSError where the disk is full, now or while the one before was written; ValueError where there is a
+          checkpoint of that step.
+        """
+        self.wait()  # what it removes makes room
+        self._bytes = disk.bytes_of(state)
+        with disk.room(self.directory, state), self._cleared():
+            self._manager.save(
+                int(state.step),
+                args=ocp.args.StandardSave(state),
+                metrics=None if score is None else {SCORE: score},
+                force=True,
+            )
+
+    def wait(self) -> None:
+        """Return once all is on disk. Raises: OSError where that ran full."""
+        with disk.told_when_full(self.directory, self._bytes), self._cleared():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _cleared(self):
+        """Of a write that fails nothing stays."""
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(fresh, state, force=True)
-        except BaseException:
-            for part in directory.glob(f"{step}.fresh*"):
-                shutil.rmtree(part)
+            yield
+        except Exception:
+            if processes.is_main_process():
+                for part in self.directory.glob(UNFINISHED):
+                    shutil.rmtree(part)
             raise
-    if processes.is_main_process():
-        _rename(directory, step, fresh, stale)
-    processes.barrier(f"{directory / step} is saved")
 
+    def __enter__(self) -> "Checkpoints":
+        return self
 
-def _rename(directory: Path, step: str, fresh: Path, stale: Path) -> None:
-    if (directory / step).exists():
-        shutil.rmtree(stale, ignore_errors=True)
-        (directory / step).rename(stale)
-    fresh.rename(directory / step)
-    for old in directory.iterdir():
-        if old.name.isdigit() and old.name != step:
-            old = old.rename(old.with_name(f"{old.name}.stale"))
-        if ".stale" in old.name or ".fresh" in old.name:
-            shutil.rmtree(old)
+    def __exit__(self, *_) -> None:
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
 
 def saved(directory: str | Path) -> list[int]:
@@ -67,6 +143,6 @@ def restore(directory: str | Path, like: State) -> State | None:
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
     with ocp.StandardCheckpointer() as checkpointer:
         try:
-            return checkpointer.restore(newest, abstract)
+            return checkpointer.restore(newest / ITEM, abstract)
         except (ValueError, KeyError, OSError) as error:  # Orbax and tensorstore name no folder
             raise FileNotFoundError(f"{newest}: no whole checkpoint ({str(error)[:500]}); {fix}") from error

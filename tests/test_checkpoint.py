@@ -1,37 +1,26 @@
-"""Training states to disk and back: every bit, and every refusal by name."""
+"""Training states to disk and back: every bit, which of them stay, and every refusal by name."""
 
+import errno
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from trees import assert_same
 
 from int_jax import checkpoint
+from int_jax.checkpoint import Checkpoints, Keep
 from int_jax.sharding import RULES, make_mesh, shardings
 from int_jax.types import State
 
-
-def test_a_full_disk_is_one_message_and_changes_nothing(tmp_path, monkeypatch):
-    checkpoint.save(tmp_path / "states", small_state(1))
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 100, 100))
-        with pytest.raises(OSError, match=f"the disk is full: {tmp_path / 'states'} needs .* MB"):
-            checkpoint.save(tmp_path / "states", small_state(2))
-
-    def fails(*_, **__):  # it fills up while writing: the words are those of tensorstore on a full tmpfs
-        raise ValueError(
-            "RESOURCE_EXHAUSTED: Failed to write 637734 bytes to file 11: No space left on device"
-        )
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.ocp.StandardCheckpointer, "save", fails)
-        with pytest.raises(OSError, match="the disk is full"):
-            checkpoint.save(tmp_path / "states", small_state(2))
-    assert checkpoint.saved(tmp_path / "states") == [1]
-    assert [path.name for path in tmp_path.iterdir()] == ["states"]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def small_state(step, mesh=None):
@@ -43,9 +32,22 @@ def small_state(step, mesh=None):
     return jax.device_put(state, shardings(state, make_mesh(4, 2) if mesh is None else mesh, RULES))
 
 
+NEWEST = Keep()
+
+
+def save(directory, *steps, keep=NEWEST):
+    with Checkpoints(directory, keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(small_state(step))
+
+
+def names(directory) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
 def test_a_state_comes_back_bit_for_bit_on_any_mesh(tmp_path):
     state = small_state(3)
-    checkpoint.save(tmp_path, state)
+    save(tmp_path, 3)
     for mesh in (make_mesh(4, 2), make_mesh(1, 1, jax.devices()[:1])):
         like = small_state(0, mesh)
         restored = checkpoint.restore(tmp_path, like)
@@ -53,52 +55,119 @@ def test_a_state_comes_back_bit_for_bit_on_any_mesh(tmp_path):
         assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, like)
 
 
+def test_what_is_saved_is_the_state_as_it_was_though_its_arrays_are_given_away(tmp_path):
+    """The file is written while updates go on in the state's own memory."""
+    add = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    weights = jnp.arange(1 << 22, dtype=jnp.float32).reshape(1 << 11, -1)
+    state = add(State(jnp.asarray(0, jnp.int32), {"up_DF": weights}, ()))
+    wanted = jax.tree.map(lambda x: np.array(x), state)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state)
+        given = state.params["up_DF"]
+        for _ in range(5):
+            state = add(state)
+        assert given.is_deleted()
+    assert_same(checkpoint.restore(tmp_path, state), wanted)
+
+
+# --- which stay -----------------------------------------------------------------------------------------------------
+
+
 def test_the_newest_state_alone_is_kept(tmp_path):
     assert checkpoint.restore(tmp_path / "none", small_state(0)) is None
-    for step in (9, 10):
-        checkpoint.save(tmp_path, small_state(step))
-    assert [path.name for path in tmp_path.iterdir()] == ["10"]
-    # the same step again, with other values: the later ones count
-    again = small_state(10)._replace(params=small_state(77).params)
-    checkpoint.save(tmp_path, again)
-    assert [path.name for path in tmp_path.iterdir()] == ["10"]
-    assert_same(checkpoint.restore(tmp_path, small_state(0)), again)
+    save(tmp_path, 9, 10)
+    assert names(tmp_path) == ["10"]
+    with pytest.raises(ValueError, match="step 10 already exists"):
+        save(tmp_path, 10)
+    assert_same(checkpoint.restore(tmp_path, small_state(0)), small_state(10))
 
 
-def test_an_interrupted_save_is_never_picked_up(tmp_path, monkeypatch):
-    checkpoint.save(tmp_path, small_state(1))
-    rmtree = shutil.rmtree
+SCORES = {1: 0.5, 2: 0.25, 3: 0.75, 4: 0.0, 5: 0.75, 6: 0.5, 7: 0.5, 8: 0.125}
 
-    def killed(self, *_):
-        raise KeyboardInterrupt(f"killed at {self.name}")
 
-    # Orbax is done, our rename is not: what a kill one instruction earlier leaves is less than this
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", killed)
-        with pytest.raises(KeyboardInterrupt, match=r"2\.fresh"):
-            checkpoint.save(tmp_path, small_state(2))
-    (tmp_path / "3.fresh.orbax-checkpoint-tmp").mkdir()
-    assert checkpoint.saved(tmp_path) == [1]
-    assert_same(checkpoint.restore(tmp_path, small_state(0)), small_state(1))
+@pytest.mark.parametrize(
+    ("keep", "wanted"),
+    [
+        (Keep(), {8}),
+        (Keep(last=3), {6, 7, 8}),
+        (Keep(every=3), {3, 6, 8}),
+        (Keep(best=1), {5, 8}),  # of equal ones the newest
+        (Keep(best=2), {3, 5, 8}),
+        (Keep(last=2, every=4, best=1), {4, 5, 7, 8}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("starts", [1, 4], ids=["in one go", "in several starts"])
+def test_what_is_kept(tmp_path, keep, wanted, starts):
+    for steps in np.array_split(sorted(SCORES), starts):
+        with Checkpoints(tmp_path, keep) as checkpoints:
+            for step in steps.tolist():
+                checkpoints.save(small_state(step), SCORES[step] if keep.best else None)
+                checkpoints.wait()
+                assert checkpoint.saved(tmp_path)[-1] == step
+    assert {*checkpoint.saved(tmp_path)} == wanted
+    assert_same(checkpoint.restore(tmp_path, small_state(0)), small_state(8))
 
-    # a kill while the old ones are removed: what is half gone has lost its name
-    def dies_at_1(path, **options):
-        return killed(path) if Path(path).name.startswith("1") else rmtree(path, **options)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", dies_at_1)
-        with pytest.raises(KeyboardInterrupt, match=r"1\.stale"):
-            checkpoint.save(tmp_path, small_state(2))
-    assert checkpoint.saved(tmp_path) == [2]
-    checkpoint.save(tmp_path, small_state(4))
-    assert [path.name for path in tmp_path.iterdir()] == ["4"]
+def test_the_last_one_always_stays():
+    for bad in ({"last": 0}, {"every": -1}, {"best": -1}):
+        with pytest.raises(ValueError, match="last must be at least 1"):
+            Keep(**bad)
+
+
+# --- kills, damage, a full disk -------------------------------------------------------------------------------------
+
+
+def test_what_a_kill_left_half_written_or_half_removed_goes(tmp_path):
+    save(tmp_path, 1, 2, keep=Keep(last=2))
+    shutil.copytree(tmp_path / "2", tmp_path / "3.orbax-checkpoint-tmp")
+    (tmp_path / "1" / "_CHECKPOINT_METADATA").unlink()  # its removal had begun
+    assert_same(checkpoint.restore(tmp_path, small_state(0)), small_state(2))
+    save(tmp_path)
+    assert names(tmp_path) == ["2"]
+    save(tmp_path, 3)
+    assert names(tmp_path) == ["3"]
+
+
+KILLED = """
+import sys
+from test_checkpoint import Checkpoints, small_state
+with Checkpoints(sys.argv[1]) as checkpoints:
+    for step in range(int(sys.argv[2]), 100_000):
+        checkpoints.save(small_state(step))
+        print(step, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_while_it_saves_the_newest_is_whole(tmp_path):
+    """SIGKILL, again and again, of a process that does nothing but save: what it had said to be saved is there."""
+    rng, next_step = np.random.default_rng(0), 1
+    for _ in range(6):
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(tmp_path), str(next_step)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for _ in range(int(rng.integers(2, 9))):
+            begun = int(process.stdout.readline())
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        state = checkpoint.restore(tmp_path, small_state(0))
+        next_step = int(state.step) + 1
+        assert int(state.step) >= begun - 1  # the save before the one that may still be running
+        assert_same(state, small_state(int(state.step)))
+    save(tmp_path, next_step)
+    assert names(tmp_path) == [str(next_step)]
 
 
 @pytest.mark.parametrize("damage", ["empty", "half", "cut"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_stays(tmp_path, damage):
     """A copy or a disk that broke off: an empty folder, a file that is missing, one that is cut short."""
-    checkpoint.save(tmp_path, small_state(3))
-    checkpoint.save(tmp_path / "other", small_state(9))
+    save(tmp_path, 3)
+    save(tmp_path / "other", 9)
     if damage == "empty":
         (tmp_path / "9").mkdir()
     else:
@@ -114,3 +183,41 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_stays(tmp_path, dam
         checkpoint.restore(tmp_path, small_state(0))
     shutil.rmtree(tmp_path / "9")  # as it says
     assert_same(checkpoint.restore(tmp_path, small_state(0)), small_state(3))
+
+
+FULL_WORDS = {  # as the kernel and tensorstore put it
+    "at once": ValueError(
+        "RESOURCE_EXHAUSTED: Failed to write 637734 bytes to file 11: No space left on device"
+    ),
+    "in the background": OSError(errno.ENOSPC, "No space left on device"),
+}
+
+
+def test_a_disk_without_room_is_one_message_and_changes_nothing(tmp_path, monkeypatch):
+    save(tmp_path / "states", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 100, 100))
+        with pytest.raises(OSError, match=f"the disk is full: {tmp_path / 'states'} needs .* MB"):
+            save(tmp_path / "states", 2)
+    assert checkpoint.saved(tmp_path / "states") == [1]
+    assert names(tmp_path) == ["states"]
+
+
+@pytest.mark.parametrize("where", FULL_WORDS)
+def test_a_disk_that_runs_full_is_one_message_and_keeps_what_was_saved(tmp_path, monkeypatch, where):
+    save(tmp_path, 1)
+
+    def fails(*_, **__):
+        raise FULL_WORDS[where]
+
+    manager, handler = checkpoint.ocp.CheckpointManager, checkpoint.ocp.StandardCheckpointHandler
+    with monkeypatch.context() as patch:
+        patch.setattr(*((manager, "save") if where == "at once" else (handler, "finalize")), fails)
+        with Checkpoints(tmp_path) as checkpoints:
+            with pytest.raises(OSError, match=f"the disk is full: {tmp_path} needs .* MB"):
+                checkpoints.save(small_state(2))
+                checkpoints.wait()
+            assert names(tmp_path) == ["1"]
+    assert_same(checkpoint.restore(tmp_path, small_state(0)), small_state(1))
+    save(tmp_path, 2)  # with room again
+    assert names(tmp_path) == ["2"]

@@ -156,7 +156,7 @@ def test_the_first_number_that_is_not_finite_ends_a_policys_training(small_run, 
 def test_checkpoints_stand_at_the_ends_of_batches(small_run, monkeypatch, each, every, kept):
     """Of `each` updates, and as often as every so many updates; the last one always."""
     found: list[int] = []
-    monkeypatch.setattr(checkpoint, "save", lambda folder, state: found.append(int(state.step)))
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", lambda self, state: found.append(int(state.step)))
     monkeypatch.setattr(small_run.store, "unsound", lambda params: "")
     monkeypatch.setattr(small_run.store.engine, "decode_params", lambda params: params)
     small_run.store.config.rl.checkpoint_every = every
@@ -187,9 +187,8 @@ def test_a_kill_before_the_note_ends_alike(small_run):
 @pytest.mark.parametrize("part", ["params", "opt"])
 def test_a_checkpoint_that_is_not_finite_is_not_trained_on(small_run, part):
     state = small_run.state()
-    checkpoint.save(
-        small_run.folder / "int" / "state", spoil(state, part, math.nan)._replace(step=state.step + 5)
-    )
+    with checkpoint.Checkpoints(small_run.folder / "int" / "state") as checkpoints:
+        checkpoints.save(spoil(state, part, math.nan)._replace(step=state.step + 5))
     seen: list[int] = []
     found = trained(small_run, 9, {}, None, seen=seen, name="int")
     assert (

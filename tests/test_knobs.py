@@ -6,6 +6,7 @@ told as the list of what it does (programs, draws, updates, checkpoints, exports
 at the first item that differs from the run without.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -21,7 +22,7 @@ import optax
 import pytest
 
 import int_jax
-from experiments import build
+from experiments import build, store
 from experiments import run as runs
 from experiments.configs import default
 from experiments.configs import int as intervention
@@ -170,9 +171,16 @@ class Watch:
 
         saved = {}
 
-        def save(folder, state):
-            saved[folder] = state
-            story.tell("checkpoint", int(state.step))
+        class Checkpoints(contextlib.nullcontext):
+            """In place of checkpoint.Checkpoints: what is saved, and which it is told to keep."""
+
+            def __init__(self, folder, keep):
+                super().__init__(self)
+                self.folder, self.keep = folder, keep
+
+            def save(self, state):
+                saved[self.folder] = state
+                story.tell("checkpoint", int(state.step), self.keep)
 
         with self.patch.context() as patch:
             patch.setattr(int_jax, "load", load, raising=False)
@@ -184,7 +192,7 @@ class Watch:
             patch.setattr(report, "write_html", lambda *args: None)
             patch.setattr(report, "Scalars", Silent)
             patch.setattr(checkpoint, "restore", lambda folder, like: saved.get(folder))
-            patch.setattr(checkpoint, "save", save)
+            patch.setattr(store, "Checkpoints", Checkpoints)
             patch.setattr(hf_format, "save", lambda folder, *rest: story.tell("export", folder.name))
             try:
                 runs.main([])
@@ -329,9 +337,13 @@ SHOWN = {
     "rl.temperature": ("draws: update", 0.5, RL),
     "rl.max_new_tokens": ("draws: update", 20, RL),
     "sft.checkpoint_every": ("program -> checkpoint", 1),
+    "sft.keep_last": ("checkpoint", 2),
+    "sft.keep_every": ("checkpoint", 50),
     "drift.guided": ("scores", 1),
     "drift.attempts": ("scores", 1),
     "rl.checkpoint_every": ("checkpoint -> draws: update", 2, RL),
+    "rl.keep_last": ("checkpoint", 2, RL),
+    "rl.keep_every": ("checkpoint", 2, RL),
     "eval.samples": ("draws: eval", 3, RL),
     "eval.ks": ("results", (1,), RL),
     "eval.train_problems": ("draws: eval", 1, RL),

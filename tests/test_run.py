@@ -59,7 +59,7 @@ def parameters(workdir) -> dict:
         folder = Path(workdir).absolute() / name / "state"
         (step,) = [path for path in folder.iterdir() if path.name.isdigit()]
         with ocp.StandardCheckpointer() as checkpointer:
-            tree = checkpointer.restore(step)
+            tree = checkpointer.restore(step / "default")
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             out[f"{name}/{step.name}{jax.tree_util.keystr(path)}"] = np.asarray(leaf)
     return out

@@ -23,6 +23,18 @@ def weight(value: float, unit: str, source: str = "") -> Knob:
     return Knob(value, unit, source, at_least=0)
 
 
+def kept() -> dict:
+    """Which checkpoints of a training stay on disk."""
+    return {
+        "keep_last": count(1, "checkpoints kept, the newest; a run goes on from the last one"),
+        "keep_every": Knob(
+            0,
+            "updates between further checkpoints that are kept, a multiple of checkpoint_every; 0: none",
+            at_least=0,
+        ),
+    }
+
+
 def positive(value: float, unit: str, source: str = "") -> Knob:
     return Knob(value, unit, source, above=0)
 
@@ -196,6 +208,7 @@ TABLE: dict[str, Any] = {
         "end_of_turn": Knob(False, "train the end-of-turn token after the intervention", "InT"),
         "filtered": Knob(True, "only guided attempts with a right continuation", "InT"),
         "checkpoint_every": count(50, "updates"),
+        **kept(),
     },
     "rl": {
         "updates": count(400, "updates of each arm, in whole batches", "InT"),
@@ -274,6 +287,7 @@ TABLE: dict[str, Any] = {
         ),
         "max_new_tokens": dataclasses.replace(SAMPLING["max_new_tokens"], value=16_384, source="InT"),
         "checkpoint_every": count(50, "updates", "fork"),
+        **kept(),
     },
     "eval": {
         "samples": count(128, "a problem", "InT"),
