@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import arms
+from experiments import arms, rollouts
 from experiments.progress import bar
 from int_jax import checkpoint, processes, report
 from int_jax.checkpoint import Checkpoints, Keep
@@ -21,7 +21,7 @@ from int_jax.lab import Trained, Training, as_line
 from int_jax.rows import ROWS, Stage, id_of
 from int_jax.sampler import Request, Sampling
 from int_jax.stages import Matching, Workdir, write_atomically
-from int_jax.types import State, from_json, to_json
+from int_jax.types import State, Trace, from_json, to_json
 
 # What an update tells of itself, in the order in which one number spoils the next.
 WATCHED = ("reward", "drawn_logp", "loss", "grad_norm", "update_norm", "param_norm")
@@ -64,6 +64,14 @@ class WorkdirStore:
             parts = chunks(items, size or self.sizes[stage.kind])
             rows, counts = self.work.rows(stage.name, parts, counted, done, matching, stage.kind)
         return [from_json(kind, row) for row in rows], int(counts.get("tokens", 0))
+
+    def record(
+        self, name: str, update: int, groups: list[list[Trace]], rewards: np.ndarray, advantages: list
+    ) -> None:
+        knobs = self.config.rl
+        batch = update // (knobs.passes * knobs.minibatches)
+        if knobs.keep_rollouts and batch % knobs.keep_rollouts == 0 and processes.is_main_process():
+            rollouts.write(self.work.path / name, update, groups, rewards, advantages)
 
     def state(self, name: str, like: State) -> State:
         found = checkpoint.restore(self.work.path / name / "state", like)

@@ -190,6 +190,14 @@ def epoch_slice(count: int, size: int, seed: int, step: int) -> list[int]:
     return order[step % per_epoch * size :][:size].tolist()
 
 
+# What is told of a batch: its first update, groups, rewards [groups, samples], and advantages (`advantages_of`).
+Record = Callable[[int, list[list[Trace]], np.ndarray, list], object]
+
+
+def unrecorded(update: int, groups: list[list[Trace]], rewards: np.ndarray, advantages: list) -> None:
+    """The record of callers that keep none."""
+
+
 def reinforce(
     engine: Engine,
     state: State,
@@ -203,6 +211,7 @@ def reinforce(
     reference_params=None,
     start: int = 0,
     opened: Callable[[Domain, Task], Trace] = rollout.open_trace,
+    record: Record = unrecorded,
 ) -> Iterator[tuple[State, dict]]:
     """Group-relative policy gradient on outcome rewards: as `opened` stands, from the problems alone.
 
@@ -214,6 +223,7 @@ def reinforce(
     Args:
       start: as of `sft`; negative where earlier trainings of the same schedule went before. opened: what a group
         continues.
+      record: told of each batch before it is trained on.
 
     Raises: ValueError for rollouts drawn with top-k, top-p or min-p, whose log-probabilities are not the policy's.
     """
@@ -230,6 +240,7 @@ def reinforce(
         parts = policy_gradient.reward_parts(domain, groups, knobs, sampling.max_new_tokens)
         rewards = policy_gradient.weighted(parts, knobs.rewards)
         advantages = policy_gradient.advantages_of(groups, rewards, knobs)
+        record(step, groups, rewards, advantages)
         sequences = policy_gradient.weigh(engine, groups, advantages, knobs, params, reference_params)
         del params  # the updates need their memory
         every, rng = [], np.random.default_rng([sampling.seed, step, CUT])

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 import optax
 
 from int_jax import intervention_training as method
@@ -100,6 +101,12 @@ class Store(Protocol):
         """Drive a training to its end, from its last checkpoint where there is one."""
         ...
 
+    def record(
+        self, name: str, update: int, groups: list[list[Trace]], rewards: np.ndarray, advantages: list
+    ) -> None:
+        """Keep the rollouts of a batch of the training of that name (`intervention_training.Record`)."""
+        ...
+
     def state(self, name: str, like: State) -> State:
         """The state in which the training of that name ended, laid out as `like`."""
         ...
@@ -126,6 +133,9 @@ class Memory:
                 break
         self.states[training.name] = state
         return Trained(state, lines)
+
+    def record(self, name, update, groups, rewards, advantages):
+        pass
 
     def state(self, name: str, like: State) -> State:
         return jax.tree.map(lambda x: x.copy(), self.states[name])
@@ -402,18 +412,20 @@ class Lab:
         if after:
             state = self.store.state(after, state)
 
+        def record(*batch):
+            self.store.record(training.name, *batch)
+
         def updates(state):
             return method.reinforce(
-                self.engine, state, tx, self.domain, tasks, **knobs, reference_params=params
+                self.engine, state, tx, self.domain, tasks, **knobs, reference_params=params, record=record
             )
 
         def done(state, drawn):
             return int(state.step) >= planned if tokens is None else drawn >= tokens
 
-        return self._train(
-            Training(policy, "rl", state, updates, done, (total or planned) // knobs["knobs"].updates, round),
-            after,
-        )
+        batches = (total or planned) // knobs["knobs"].updates
+        training = Training(policy, "rl", state, updates, done, batches, round)
+        return self._train(training, after)
 
     def _train(self, training: Training, after: str = ""):
         self.used |= {training.name, *([after] if after else [])}

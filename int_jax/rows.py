@@ -6,6 +6,9 @@ A row knows what it belongs to (`id`), so that rows of a file of the user's own 
 import dataclasses
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from int_jax import privileged
 from int_jax.eval import Vote
 from int_jax.types import Intervention, Task, Trace
@@ -170,6 +173,20 @@ class DriftRow(Row):
 
     policy: str
     means: dict[str, float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutRow(Row):
+    """A judged rollout of a batch of the policy gradient.
+
+    group: the number of its group, from 0. reward: the weighted sum of its parts. advantage: [] or [length], one number
+    or one for each token; None where its group is no part of the batch (rl.refill).
+    """
+
+    trace: Trace
+    group: int
+    reward: float
+    advantage: NDArray[np.float64] | None
 
 
 ROWS: dict[str, type[Row]] = {

@@ -37,14 +37,14 @@ class Matching(NamedTuple):
     id_of: Callable[[dict], tuple]
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all; a full disk ends in a StageError that says what is safe."""
     # Of this process alone, and in the same folder: a rename is atomic only within a file system.
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with scratch.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             # Else the new name could reach the disk before the content does.
             os.fsync(file.fileno())

@@ -22,7 +22,7 @@ import optax
 import pytest
 
 import int_jax
-from experiments import build, store
+from experiments import build, rollouts, store
 from experiments import run as runs
 from experiments.configs import default
 from experiments.configs import int as intervention
@@ -193,6 +193,7 @@ class Watch:
             patch.setattr(report, "Scalars", Silent)
             patch.setattr(checkpoint, "restore", lambda folder, like: saved.get(folder))
             patch.setattr(store, "Checkpoints", Checkpoints)
+            patch.setattr(rollouts, "write", lambda folder, update, *_: story.tell("rollouts", update))
             patch.setattr(hf_format, "save", lambda folder, *rest: story.tell("export", folder.name))
             try:
                 runs.main([])
@@ -330,7 +331,7 @@ SHOWN = {
     "rl.clip_high": ("update: rl", 0.8, CLIPPED),
     "rl.ratio": ("update: rl", "sequence", SEVERAL),
     "rl.importance_cap": ("update: rl", 1.0, RL),
-    "rl.refill": ("program -> draws: update", 1, RL | {"rl.group": 2, "rl.problems": 5}),
+    "rl.refill": ("rollouts -> draws: update", 1, RL | {"rl.group": 2, "rl.problems": 5}),
     "rl.rewards": ("update: rl", {"score": 1.0, "right_steps": 0.5}, RL),
     "rl.overlong": ("update: rl", 60, OVERLONG),
     "rl.pool": ("draws: update", "hard", {"guided.tries": 2}),
@@ -344,6 +345,7 @@ SHOWN = {
     "rl.checkpoint_every": ("checkpoint -> draws: update", 2, RL),
     "rl.keep_last": ("checkpoint", 2, RL),
     "rl.keep_every": ("checkpoint", 2, RL),
+    "rl.keep_rollouts": ("rollouts -> program", 0, RL),
     "eval.samples": ("draws: eval", 3, RL),
     "eval.ks": ("results", (1,), RL),
     "eval.train_problems": ("draws: eval", 1, RL),
@@ -409,6 +411,7 @@ def test_a_run_told_twice_is_the_same(watch):
         "update: sft",
         "update: rl",
         "checkpoint",
+        "rollouts",
         "export",
         "results",
     }

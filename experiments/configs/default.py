@@ -288,6 +288,9 @@ TABLE: dict[str, Any] = {
         "max_new_tokens": dataclasses.replace(SAMPLING["max_new_tokens"], value=16_384, source="InT"),
         "checkpoint_every": count(50, "updates", "fork"),
         **kept(),
+        "keep_rollouts": Knob(
+            1, "batches between two whose rollouts are written (experiments/rollouts.py); 0: none", at_least=0
+        ),
     },
     "eval": {
         "samples": count(128, "a problem", "InT"),
