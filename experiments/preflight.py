@@ -12,6 +12,7 @@ from int_jax import domains, hf_format, memory, policy_gradient, proposers, roll
 from int_jax.knobs import Knob
 from int_jax.lab import Lab
 from int_jax.lm import directory
+from int_jax.report import writers
 from int_jax.stages import StageError
 from int_jax.types import Task
 
@@ -32,6 +33,11 @@ def clashes(c: ConfigDict) -> Iterator[str]:
             proposers.load(name)
         except ValueError as error:
             yield f"proposals: {error}"
+    for name in c.writers:
+        try:
+            writers.load(name)
+        except ValueError as error:
+            yield f"writers = {c.writers}: {error}"
     for name in c.arms:
         try:
             arms.load(name)

@@ -62,7 +62,7 @@ def run_seed(config: ConfigDict, seed: int, folder: Path, lm: LM, proposer_lm: L
     plain = {**config.to_dict(), "seed": seed}
     work = Workdir(folder, plain, versions())
     domain = domains.load(config.domain.name, lm.tokenizer, **config.domain.knobs.to_dict())
-    store = WorkdirStore(config, work, lm.engine)
+    store = WorkdirStore(config, work, lm.engine, seed)
     train, test = problems(config, work, domain, seed)
     lab = build.lab(config, seed, lm, proposer_lm, domain, train, store)
     check_lengths(config, lab, test)

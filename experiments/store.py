@@ -18,6 +18,7 @@ from int_jax import checkpoint, processes, report
 from int_jax.checkpoint import Checkpoints, Keep
 from int_jax.engine import Engine
 from int_jax.lab import Trained, Training, as_line
+from int_jax.report import writers
 from int_jax.rows import ROWS, Stage, id_of
 from int_jax.sampler import Request, Sampling
 from int_jax.stages import Matching, Workdir, write_atomically
@@ -31,8 +32,8 @@ GIVEN = ("attempts", "proposals", "guided")  # stages whose rows may come from a
 class WorkdirStore:
     """See the module. probe: a prompt from which a policy is seen to draw, or not."""
 
-    def __init__(self, config: ConfigDict, work: Workdir, engine: Engine):
-        self.config, self.work, self.engine = config, work, engine
+    def __init__(self, config: ConfigDict, work: Workdir, engine: Engine, seed: int = 0):
+        self.config, self.work, self.engine, self.seed = config, work, engine, seed
         self.probe: tuple[int, ...] = (0,)
         c = config
         self.sizes = {
@@ -90,7 +91,14 @@ class WorkdirStore:
         known = processes.from_main_process(note.read_text() if note.exists() else None)
         scalars = None
         if processes.is_main_process():
-            scalars = report.Scalars(folder / "scalars", resume_step=None if known else int(state.step))
+            scalars = report.Scalars(
+                folder / "scalars",
+                None if known else int(state.step),
+                [*map(writers.load, self.config.writers)],
+                training.name,
+                f"{self.config.name}, seed {self.seed}",
+                self.config.to_dict() | {"seed": self.seed},
+            )
         lines = processes.from_main_process(_lines(folder) if processes.is_main_process() else None)
         found = json.loads(known) if known else None
         label = arms.policies(self.config.arms)[training.policy].label

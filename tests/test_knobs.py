@@ -30,6 +30,7 @@ from experiments.knobs import rows
 from int_jax import checkpoint, hf_format, losses, report
 from int_jax.domains.arithmetic import block, boxed, parse_problem
 from int_jax.lm import LM
+from int_jax.report.writers import tensorboard
 from int_jax.sampler import Response
 from int_jax.stages import StageError
 from int_jax.tokenizer import Tokenizer
@@ -190,7 +191,7 @@ class Watch:
             patch.setattr(runs, "DISTRIBUTED", SimpleNamespace(value=False))
             patch.setattr(report, "write_results", results)
             patch.setattr(report, "write_html", lambda *args: None)
-            patch.setattr(report, "Scalars", Silent)
+            patch.setattr(report, "Scalars", functools.partial(Silent, story))
             patch.setattr(checkpoint, "restore", lambda folder, like: saved.get(folder))
             patch.setattr(store, "Checkpoints", Checkpoints)
             patch.setattr(rollouts, "write", lambda folder, update, *_: story.tell("rollouts", update))
@@ -212,11 +213,13 @@ class Watch:
 
 
 class Silent:
-    """In place of report.Scalars."""
+    """In place of report.Scalars; tells of writers other than the usual one."""
 
-    def __init__(self, folder, resume_step):
+    def __init__(self, story, folder, resume_step, builds, *_):
         folder.mkdir(parents=True)
         (folder / "scalars.jsonl").touch()
+        if builds != [tensorboard.build]:
+            story.tell("writers", builds)
 
     def write(self, step, line):
         pass
@@ -270,6 +273,7 @@ SHOWN = {
     "domain.name": ("load -> refusal", "math"),
     "export": ("export", ("base",)),
     "arms": ("draws: check -> draws: update", ("rl",), {"export": (), "rl.pool": "hard"}),
+    "writers": ("draws: update -> writers", (), RL),
     "inputs.attempts": ("draws: attempts -> draws: check", "{base}/attempts"),
     "inputs.proposals": ("draws: check -> draws: guided", "{base}/proposals"),
     "inputs.guided": ("draws: guided -> program", "{base}/guided"),

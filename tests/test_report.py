@@ -17,6 +17,7 @@ from tensorboardX.proto import event_pb2
 from experiments import arms
 from int_jax import report, stages
 from int_jax.report import cells, page, plots
+from int_jax.report.writers import tensorboard
 from int_jax.types import Intervention, Task
 
 
@@ -424,16 +425,16 @@ def lines(logdir) -> list[dict]:
 
 
 def test_scalars_reach_tensorboard_and_the_jsonl(tmp_path):
-    with report.Scalars(tmp_path) as scalars:
-        scalars.write(3, {"reward": np.float32(0.5), "length": 61}, "rl")
+    with report.Scalars(tmp_path, builds=[tensorboard.build]) as scalars:
+        scalars.write(3, {"reward": np.float32(0.5), "length": 61})
         scalars.write(4, {"loss": 1.5})
         scalars.write(5, {"loss": math.nan})
     assert lines(tmp_path) == [
-        {"step": 3, "rl/reward": 0.5, "rl/length": 61.0},
+        {"step": 3, "reward": 0.5, "length": 61.0},
         {"step": 4, "loss": 1.5},
         {"step": 5, "loss": None},
     ]
-    assert tb_events(tmp_path)[:3] == [(3, "rl/reward", 0.5), (3, "rl/length", 61.0), (4, "loss", 1.5)]
+    assert tb_events(tmp_path)[:3] == [(3, "reward", 0.5), (3, "length", 61.0), (4, "loss", 1.5)]
 
 
 def test_a_line_is_on_disk_before_close(tmp_path):
@@ -463,7 +464,7 @@ def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(tmp_path):
     def write(logdir, steps, resume_step=None):
         with report.Scalars(logdir, resume_step) as scalars:
             for step in steps:
-                scalars.write(step, {"loss": 1 / (step + 1)}, "sft")
+                scalars.write(step, {"loss": 1 / (step + 1)})
 
     write(tmp_path / "whole", range(8))
     write(tmp_path / "killed", range(6))
@@ -473,7 +474,7 @@ def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(tmp_path):
 
 def test_tensorboard_is_told_from_which_step_to_forget(tmp_path):
     for resume_step in (None, 4):
-        with report.Scalars(tmp_path / str(resume_step), resume_step) as scalars:
+        with report.Scalars(tmp_path / str(resume_step), resume_step, [tensorboard.build]) as scalars:
             scalars.write(4, {"loss": 1.0})
     starts = {
         name: [event.step for event in tb_frames(tmp_path / name) if event.HasField("session_log")]

@@ -11,18 +11,19 @@ import jax
 import optax
 import pytest
 
-from int_jax import hf_format
+from int_jax import hf_format, report
 from int_jax.check import byte_tokenizer
 from int_jax.check.__main__ import main
 from int_jax.engine import Engine
 from int_jax.models import Config, build
+from int_jax.report import writers
 from int_jax.sharding import make_mesh
 from int_jax.tokenizer import Tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "your_own.md").read_text()
 BLOCKS = dict(re.findall(r"```python\n# (lab/\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
-DOMAIN, PROPOSER = "lab/days.py", "lab/first_step.py"
+DOMAIN, PROPOSER, WRITER = "lab/days.py", "lab/first_step.py", "lab/table.py"
 
 
 @pytest.fixture
@@ -45,6 +46,15 @@ def test_the_files_to_copy_pass_their_check(lab, capsys, arguments):
     assert "none of" in capsys.readouterr().out
 
 
+def test_the_writer_to_copy_writes_each_step_once(lab):
+    for resume_step, steps in ((None, range(4)), (2, range(2, 6))):
+        with report.Scalars("log", resume_step, [writers.load(WRITER)], "rl") as scalars:
+            for step in steps:
+                scalars.write(step, {"loss": step / 8})
+    text = (lab / "log" / "rl.txt").read_text()
+    assert text == "".join(f"{step} loss={step / 8:.4g}\n" for step in range(6))
+
+
 def test_a_fault_is_said_in_words_and_ends_in_status_1(lab, capsys):
     text = (lab / DOMAIN).read_text()
     (lab / "lab" / "leaky.py").write_text(
@@ -57,7 +67,7 @@ def test_a_fault_is_said_in_words_and_ends_in_status_1(lab, capsys):
 
 
 def test_the_page_names_its_files_and_the_commands_use_them():
-    assert BLOCKS.keys() == {DOMAIN, PROPOSER}
+    assert BLOCKS.keys() == {DOMAIN, PROPOSER, WRITER}
     for name in BLOCKS:
         assert PAGE.count(name) > 2
 

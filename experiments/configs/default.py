@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from experiments import arms
 from int_jax import domains, knobs, losses, policy_gradient, proposers
 from int_jax.knobs import SAMPLING, Knob
+from int_jax.report import writers
 
 
 def count(value: int, unit: str, source: str = "", **more) -> Knob:
@@ -105,6 +106,13 @@ TABLE: dict[str, Any] = {
         choices=tuple(arms.names()),
         own=True,
         empty=False,
+    ),
+    "writers": Knob(
+        ("tensorboard",),
+        "where the scalars of training go besides scalars.jsonl: modules of int_jax/report/writers, or your own",
+        items=str,
+        choices=tuple(writers.names()),
+        own=True,
     ),
     "inputs": {
         "attempts": Knob("", "a JSONL file in place of the stage's rows"),

@@ -1,14 +1,15 @@
 """results.json and the scalars of training: written whole or not at all, equal numbers as equal bytes."""
 
+import dataclasses
 import json
 import math
 import pathlib
 import re
-from collections.abc import Mapping
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import tensorboardX
 
 from int_jax.stages import write_atomically
 
@@ -85,43 +86,83 @@ def write_results(path, results: Mapping) -> None:
 
 
 class Writer(Protocol):
-    """Where the scalars of training go."""
+    """Where the scalars of a training go."""
 
     def write(self, step: int, mapping: Mapping[str, float]) -> None:
-        """Log some at a step of the stage, an update's number from 0."""
+        """Log some at a step of the training, an update's number from 0. They need not be finite."""
 
     def close(self) -> None:
         """All is written: nothing is lost once this returns."""
 
 
-class Scalars:
-    """A `Writer` of one stage (one step axis): TensorBoard events, and the same lines in `logdir/scalars.jsonl`.
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """What a writer is told of the training whose scalars it takes.
 
-    `resume_step=k` forgets what an interrupted run wrote at step k and later, in both. A last line torn by a kill is
-    always dropped. A value that is not finite is null in the JSONL, whose lines hold no times: a resumed run ends
-    with the bytes of an uninterrupted one.
+    Attributes:
+      folder: where it may keep files of its own. name, group: the training's, and its run's. config: the run's.
+      id: names the training and no other, the same at every start.
+      resume_step: the first step that is still to come: what an interrupted run wrote there and later will be written
+        again, with the same numbers; None: nothing is.
+      written: the last step that any start before this one wrote; -1: none.
     """
 
-    def __init__(self, logdir, resume_step: int | None = None):
-        self.path = pathlib.Path(logdir) / "scalars.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            write_atomically(self.path, _kept_lines(self.path.read_text(encoding="utf-8"), resume_step))
-        self._lines = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
-        self._events = tensorboardX.SummaryWriter(str(logdir), purge_step=resume_step, flush_secs=10)
+    folder: pathlib.Path
+    name: str = ""
+    group: str = ""
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    id: str = ""
+    resume_step: int | None = None
+    written: int = -1
 
-    def write(self, step: int, mapping: Mapping[str, float], prefix: str = "") -> None:
-        """Log `mapping` at `step`; `prefix` ("rl") groups the tags ("rl/reward")."""
-        values = {f"{prefix}/{name}" if prefix else name: float(value) for name, value in mapping.items()}
-        for tag, value in values.items():
-            self._events.add_scalar(tag, value, int(step))
-        finite = {tag: value if math.isfinite(value) else None for tag, value in values.items()}
+
+class Scalars:
+    """The scalars of one training (one step axis): lines in `folder/scalars.jsonl`, from which a run resumes, and what
+    further writers make of them.
+
+    `resume_step=k` forgets what an interrupted run wrote at step k and later; which step that had come to, the note
+    `folder/series.json` keeps. A last line torn by a kill is always dropped. A value that is not finite is null in the
+    JSONL, whose lines hold no times: a resumed run ends with the bytes of an uninterrupted one.
+    """
+
+    def __init__(
+        self,
+        folder,
+        resume_step: int | None = None,
+        builds: Sequence[Callable[[Series], Writer]] = (),
+        name: str = "",
+        group: str = "",
+        config: Mapping[str, Any] | None = None,
+    ):
+        """builds: make the further writers, at the first line: a training that is over has none."""
+        folder = pathlib.Path(folder)
+        self.path, note = folder / "scalars.jsonl", folder / "series.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        known = json.loads(note.read_text()) if note.exists() else {"id": secrets.token_hex(6), "written": -1}
+        steps = [json.loads(line)["step"] for line in _whole_lines(text)]
+        written = max([known["written"], *steps])
+        write_atomically(note, json.dumps(known | {"written": written}) + "\n")
+        write_atomically(self.path, _kept_lines(text, resume_step))
+        self._lines = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self._series = Series(folder, name, group, config or {}, known["id"], resume_step, written)
+        self._builds, self._writers = builds, None
+
+    def write(self, step: int, mapping: Mapping[str, float]) -> None:
+        """Log `mapping` at `step`."""
+        values = {name: float(value) for name, value in mapping.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._lines.write(json.dumps({"step": int(step), **finite}) + "\n")
         self._lines.flush()
+        if self._writers is None:
+            self._writers = [build(self._series) for build in self._builds]
+        for writer in self._writers:
+            writer.write(int(step), values)
 
     def close(self) -> None:
         self._lines.close()
-        self._events.close()
+        for writer in self._writers or ():
+            writer.close()
 
     def __enter__(self) -> "Scalars":
         return self
@@ -130,7 +171,11 @@ class Scalars:
         self.close()
 
 
+def _whole_lines(text: str) -> list[str]:
+    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
 def _kept_lines(text: str, resume_step: int | None) -> str:
     """The whole lines of a JSONL whose step is before `resume_step` (None: all of them)."""
-    whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    whole = _whole_lines(text)
     return "".join(line for line in whole if resume_step is None or json.loads(line)["step"] < resume_step)
