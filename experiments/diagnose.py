@@ -18,8 +18,12 @@ CONDITIONS = ("problem", "prefix", "prefix_error", "prefix_intervention")
 EXAMPLES = 60  # wrong attempts in the report
 
 
+INTERVENED = (Stage("attempts"), Stage("proposals"), Stage("guided"))
+
+
 class Interventions:
     """What a run's interventions came to, beside one another: wrong attempts, their proposals and what became of them.
+    Of a lab that has the rows of INTERVENED; nothing is computed that is not there.
 
     Attributes:
       attempts: rows of all problems. wrong: the attempts at hard ones; proposals, spliced, guided: of each of these, or
@@ -28,11 +32,11 @@ class Interventions:
 
     def __init__(self, lab: Lab):
         self.lab = lab
-        self.attempts: list[AttemptRow] = lab.attempts(lab.tasks)
+        self.attempts: list[AttemptRow] = lab.rows[Stage("attempts")]
         self.wrong: list[Trace] = method.failures(self.attempts, lab.unsolved)
-        self.proposals: list[ProposalRow] = lab.proposals(self.wrong)
+        self.proposals: list[ProposalRow] = lab.rows[Stage("proposals")]
         spliced = lab.splice(self.wrong, self.proposals)
-        guided = {row.id: row for row in lab.guided(spliced)}
+        guided = {row.id: row for row in lab.rows[Stage("guided")] if lab.fits(row.trace)}
         found = {id_of(trace): trace for trace in spliced}
         self.spliced: list[Trace | None] = [found.get(id_of(trace)) for trace in self.wrong]
         self.guided: list[GuidedRow | None] = [guided.get(id_of(trace)) for trace in self.wrong]

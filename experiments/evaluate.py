@@ -1,6 +1,10 @@
 """Policies on sets of problems: pass@k, majority votes, what InT + RL gains, and where the domain's graders differ."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+from ml_collections import ConfigDict
 
 from int_jax import eval as estimates
 from int_jax import privileged, rollout
@@ -8,10 +12,25 @@ from int_jax.domains import Domain
 from int_jax.lab import Lab
 from int_jax.rows import EvalRow, Stage
 from int_jax.sampler import Sampling
+from int_jax.stages import StageError
 from int_jax.types import Task
 from int_jax.verify import MAX_CHARS
 
 OURS = "int_rl"  # what the baselines are compared with
+
+
+def held_out(config: ConfigDict, lab: Lab, test: list[Task]) -> list[Task]:
+    """The problems to evaluate on: those that no attempt solves, where the config asks for hard ones."""
+    if "test" not in config.problems.hard:
+        return test
+    stage = Stage("attempts_held_out")  # whose attempts themselves serve nothing
+    hard = [row.task for row in lab.attempts(test, stage, keep=0, keep_right=0) if not row.correct]
+    if not hard:
+        raise StageError(
+            f"no hard problem is left to evaluate on: none of {len(test)} held out has no right try in "
+            f"{config.attempts.tries}; take harder problems or fewer tries"
+        )
+    return hard
 
 
 def policy_rows(
@@ -46,6 +65,34 @@ def policy_rows(
         ]
 
     return lab.stage(Stage("eval", name), items, work, samples, shard * len(sets))
+
+
+def validation(
+    lab: Lab, tasks: list[Task], samples: int, sampling: Sampling
+) -> Callable[[Any], dict[str, float]]:
+    """What a policy is scored by while it trains: a function of its parameters, to scalars by their tags.
+
+    It draws from streams of its own, the same ones each time: it changes nothing of the training, and two policies, or
+    two updates, differ by what they say and not by luck.
+    """
+    prompts = [rollout.open_trace(lab.domain, task) for task in tasks]
+
+    def score(params) -> dict[str, float]:
+        decoding, stream = lab.engine.decode_params(params), rollout.Stream("validation")
+        groups = rollout.continue_traces(lab.engine, decoding, lab.domain, prompts, samples, sampling, stream)
+        counts = [(len(group), sum(trace.verdict.passed for trace in group)) for group in groups]
+        found = estimates.summarize(counts, (1,))["pass@1"]
+        low, high = found["ci95"]
+        drawn = sum(int(trace.sampled.sum()) for group in groups for trace in group)
+        told = {
+            "pass_at_1": found["mean"],
+            "pass_at_1_low": low,
+            "pass_at_1_high": high,
+            "tokens": float(drawn),
+        }
+        return {f"validation/{name}": value for name, value in told.items()}
+
+    return score
 
 
 def votes(domain: Domain, traces: list) -> tuple[estimates.Vote, ...]:

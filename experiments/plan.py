@@ -67,10 +67,12 @@ def stages(c: ConfigDict, model: Config, mesh, checker: Config | None = None) ->
         sampling("rl: rollouts", PROBLEM, c.rl.max_new_tokens, (*both, trained, state)),
         memory.scoring("rl: scoring", sizes, PROBLEM + c.rl.max_new_tokens, (*both, trained, state)),
         training("rl: updates", (*both, trained)),
+        sampling("validation", PROBLEM, c.eval.sampling.max_new_tokens, (*both, trained, state)),
         sampling("eval", PROBLEM, c.eval.sampling.max_new_tokens, (*both, made)),
         memory.scoring("drift", sizes, PROBLEM + answer, (*both, made)),
     ]
     used = arms.stages(c.arms) | ({"attempts"} if c.problems.hard else set()) | {"eval", "drift"}
+    used |= {"validation"} if c.validation.every else set()
     scored = c.rl.kl or (c.rl.old == "current" and c.rl.passes * c.rl.minibatches > 1)
     return [
         stage

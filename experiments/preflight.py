@@ -61,6 +61,7 @@ def clashes(c: ConfigDict) -> Iterator[str]:
     for name in (name for name in c.export if name not in made):
         yield f"export = {c.export}: arms = {c.arms} make no policy {name!r}, only {', '.join(made)}; set export"
     yield from checkpoint_clashes(c)
+    yield from validation_clashes(c)
     yield from policy_gradient_clashes(c)
     if c.rl.pool == "kept" and "guided" not in stages:
         yield f"rl.pool = 'kept': arms = {c.arms} keep no problems, as nothing is filtered; set rl.pool to hard"
@@ -102,7 +103,7 @@ def arm_clashes(c: ConfigDict, name: str, domain) -> Iterator[str]:
 
 
 def checkpoint_clashes(c: ConfigDict) -> Iterator[str]:
-    """Checkpoints that would be kept and never stand."""
+    """Checkpoints that would be kept and never stand, or that nothing tells apart."""
     for section, batch in {"sft": 1, "rl": c.rl.passes * c.rl.minibatches}.items():
         knobs = c[section]
         step = math.lcm(knobs.checkpoint_every, batch)  # where checkpoints stand at whole multiples
@@ -112,6 +113,30 @@ def checkpoint_clashes(c: ConfigDict) -> Iterator[str]:
                 f"{section}.checkpoint_every = {knobs.checkpoint_every} updates, at the end of a batch of {batch}; set "
                 f"it to a multiple of {step}"
             )
+        if knobs.keep_best and not c.validation.every:
+            yield (
+                f"{section}.keep_best = {knobs.keep_best}: nothing tells which checkpoint is best with "
+                "validation.every = 0; set that to a divisor of the updates between checkpoints"
+            )
+        elif knobs.keep_best and knobs.checkpoint_every % c.validation.every:
+            yield (
+                f"{section}.keep_best = {knobs.keep_best}: with {section}.checkpoint_every = {knobs.checkpoint_every} "
+                f"and validation.every = {c.validation.every} there are checkpoints that were not evaluated; set the "
+                "first to a multiple of the second"
+            )
+
+
+def validation_clashes(c: ConfigDict) -> Iterator[str]:
+    """Problems to choose by that are those to report, and knobs of problems that are not asked for."""
+    p, v = c.problems, c.validation
+    from_domain = not (v.file or p.train_file or c.enter.source)
+    if v.every and from_domain and p.test_split == "hard_validation" and not p.test_file:
+        yield (
+            "validation.every: the validation problems are those of problems.test_split = 'hard_validation', which are "
+            "reported in the end; set that to hard_test, or give validation.file"
+        )
+    if v.file and not v.every:
+        yield f"validation.file = {v.file!r} is not read with validation.every = 0; set one of them"
 
 
 def policy_gradient_clashes(c: ConfigDict) -> Iterator[str]:

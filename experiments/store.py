@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -26,15 +27,26 @@ from int_jax.types import State, Trace, from_json, to_json
 
 # What an update tells of itself, in the order in which one number spoils the next.
 WATCHED = ("reward", "drawn_logp", "loss", "grad_norm", "update_norm", "param_norm")
+VALIDATED = "validation/pass_at_1"  # of a line: what the best checkpoints are told apart by
 GIVEN = ("attempts", "proposals", "guided")  # stages whose rows may come from a file
 
 
 class WorkdirStore:
-    """See the module. probe: a prompt from which a policy is seen to draw, or not."""
+    """See the module.
+
+    Attributes:
+      probe: a prompt from which a policy is seen to draw, or not.
+      validate: scores a policy's parameters, `evaluate.validation`; None: nothing is scored while it trains.
+      running: the training that goes on, as far as it came. changed: called where there may be something new to report:
+        before each stage and training, and every `config.report_every` batches of a training.
+    """
 
     def __init__(self, config: ConfigDict, work: Workdir, engine: Engine, seed: int = 0):
         self.config, self.work, self.engine, self.seed = config, work, engine, seed
         self.probe: tuple[int, ...] = (0,)
+        self.validate: Callable[[Any], dict[str, float]] | None = None
+        self.running: Trained | None = None
+        self.changed: Callable[[], object] = lambda: None
         c = config
         self.sizes = {
             "attempts": c.problems.shard,
@@ -47,6 +59,7 @@ class WorkdirStore:
         }
 
     def stage(self, stage: Stage, items: list, work: Callable, samples: int = 1, size: int | None = None):
+        self.changed()
         kind = ROWS[stage.kind]
         unit = "text" if stage.kind == "drift" else "sample"
         with bar(stage.name, len(items) * samples, unit) as shown:
@@ -85,6 +98,7 @@ class WorkdirStore:
         The first number that is not finite ends it (`spoiled`), and such a state is not saved. The divergence is noted
         in the policy's folder, where a restart finds it instead of training again.
         """
+        self.changed()
         folder = self.work.path / training.name
         state = checkpoint.restore(folder / "state", training.state) or training.state
         note = folder / "diverged.json"
@@ -101,57 +115,69 @@ class WorkdirStore:
             )
         lines = processes.from_main_process(_lines(folder) if processes.is_main_process() else None)
         found = json.loads(known) if known else None
+        self.running = Trained(None, lines, None, training.policy, training.section, training.after)
         label = arms.policies(self.config.arms)[training.policy].label
         with bar(f"{training.section}: {label}", training.total, "step") as shown:
             shown.update(len(lines))
 
-            def log(step: int, metrics) -> dict:
-                line = as_line(metrics)
+            def log(line: dict) -> None:
                 if scalars is not None:
-                    scalars.write(step, line)
-                lines.append({"step": step, **line})
+                    scalars.write(line["step"], {key: value for key, value in line.items() if key != "step"})
                 shown.update(1)
                 key = "reward" if "reward" in line else "loss"
                 shown.set_postfix({key: f"{line[key]:.3f}"})
-                return line
-
-            def done(state) -> bool:
-                return training.done(state, sum(line["tokens"] for line in lines))
 
             if not found:
-                start, before = time.perf_counter(), len(lines)
-                state, fault = self._drive(training, state, done, log, folder / "state")
-                if len(lines) > before:
-                    self.work.clock(training.section, time.perf_counter() - start)
+                state, fault = self._drive(training, state, lines, log, folder / "state")
                 if fault:
                     found = self.divergence(training, int(state.step) - 1, *fault)
                     if processes.is_main_process():
                         write_atomically(note, json.dumps(found, indent=1) + "\n")
         if scalars is not None:
             scalars.close()
+        self.running = None
         return Trained(None if found else state, lines, found)
 
-    def _drive(self, training: Training, state: State, done, log, folder: Path):
-        """The loop of `follow`. Returns: (state, None), or (the spoiled state, (what is not finite, its value))."""
+    def _drive(self, training: Training, state: State, lines: list[dict], log, folder: Path):
+        """The loop of `follow`. Returns: (state, None), or (the spoiled state, (what is not finite, its value)).
+
+        Args:
+          lines: of the updates so far; those to come are added, and `log` is told of each.
+        """
+
+        def done(state) -> bool:
+            return training.done(state, sum(line["tokens"] for line in lines))
+
         if not self.engine.finite(state):  # a checkpoint of another make
             return state, ("checkpoint", math.nan)
         if done(state):
             return state, None
-        knobs, step = self.config[training.section], int(state.step)
-        keep = Keep(knobs.keep_last, knobs.keep_every)
-        with Checkpoints(folder, keep) as checkpoints:
-            for after, metrics in training.updates(state):  # which donates the state before it
+        c, knobs = self.config, self.config[training.section]
+        fault, step, start, validation_s = None, int(state.step), time.perf_counter(), 0.0
+        with Checkpoints(folder, Keep(knobs.keep_last, knobs.keep_every, knobs.keep_best)) as checkpoints:
+            for batch, (after, metrics) in enumerate(
+                training.updates(state), 1
+            ):  # donates the state before it
                 before, state, step = step, after, int(after.step)
-                line = log(step - 1, metrics)
+                line = {"step": step - 1, **as_line(metrics)}
+                lines.append(line)
                 last = done(state)
-                if fault := self.spoiled(line, state, last):
-                    return state, fault
-                # One batch may be several updates.
-                if last or step // knobs.checkpoint_every > before // knobs.checkpoint_every:
-                    checkpoints.save(state)
-                if last:
-                    return state, None
-        return state, None
+                fault = self.spoiled(line, state, last)
+                if self.validate and not fault and (last or passes(before, step, c.validation.every)):
+                    begun = time.perf_counter()
+                    line |= self.validate(state.params)
+                    validation_s += time.perf_counter() - begun
+                log(line)
+                if not fault and (last or passes(before, step, knobs.checkpoint_every)):
+                    checkpoints.save(state, line.get(VALIDATED))
+                if fault or last:
+                    break
+                if batch % c.report_every == 0:
+                    self.changed()
+        self.work.clock(training.section, time.perf_counter() - start - validation_s)
+        if self.validate:
+            self.work.clock("validation", validation_s)
+        return state, fault
 
     def spoiled(self, line: dict[str, float], state: State, last: bool) -> tuple[str, float] | None:
         """What is not finite after an update, and its value: of the metrics, the parameters, the optimizer's moments,
@@ -209,6 +235,11 @@ def matching_of(stage: Stage, items: list) -> Matching:
         return row.id
 
     return Matching([*by_id], read)
+
+
+def passes(before: int, step: int, every: int) -> bool:
+    """Whether the updates from `before` to `step`, one batch, pass a multiple of `every`."""
+    return step // every > before // every
 
 
 def chunks(items: list, size: int) -> list[list]:

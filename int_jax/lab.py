@@ -45,7 +45,7 @@ class Training(NamedTuple):
       policy, round: what it makes, and how many trainings of that policy came before. section: its knobs, "sft" or
         "rl". state: where it begins.
       updates: from a state on, the (state, metrics) after each update. done(state, tokens): whether that was enough.
-      total: updates that it is expected to take, for a progress bar.
+      total: updates that it is expected to take, for a progress bar. after: the training that it goes on with, or "".
     """
 
     policy: str
@@ -55,6 +55,7 @@ class Training(NamedTuple):
     done: Callable[[State, float], bool]
     total: int
     round: int = 0
+    after: str = ""
 
     @property
     def name(self) -> str:
@@ -424,14 +425,14 @@ class Lab:
             return int(state.step) >= planned if tokens is None else drawn >= tokens
 
         batches = (total or planned) // knobs["knobs"].updates
-        training = Training(policy, "rl", state, updates, done, batches, round)
-        return self._train(training, after)
+        training = Training(policy, "rl", state, updates, done, batches, round, after)
+        return self._train(training)
 
-    def _train(self, training: Training, after: str = ""):
-        self.used |= {training.name, *([after] if after else [])}
+    def _train(self, training: Training):
+        self.used |= {training.name, *([training.after] if training.after else [])}
         found = self.store.follow(training)
         self.trained[training.name] = found._replace(
-            state=None, policy=training.policy, section=training.section, after=after
+            state=None, policy=training.policy, section=training.section, after=training.after
         )
         if found.diverged or found.state is None:
             raise Stopped(training.policy, "diverged", **(found.diverged or {}))

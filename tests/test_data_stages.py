@@ -31,7 +31,8 @@ class Run:
     domain: Domain
 
     def problems(self):
-        return sources.problems(self.config, self.work, self.domain, 0)
+        found = sources.problems(self.config, self.work, self.domain, 0)
+        return found.train, found.test
 
     def lab(self, tasks, **engine) -> Lab:
         """A lab whose engine draws nothing."""

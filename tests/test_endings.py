@@ -336,7 +336,7 @@ def test_the_method_in_memory_is_that_of_a_run(lm, stages, tmp_path):
     """Rows and parameters, bit for bit: where results are kept changes none of them."""
     config = small(arms=("int_rl",), **{"rl.updates": 1})
     domain = domains.load("arithmetic", lm.tokenizer, **config.domain.knobs.to_dict())
-    train, _ = problems(config, Workdir(tmp_path, {}, {}), domain, 0)
+    train = problems(config, Workdir(tmp_path, {}, {}), domain, 0).train
     lab = build.lab(config, 0, lm, None, domain, train, Memory())
     params = intervention_training(lab)
     for stage in ("attempts", "proposals", "guided"):

@@ -153,8 +153,8 @@ class Watch:
         scores_V = np.random.default_rng(0).normal(size=self.tokenizer.vocab)
         self.params = {"score_V": jnp.asarray(scores_V, jnp.float32)}
 
-    def run(self, config, story: Story) -> Path:
-        """The workdir of the run."""
+    def run(self, config, story: Story, reports: bool = False) -> Path:
+        """The workdir of the run. reports: its scalars, results and page are written, and not told."""
         self.count += 1
         workdir = self.folder / str(self.count)
         tokenizer = self.tokenizer
@@ -167,6 +167,10 @@ class Watch:
             )
 
         def results(path, found):
+            if not found["finished"]:  # told of where it is not as often as always
+                if found["config"]["report_every"] != KNOBS["report_every"].value:
+                    story.tell("unfinished", report.plain(found["rl"]))
+                return
             left = {key: value for key, value in found.items() if key not in ("config", "versions", "wall_s")}
             story.tell("results", found["config"]["name"], json.dumps(report.plain(left)))
 
@@ -179,9 +183,9 @@ class Watch:
                 super().__init__(self)
                 self.folder, self.keep = folder, keep
 
-            def save(self, state):
+            def save(self, state, score=None):
                 saved[self.folder] = state
-                story.tell("checkpoint", int(state.step), self.keep)
+                story.tell("checkpoint", int(state.step), self.keep, score)
 
         with self.patch.context() as patch:
             patch.setattr(int_jax, "load", load, raising=False)
@@ -189,9 +193,10 @@ class Watch:
             patch.setattr(runs, "CONFIG", SimpleNamespace(value=config))
             patch.setattr(runs, "WORKDIR", SimpleNamespace(value=str(workdir)))
             patch.setattr(runs, "DISTRIBUTED", SimpleNamespace(value=False))
-            patch.setattr(report, "write_results", results)
-            patch.setattr(report, "write_html", lambda *args: None)
-            patch.setattr(report, "Scalars", functools.partial(Silent, story))
+            if not reports:
+                patch.setattr(report, "write_results", results)
+                patch.setattr(report, "write_html", lambda *args: None)
+                patch.setattr(report, "Scalars", functools.partial(Silent, story))
             patch.setattr(checkpoint, "restore", lambda folder, like: saved.get(folder))
             patch.setattr(store, "Checkpoints", Checkpoints)
             patch.setattr(rollouts, "write", lambda folder, update, *_: story.tell("rollouts", update))
@@ -241,6 +246,7 @@ def configured(changes: dict):
     c.sft.update(epochs=2, batch=3, learning_rate=0.1)
     c.rl.update(updates=2, problems=2, group=4, learning_rate=0.1, checkpoint_every=1, clip_norm=0.05)
     c.eval.update(samples=2, ks=(1, 2), train_problems=2, shard=2)
+    c.validation.update(problems=3, samples=2, file_split="train")
     for path, value in changes.items():
         *groups, name = path.split(".")
         group = c
@@ -254,6 +260,7 @@ RL = {"arms": ("rl",), "export": (), "rl.pool": "hard", "problems.hard": ()}
 RFT = RL | {"arms": ("rft",), "attempts.tries": 8, "attempts.keep_right": 1}
 SEVERAL = RL | {"rl.passes": 2, "rl.minibatches": 2, "rl.updates": 4}
 CLIPPED = SEVERAL | {"rl.clip_low": 0.1, "rl.clip_high": 0.1, "rl.passes": 4, "rl.updates": 8}
+VALIDATED = RL | {"validation.every": 1}
 OVERLONG = RL | {"rl.rewards": {"score": 1.0, "overlong": 1.0}, "rl.overlong": 90}
 
 # knob -> (where a run first goes another way, the other value, the rest of the config where it is not `configured`).
@@ -273,6 +280,7 @@ SHOWN = {
     "domain.name": ("load -> refusal", "math"),
     "export": ("export", ("base",)),
     "arms": ("draws: check -> draws: update", ("rl",), {"export": (), "rl.pool": "hard"}),
+    "report_every": ("draws: update -> unfinished", 1, RL),
     "writers": ("draws: update -> writers", (), RL),
     "inputs.attempts": ("draws: attempts -> draws: check", "{base}/attempts"),
     "inputs.proposals": ("draws: check -> draws: guided", "{base}/proposals"),
@@ -344,11 +352,18 @@ SHOWN = {
     "sft.checkpoint_every": ("program -> checkpoint", 1),
     "sft.keep_last": ("checkpoint", 2),
     "sft.keep_every": ("checkpoint", 50),
+    "sft.keep_best": ("checkpoint", 1, {"validation.every": 1}),
     "drift.guided": ("scores", 1),
     "drift.attempts": ("scores", 1),
     "rl.checkpoint_every": ("checkpoint -> draws: update", 2, RL),
     "rl.keep_last": ("checkpoint", 2, RL),
     "rl.keep_every": ("checkpoint", 2, RL),
+    "rl.keep_best": ("checkpoint", 1, VALIDATED),
+    "validation.every": ("checkpoint -> draws: validation", 1, RL),
+    "validation.problems": ("draws: validation", 2, VALIDATED),
+    "validation.samples": ("draws: validation", 3, VALIDATED),
+    "validation.file": ("draws: validation", "{data}/bare/test.jsonl", VALIDATED),
+    "validation.file_split": ("draws: validation", "test", VALIDATED | {"validation.file": "{data}/bare"}),
     "rl.keep_rollouts": ("rollouts -> program", 0, RL),
     "eval.samples": ("draws: eval", 3, RL),
     "eval.ks": ("results", (1,), RL),

@@ -33,6 +33,11 @@ def kept() -> dict:
             "updates between further checkpoints that are kept, a multiple of checkpoint_every; 0: none",
             at_least=0,
         ),
+        "keep_best": Knob(
+            0,
+            "further checkpoints that are kept: those with the highest pass@1 on the validation problems",
+            at_least=0,
+        ),
     }
 
 
@@ -106,6 +111,10 @@ TABLE: dict[str, Any] = {
         choices=tuple(arms.names()),
         own=True,
         empty=False,
+    ),
+    "report_every": count(
+        10,
+        "batches of a training between two writes of results.json and report.html, besides those before each stage",
     ),
     "writers": Knob(
         ("tensorboard",),
@@ -310,6 +319,20 @@ TABLE: dict[str, Any] = {
         ),
         "shard": count(64, "problems a shard"),
         "sampling": sampling(),
+    },
+    # Policies while they are trained, on problems that are neither trained on nor reported in the end.
+    "validation": {
+        "every": Knob(
+            0, "updates between two evaluations, besides that after the last; 0: none at all", at_least=0
+        ),
+        "problems": count(64, "evaluated each time"),
+        "samples": count(4, "a problem, drawn as those of eval"),
+        "file": Knob(
+            "",
+            "where the problems come from, as problems.train_file; empty: the domain's hard_validation, or, where "
+            "those to train on are from a file, some of these, which are then not trained on",
+        ),
+        "file_split": Knob("validation", "of the source", empty=False),
     },
     "train": {
         "row_length": count(20_000, "tokens of a packed row", "fork"),

@@ -138,7 +138,10 @@ def read_tasks(path: str | Path, domain: str) -> list[Task]:
 
 
 def apart(train: tuple[str, str], test: tuple[str, str]) -> None:
-    """Refuse two sources, each with its split, that are read from the same files. Raises: StageError, naming them."""
+    """Refuse two sources, each with its split, that are read from the same files; "" is no source. Raises: StageError,
+    naming them."""
+    if not (train[0] and test[0]):
+        return
     both = sorted(_origins(*train) & _origins(*test))
     if both:
         more = f" and {len(both) - SHOWN} more" if len(both) > SHOWN else ""
@@ -161,8 +164,10 @@ def overlap(train: list[Task], test: list[Task]) -> list[Task]:
     return [task for task in train if normalised(task.problem) in held_out]
 
 
-def disjoint(train: list[Task], test: list[Task], skip_bad: bool = False) -> list[Task]:
-    """The training tasks that are not held out. The test set stays as it is.
+def disjoint(
+    train: list[Task], test: list[Task], skip_bad: bool = False, names: tuple[str, str] = ("training", "test")
+) -> list[Task]:
+    """The tasks of the first set that are not in the second, which is held out from it and stays as it is.
 
     Raises: StageError where a problem is in both sets, naming the first ones, unless they are to be skipped.
     """
@@ -170,8 +175,9 @@ def disjoint(train: list[Task], test: list[Task], skip_bad: bool = False) -> lis
     if both and not skip_bad:
         shown = [f"  {task.id}: {task.problem[:80]!r}" for task in train if task.id in both][:SHOWN]
         raise StageError(
-            f"{len(both)} of {len(train)} training problems are in the test set of {len(test)}, too:\n"
+            f"{len(both)} of {len(train)} {names[0]} problems are in the {names[1]} set of {len(test)}, too:\n"
             + "\n".join(shown)
-            + "\nTake them out of one of the sets, or say that bad rows are to be skipped: then they are not trained on"
+            + "\nTake them out of one of the sets, or say that bad rows are to be skipped: they are then left out of "
+            f"the {names[0]} set"
         )
     return [task for task in train if task.id not in both]

@@ -338,6 +338,30 @@ def _rl(runs: Mapping[str, Mapping], policies: Policies) -> Section:
     return Section("rl", "Policy gradient", columns, rows, "First tenth of the batches → last tenth, means.")
 
 
+def _validation(found: Mapping[str, Mapping], policies: Policies) -> Section:
+    """The best (of equal ones the latest) and the last evaluation of each policy."""
+
+    def cell(curve: Mapping, at: int) -> str:
+        low, high = curve["pass_at_1_low"][at], curve["pass_at_1_high"][at]
+        return f"{estimate(curve['pass_at_1'][at], (low, high))} after {curve['batch'][at]:,}"
+
+    def best(curve: Mapping) -> int:
+        return max(range(len(curve["batch"])), key=lambda at: (curve["pass_at_1"][at], at))
+
+    rows = [
+        [
+            label(name, policies),
+            str(len(found[name]["batch"])),
+            *(cell(found[name], at) for at in (best(found[name]), -1)),
+        ]
+        for name in ordered(found, tuple(policies))
+    ]
+    note = (
+        "pass@1 [95% interval] after so many batches, on problems that are neither trained on nor held out."
+    )
+    return Section("validation", "While it trained", ["policy", "times", "best", "last"], rows, note)
+
+
 def _drift(drift: Mapping, policies: Policies) -> Section:
     nll, entropy = drift.get("nll", {}), drift.get("entropy", {})
     rows = [
@@ -405,6 +429,8 @@ def sections(results: Mapping) -> list[Section]:
         made.append(_graders(results["graders"]))
     if rl_runs(results):
         made.append(_rl(rl_runs(results), policies))
+    if results.get("validation"):
+        made.append(_validation(results["validation"], policies))
     if any(results.get("drift", {}).values()):
         made.append(_drift(results["drift"], policies))
     if results.get("tokens") or "wall_s" in results:

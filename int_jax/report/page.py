@@ -25,7 +25,18 @@ from int_jax.report.cells import (
     sections,
     share,
 )
-from int_jax.report.plots import BOTTOM, LEFT, PLOT_H, PLOT_W, RIGHT, TOP, bar_plot, curve_plots, pass_plots
+from int_jax.report.plots import (
+    BOTTOM,
+    LEFT,
+    PLOT_H,
+    PLOT_W,
+    RIGHT,
+    TOP,
+    bar_plot,
+    curve_plots,
+    pass_plots,
+    validation_plot,
+)
 from int_jax.report.results import plain
 from int_jax.stages import write_atomically
 from int_jax.types import Intervention, Task
@@ -72,6 +83,7 @@ class Example:
     candidates: list[dict] = dataclasses.field(default_factory=list)
 
 
+UNFINISHED = "This run is not finished: the page holds what there is so far. The same command goes on."
 RAW_SHOWN = 4_000  # characters of a proposer's output that the page holds; the whole is in the workdir
 PROBABILITY_BANDS = (
     (0.9, "0.9 or more"),
@@ -227,10 +239,11 @@ def html(
         facts=facts(results),
         config=json.dumps(config, indent=1) if isinstance(config, Mapping) else "",
         headlines=headlines(results),
-        notes=results.get("notes", []),
+        notes=[*([] if results.get("finished", True) else [UNFINISHED]), *results.get("notes", [])],
         sections=sections({**results, "rl": curves}),
         effect_plot=bar_plot("Accuracy of continuations", effect) if effect else None,
         pass_plots=pass_plots(results),
+        validation_plot=validation_plot(results.get("validation", {}), policies),
         line_plots=line_plots,
         area_plots=area_plots,
         plot={"w": PLOT_W, "h": PLOT_H, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},

@@ -106,12 +106,16 @@ def line_plot(
     runs: Mapping[str, Sequence[float] | np.ndarray],
     share: bool = False,
     policies: Policies | None = None,
+    bands: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> dict:
-    """One panel: every run's curve, thin, and its moving mean, bold, labelled at its end.
+    """One panel: every run's curve, thin, and its moving mean, bold, labelled at its end; behind them intervals.
 
     A curve has a finite number. Where it ends in others it is drawn to the last finite one, and its label says so.
+    bands: (lows, highs) of a run, finite where its curve is.
     """
-    values = [v for curve in runs.values() for v in curve if math.isfinite(v)]
+    bands = bands or {}
+    every = [*runs.values(), *(end for band in bands.values() for end in band)]
+    values = [v for curve in every for v in curve if math.isfinite(v)]
     y_ticks = SHARE_TICKS if share else ticks(min(0.0, *values), max(*values, 0.0))
     axes = Axes(max(map(len, runs.values())) - 1, y_ticks[0], y_ticks[-1])
     means = {name: smooth(curve, _window(len(curve))).tolist() for name, curve in runs.items()}
@@ -126,10 +130,15 @@ def line_plot(
                 "label_y": height,
             },
             **{"raw": axes.points(curve), "mean": axes.points(means[name])},
+            "band": band(axes, *bands[name]) if name in bands else "",
         }
         for (name, curve), end, height in zip(runs.items(), ends, _spread(ends), strict=True)
     ]
     return {"title": title, "series": series, **axes.frame(y_ticks, percent_tick if share else "{:g}".format)}
+
+
+def band(axes: Axes, lows: np.ndarray, highs: np.ndarray) -> str:
+    return f"{axes.points(highs)} {axes.points(lows, backwards=True)}"
 
 
 def percent_tick(value: float) -> str:
@@ -226,6 +235,24 @@ def curve_plots(curves: Mapping[str, Mapping], policies: Policies) -> tuple[list
             title = f"{label(name, policies)}: groups solved never, sometimes, always"
             areas.append(area_plot(title, {key: curve[:whole] for key, curve in shares.items()}))
     return lines, areas
+
+
+def validation_plot(found: Mapping[str, Mapping], policies: Policies) -> dict | None:
+    """pass@1 on the validation problems while policies were trained, with its intervals; None where there is none."""
+    if not found:
+        return None
+
+    def spread(curve: Mapping, key: str) -> np.ndarray:
+        values = np.full(curve["batch"][-1], math.nan)
+        values[np.array(curve["batch"]) - 1] = curve[key]
+        return values
+
+    names = ordered(found, tuple(policies))
+    runs = {name: spread(found[name], "pass_at_1") for name in names}
+    bands = {
+        name: (spread(found[name], "pass_at_1_low"), spread(found[name], "pass_at_1_high")) for name in names
+    }
+    return line_plot("pass@1 on the validation problems", runs, True, policies, bands)
 
 
 def pass_plots(results: Mapping) -> list[dict]:

@@ -15,7 +15,8 @@ from int_jax.stages import write_atomically
 
 # Every known key, in the order in which it is written and shown; unknown keys follow, by name.
 ORDER = (
-    *("config", "seed", "versions", "policies", "wall_s", "notes", "stopped", "tokens", "funnel", "effect"),
+    *("config", "seed", "versions", "policies", "finished", "wall_s", "notes", "stopped", "tokens"),
+    *("funnel", "effect"),
     *(
         "problems",
         "hard",
@@ -42,6 +43,7 @@ ORDER = (
         "gain",
         "proposers",
         "graders",
+        "validation",
         "drift",
         "nll",
         "entropy",
@@ -139,14 +141,16 @@ class Scalars:
         self.path, note = folder / "scalars.jsonl", folder / "series.json"
         folder.mkdir(parents=True, exist_ok=True)
         text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        known = json.loads(note.read_text()) if note.exists() else {"id": secrets.token_hex(6), "written": -1}
+        known: dict[str, Any] = {"id": secrets.token_hex(6), "written": -1}
+        if note.exists():
+            known = json.loads(note.read_text())
         steps = [json.loads(line)["step"] for line in _whole_lines(text)]
-        written = max([known["written"], *steps])
-        write_atomically(note, json.dumps(known | {"written": written}) + "\n")
+        known["written"] = max([known["written"], *steps])
+        write_atomically(note, json.dumps(known) + "\n")
         write_atomically(self.path, _kept_lines(text, resume_step))
         self._lines = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
-        self._series = Series(folder, name, group, config or {}, known["id"], resume_step, written)
-        self._builds, self._writers = builds, None
+        self._series = Series(folder, name, group, config or {}, resume_step=resume_step, **known)
+        self._builds, self._writers = builds, list[Writer]()
 
     def write(self, step: int, mapping: Mapping[str, float]) -> None:
         """Log `mapping` at `step`."""
@@ -154,14 +158,14 @@ class Scalars:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._lines.write(json.dumps({"step": int(step), **finite}) + "\n")
         self._lines.flush()
-        if self._writers is None:
+        if not self._writers:
             self._writers = [build(self._series) for build in self._builds]
         for writer in self._writers:
             writer.write(int(step), values)
 
     def close(self) -> None:
         self._lines.close()
-        for writer in self._writers or ():
+        for writer in self._writers:
             writer.close()
 
     def __enter__(self) -> "Scalars":
