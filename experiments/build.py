@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import importlib.metadata
+import sys
 
+import jax
 from ml_collections import ConfigDict
 
 import int_jax
@@ -19,21 +22,41 @@ from int_jax.sampler import Sampling
 from int_jax.sharding import make_mesh
 from int_jax.types import Task
 
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """What the numbers of a run may depend on."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES} | {
+        "python": sys.version.split()[0],
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
 
 def models(config: ConfigDict) -> tuple[LM, LM | None]:
     """The policy, and the proposer's model or None, once config and memory plan have been looked through."""
     check(config)
     mesh = make_mesh(config.mesh.data, config.mesh.model)
     show(planned(config, mesh))
-
-    def loaded(name: str, param_dtype: str | None, chat: ConfigDict, family: str = "") -> LM:
-        lm = int_jax.load(name, mesh, config.dtype, param_dtype, chat.to_dict(), family)
-        return dataclasses.replace(lm, engine=Engine(lm.model, mesh, config.slots, config.chunk))
-
-    lm = loaded(config.model, config.param_dtype, config.chat, config.family)
+    lm = loaded(config, mesh, config.model, config.param_dtype)
     domains.load(config.domain.name, lm.tokenizer, **config.domain.knobs.to_dict())
     other = config.proposals.model
-    return lm, loaded(other, None, config.proposals.chat) if other else None
+    return lm, loaded(config, mesh, other, None, config.proposals.chat, "") if other else None
+
+
+def loaded(
+    config: ConfigDict,
+    mesh,
+    name: str,
+    param_dtype: str | None = None,
+    chat: ConfigDict | None = None,
+    family: str | None = None,
+) -> LM:
+    """A model with an engine of the config's size; by default with the policy's chat template and family."""
+    chat = config.chat if chat is None else chat
+    family = config.family if family is None else family
+    lm = int_jax.load(name, mesh, config.dtype, param_dtype, chat.to_dict(), family)
+    return dataclasses.replace(lm, engine=Engine(lm.model, mesh, config.slots, config.chunk))
 
 
 def sampling(knobs, domain: Domain, seed: int) -> Sampling:

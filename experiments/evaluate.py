@@ -1,18 +1,43 @@
-"""Policies on sets of problems: pass@k, majority votes, what InT + RL gains, and where the domain's graders differ."""
+"""Policies on sets of problems: pass@k, majority votes, what InT + RL gains, and where the domain's graders differ.
 
+    python experiments/evaluate.py --config experiments/configs/int.py:tiny --model DIRECTORY --workdir runs/scored
+
+scores any model alone on the held-out problems of a config, as a run scores its policies: the same problems, the same
+random numbers, the same estimates. Its samples are kept in the workdir, and the numbers in evaluation_NAME.json there;
+--policy gives NAME. The workdir may be that of a run with the same config: which problems are hard is then known.
+"""
+
+import json
+import os
+import re
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
 import numpy as np
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from experiments import arms, build
+from experiments.command_line import define_config, parse
+from experiments.preflight import check_lengths
+from experiments.problems import problems
+from experiments.progress import show
+from experiments.store import WorkdirStore
+from int_jax import domains, privileged, processes, report, rollout
 from int_jax import eval as estimates
-from int_jax import privileged, rollout
 from int_jax.domains import Domain
 from int_jax.lab import Lab
+from int_jax.lm import LM, directory
 from int_jax.rows import EvalRow, Stage
 from int_jax.sampler import Sampling
-from int_jax.stages import StageError
+from int_jax.sharding import make_mesh
+from int_jax.stages import StageError, Workdir, digest
 from int_jax.types import Task
 from int_jax.verify import MAX_CHARS
 
@@ -80,6 +105,7 @@ def validation(
     def score(params) -> dict[str, float]:
         decoding, stream = lab.engine.decode_params(params), rollout.Stream("validation")
         groups = rollout.continue_traces(lab.engine, decoding, lab.domain, prompts, samples, sampling, stream)
+        privileged.refuse((trace for group in groups for trace in group), "validation")
         counts = [(len(group), sum(trace.verdict.passed for trace in group)) for group in groups]
         found = estimates.summarize(counts, (1,))["pass@1"]
         low, high = found["ci95"]
@@ -204,3 +230,95 @@ def _over_seeds(values: list) -> dict:
         return estimates.seeds_ci(values)
     seeds = [None if rates is None else float(np.mean(rates)) for rates in values]
     return {"mean": None, "ci95": [None, None], "seeds": seeds}
+
+
+def alone(config: ConfigDict, model: str, name: str, folder: Path) -> list[dict]:
+    """Score a model on the held-out problems of each seed of a config; returns the results that it also writes.
+
+    Args:
+      model: a Hugging Face directory or hub id. name: what it is called; "": after its directory.
+    """
+    try:
+        build.check(config)
+        name = name or f"model_{re.sub(r'[^0-9A-Za-z]+', '_', Path(model).resolve().name)}"
+        if name in arms.policies(config.arms):
+            raise ValueError(
+                f"--policy {name}: a run of this config makes a policy of this name; take another"
+            )
+        mesh = make_mesh(config.mesh.data, config.mesh.model)
+        lm = build.loaded(config, mesh, model)
+        base = build.loaded(config, mesh, config.model) if "test" in config.problems.hard else None
+    except ValueError as error:
+        raise StageError(str(error)) from None
+    every = [
+        alone_seed(
+            config, seed, lm, base, model, name, folder if len(config.seeds) == 1 else folder / f"seed{seed}"
+        )
+        for seed in config.seeds
+    ]
+    for found in every:
+        show("\n" + report.tables(found))
+    return every
+
+
+def alone_seed(
+    config: ConfigDict, seed: int, lm: LM, base: LM | None, model: str, name: str, folder: Path
+) -> dict:
+    """`alone` of one seed. base: the model whose attempts tell which problems are hard, where the config asks."""
+    work = Workdir(folder, {**config.to_dict(), "seed": seed}, build.versions())
+
+    def lab(lm: LM) -> Lab:
+        domain = domains.load(config.domain.name, lm.tokenizer, **config.domain.knobs.to_dict())
+        return build.lab(config, seed, lm, None, domain, [], WorkdirStore(config, work, lm.engine, seed))
+
+    scored = lab(lm)
+    test = problems(config, work, scored.domain, seed).test
+    check_lengths(config, scored, test)
+    file = folder / f"evaluation_{name}.json"
+    weights = {path.name: digest(path) for path in sorted(directory(model).glob("*.safetensors"))}
+    known = processes.from_main_process(json.loads(file.read_text()) if file.exists() else None)
+    if known and known["weights"] != weights:
+        raise StageError(
+            f"{file} is of another model, {known['model']}: give another --policy, or another --workdir"
+        )
+    about = {
+        "config": {**config.to_dict(), "seed": seed},
+        "seed": seed,
+        "versions": build.versions(),
+        "policies": [{"name": name, "label": name, "color": "blue", "dash": "", "headline": True}],
+        "model": str(model),
+        "weights": weights,
+    }
+    if processes.is_main_process():
+        report.write_results(file, about)
+    test = held_out(config, lab(base) if base else scored, test)
+    scored.policies = {name: lm.params}
+    c = config.eval
+    sampling = build.sampling(c.sampling, scored.domain, seed)
+    results = report.plain(
+        about | evaluate(scored, {"test": test}, c.samples, c.ks, sampling, c.shard, [], [])
+    )
+    if processes.is_main_process():
+        report.write_results(file, results)
+    return results
+
+
+def main(argv):
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    if CONFIG.value is None or WORKDIR.value is None or MODEL.value is None:
+        raise StageError(
+            "give --config experiments/configs/int.py:tiny, --model DIRECTORY and --workdir runs/scored"
+        )
+    alone(CONFIG.value, MODEL.value, POLICY.value, Path(WORKDIR.value))
+
+
+if __name__ == "__main__":
+    CONFIG = define_config()
+    MODEL = flags.DEFINE_string("model", None, "what is scored: a Hugging Face directory or hub id")
+    POLICY = flags.DEFINE_string("policy", "", "what it is called; empty: after its directory")
+    WORKDIR = flags.DEFINE_string("workdir", None, "where samples and numbers go; reused to resume")
+    try:
+        app.run(main, flags_parser=parse)
+    except (StageError, OSError) as error:
+        sys.exit(f"\nint_jax: {error}")

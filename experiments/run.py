@@ -12,7 +12,6 @@ changed on the command line: --config.rl.updates=100.
 import dataclasses
 import errno
 import functools
-import importlib.metadata
 import os
 import sys
 import time
@@ -55,9 +54,6 @@ PROCESS = flags.DEFINE_integer("process", None, "this one's number, from 0")
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "one process a host: start this command on each of them"
 )
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
-
-
 CURVES = ("reward", "zero_advantage", "never", "sometimes", "always", "length", "logp_gap")
 
 
@@ -103,7 +99,7 @@ class Run:
 
 def run_seed(config: ConfigDict, seed: int, folder: Path, lm: LM, proposer_lm: LM | None) -> dict:
     """All stages with one seed; returns the results that it also writes. `proposer_lm`: None for the policy itself."""
-    work = Workdir(folder, {**config.to_dict(), "seed": seed}, versions())
+    work = Workdir(folder, {**config.to_dict(), "seed": seed}, build.versions())
     domain = domains.load(config.domain.name, lm.tokenizer, **config.domain.knobs.to_dict())
     store = WorkdirStore(config, work, lm.engine, seed)
     train, test, validated = problems(config, work, domain, seed)
@@ -149,7 +145,7 @@ def joined(run: Run, finished: bool) -> dict:
         {
             "config": {**run.config.to_dict(), "seed": run.seed},
             "seed": run.seed,
-            "versions": versions(),
+            "versions": build.versions(),
             "policies": arms.shown(run.config.arms),
             "finished": finished,
             "funnel": funnel(run, finished),
@@ -173,14 +169,6 @@ def funnel(run: Run, finished: bool) -> dict[str, int]:
     rows = lab.rows.get(Stage("attempts"), unattempted)
     counts = attempts_funnel(rows, failures(rows, lab.unsolved), lab.unsolved) if rows else {}
     return counts | (run.found.funnel() if run.intervenes else {})
-
-
-def versions() -> dict[str, str]:
-    """What the numbers of a run may depend on."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES} | {
-        "python": sys.version.split()[0],
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    }
 
 
 def check_sound(config: ConfigDict, lab: Lab, store: WorkdirStore, tasks: list[Task]) -> None:

@@ -3,6 +3,7 @@
 A shard that exists is not computed again; a training goes on from its last checkpoint.
 """
 
+import contextlib
 import json
 import math
 import time
@@ -103,21 +104,23 @@ class WorkdirStore:
         state = checkpoint.restore(folder / "state", training.state) or training.state
         note = folder / "diverged.json"
         known = processes.from_main_process(note.read_text() if note.exists() else None)
-        scalars = None
-        if processes.is_main_process():
-            scalars = report.Scalars(
-                folder / "scalars",
-                None if known else int(state.step),
-                [*map(writers.load, self.config.writers)],
-                training.name,
-                f"{self.config.name}, seed {self.seed}",
-                self.config.to_dict() | {"seed": self.seed},
-            )
-        lines = processes.from_main_process(_lines(folder) if processes.is_main_process() else None)
-        found = json.loads(known) if known else None
-        self.running = Trained(None, lines, None, training.policy, training.section, training.after)
-        label = arms.policies(self.config.arms)[training.policy].label
-        with bar(f"{training.section}: {label}", training.total, "step") as shown:
+        with contextlib.ExitStack() as stack:
+            scalars = None
+            if processes.is_main_process():
+                scalars = report.Scalars(
+                    folder / "scalars",
+                    None if known else int(state.step),
+                    [*map(writers.load, self.config.writers)],
+                    training.name,
+                    f"{self.config.name}, seed {self.seed}",
+                    self.config.to_dict() | {"seed": self.seed},
+                )
+                stack.enter_context(scalars)
+            lines = processes.from_main_process(_lines(folder) if processes.is_main_process() else None)
+            found = json.loads(known) if known else None
+            self.running = Trained(None, lines, None, training.policy, training.section, training.after)
+            label = arms.policies(self.config.arms)[training.policy].label
+            shown = stack.enter_context(bar(f"{training.section}: {label}", training.total, "step"))
             shown.update(len(lines))
 
             def log(line: dict) -> None:
@@ -133,8 +136,6 @@ class WorkdirStore:
                     found = self.divergence(training, int(state.step) - 1, *fault)
                     if processes.is_main_process():
                         write_atomically(note, json.dumps(found, indent=1) + "\n")
-        if scalars is not None:
-            scalars.close()
         self.running = None
         return Trained(None if found else state, lines, found)
 

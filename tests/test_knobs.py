@@ -217,19 +217,17 @@ class Watch:
         return self.known[key]
 
 
-class Silent:
+class Silent(contextlib.nullcontext):
     """In place of report.Scalars; tells of writers other than the usual one."""
 
     def __init__(self, story, folder, resume_step, builds, *_):
+        super().__init__()
         folder.mkdir(parents=True)
         (folder / "scalars.jsonl").touch()
         if builds != [tensorboard.build]:
             story.tell("writers", builds)
 
     def write(self, step, line):
-        pass
-
-    def close(self):
         pass
 
 

@@ -8,7 +8,8 @@ import json
 import jax
 import pytest
 from test_knobs import RL, VALIDATED, Story, Watch, configured, watch  # noqa: F401 (watch is a fixture)
-from test_method import ROW, SAMPLING, Lucky
+from test_method import ROW, SAMPLING
+from test_rollouts import Chance
 from trees import assert_same
 
 from experiments import evaluate, problems
@@ -85,14 +86,6 @@ def test_scores_of_a_real_engine_change_no_bit_and_tell_the_best(engine, tokeniz
     """The first scores differ from the last ones, so that the random numbers of both are used up differently."""
     params = jax.jit(engine.model.init)(jax.random.key(4))
     tasks = Arithmetic(tokenizer).tasks("train", 3, 6)
-
-    class Chance(Lucky):
-        odds = 2
-
-        def verify(self, trace):
-            self.tries.clear()  # the same problems again and again
-            return super().verify(trace)
-
     plain, lines, _ = reinforced(
         engine, Chance(tokenizer), tasks, params, tmp_path / "plain", **{"validation.every": 0}
     )

@@ -83,9 +83,9 @@ def test_each_step_is_written_once_whatever_is_killed(packages, tmp_path_factory
     log.clear()
     for back, lives in lived:
         begin = max(0, there - back)
-        writer = scalars(folder, begin, name)
-        for step in range(begin, begin + lives):
-            writer.write(step, {"loss": 1 / (step + 1)})
+        with scalars(folder, begin, name) as writer:
+            for step in range(begin, begin + lives):
+                writer.write(step, {"loss": 1 / (step + 1)})
         there = begin + lives
     with scalars(folder, there, name) as writer:
         writer.write(there, {"loss": math.nan})
