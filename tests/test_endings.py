@@ -156,7 +156,9 @@ def test_the_first_number_that_is_not_finite_ends_a_policys_training(small_run, 
 def test_checkpoints_stand_at_the_ends_of_batches(small_run, monkeypatch, each, every, kept):
     """Of `each` updates, and as often as every so many updates; the last one always."""
     found: list[int] = []
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", lambda self, state: found.append(int(state.step)))
+    monkeypatch.setattr(
+        checkpoint.Checkpoints, "save", lambda self, state, score=None: found.append(int(state.step))
+    )
     monkeypatch.setattr(small_run.store, "unsound", lambda params: "")
     monkeypatch.setattr(small_run.store.engine, "decode_params", lambda params: params)
     small_run.store.config.rl.checkpoint_every = every

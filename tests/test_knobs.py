@@ -153,8 +153,9 @@ class Watch:
         scores_V = np.random.default_rng(0).normal(size=self.tokenizer.vocab)
         self.params = {"score_V": jnp.asarray(scores_V, jnp.float32)}
 
-    def run(self, config, story: Story, reports: bool = False) -> Path:
-        """The workdir of the run. reports: its scalars, results and page are written, and not told."""
+    def run(self, config, story: Story, reports: bool = False, main=None) -> Path:
+        """The workdir of the run. reports: its scalars, results and page are written, and not told. main: what is run,
+        over the workdir, in place of `run.main`."""
         self.count += 1
         workdir = self.folder / str(self.count)
         tokenizer = self.tokenizer
@@ -202,7 +203,7 @@ class Watch:
             patch.setattr(rollouts, "write", lambda folder, update, *_: story.tell("rollouts", update))
             patch.setattr(hf_format, "save", lambda folder, *rest: story.tell("export", folder.name))
             try:
-                runs.main([])
+                main(workdir) if main else runs.main([])
             except StageError as error:
                 story.tell("refusal", str(error).replace(str(workdir), ""))
         return workdir
