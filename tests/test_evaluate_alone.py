@@ -17,18 +17,19 @@ CONTEXTS = {"benchmarks as they are": RL, "hard problems": RL | SEEDS, "two seed
 
 
 def alone(watch, config, model, name="", folder=None):  # noqa: F811
-    """The results of each seed, and what was done for them."""
-    story, found = Story(), []
-    watch.run(
-        config,
-        story,
-        True,
-        lambda workdir: found.extend(evaluate.alone(config, str(model), name, folder or workdir)),
-    )
-    if not found:
-        assert story.items[-1][0] == "refusal"
-        raise StageError
-    return found, story.items
+    """The results of each seed, and the kinds of what was done for them. Raises: StageError, as `evaluate.alone`."""
+    story, found, raised = Story(), [], []
+
+    def main(workdir):
+        try:
+            found.extend(evaluate.alone(config, str(model), name, folder or workdir))
+        except StageError as error:
+            raised.append(error)
+
+    watch.run(config, story, True, main)
+    if raised:
+        raise raised[0]
+    return found, [kind for kind, _ in story.items]
 
 
 @pytest.mark.parametrize("name", CONTEXTS)
@@ -57,7 +58,7 @@ def test_in_a_runs_workdir_its_attempts_serve_again_and_its_results_stay(watch, 
     written = json.loads((workdir / "evaluation_mine.json").read_text())
     assert written["eval"]["mine"] and written["model"] == str(tiny_dir)
     _, again = alone(watch, config, tiny_dir, "mine", workdir)  # goes on from what is there: nothing is drawn
-    assert not any(kind.startswith("draws") for kind, _ in again)
+    assert not any(kind.startswith("draws") for kind in again)
 
 
 def test_a_name_is_of_one_model(watch, tiny_dir, tmp_path):  # noqa: F811
@@ -72,18 +73,4 @@ def test_a_name_is_of_one_model(watch, tiny_dir, tmp_path):  # noqa: F811
         (tiny_dir, "rl", "makes a policy of this name"),
     ):
         with pytest.raises(StageError, match=words):
-            evaluate_within(watch, config, model, name, tmp_path / "work")
-
-
-def evaluate_within(watch, config, model, name, folder):  # noqa: F811
-    """`evaluate.alone`, whose refusal is handed on."""
-    raised = []
-
-    def main(_):
-        try:
-            evaluate.alone(config, str(model), name, folder)
-        except StageError as error:
-            raised.append(error)
-
-    watch.run(config, Story(), True, main)
-    raise raised[0]
+            alone(watch, config, model, name, tmp_path / "work")
