@@ -306,7 +306,7 @@ def test_a_diverged_arm_stops_and_the_others_go_on(lm, workdir, section):
     screen, labels = int_jax.report.tables(found), arms.policies(found["config"]["arms"])
     for name, how in why.items():
         assert re.search(rf"^ {re.escape(labels[name].label)} +{how} +{how}", screen, re.MULTILINE)
-        assert (workdir / name / "state").exists() == (
+        assert bool(checkpoint.saved(workdir / name / "state")) == (
             how == "diverged" and bool(found["stopped"][name]["checkpoint"])
         )
     assert "diverged" in text and f"config.{section}.learning_rate (now 1e+30)" in text
