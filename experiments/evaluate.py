@@ -106,7 +106,7 @@ def validation(
         decoding, stream = lab.engine.decode_params(params), rollout.Stream("validation")
         groups = rollout.continue_traces(lab.engine, decoding, lab.domain, prompts, samples, sampling, stream)
         privileged.refuse((trace for group in groups for trace in group), "validation")
-        counts = [(len(group), sum(trace.verdict.passed for trace in group)) for group in groups]
+        counts = [(len(group), sum(trace.judged.passed for trace in group)) for group in groups]
         found = estimates.summarize(counts, (1,))["pass@1"]
         low, high = found["ci95"]
         drawn = sum(int(trace.sampled.sum()) for group in groups for trace in group)

@@ -133,7 +133,7 @@ def test_a_missing_package_is_named_before_the_run(monkeypatch, name):
     config = intervention.get_config("tiny")
     config.writers = ("tensorboard", name)
     with pytest.raises(
-        ValueError, match=rf"config\.writers = .*'{name}' .* not installed: pip install {name}"
+        ValueError, match=rf"config\.writers = .*'{name}' .* not installed: pip install -e '.\[writers\]'"
     ):
         preflight.check(config)
 

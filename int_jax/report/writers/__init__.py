@@ -22,5 +22,5 @@ def load(name: str) -> Callable[[Series], Writer]:
         return KIND.load(name).build
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"the writer {name!r} needs the package {error.name}, which is not installed: pip install {error.name}"
+            f"the writer {name!r} needs the package {error.name}, which is not installed: pip install -e '.[writers]'"
         ) from None
