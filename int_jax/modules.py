@@ -117,8 +117,7 @@ class Kind:
         if not path.is_file():
             raise ValueError(f"no {self.what} {text!r}: there is no file {path}")
         spec = importlib.util.spec_from_file_location(name, path)
-        if spec is None or spec.loader is None:
-            raise ValueError(f"no {self.what} {text!r}: {path} is no Python file; its name must end in .py")
+        assert spec is not None and spec.loader is not None, "is_path: it ends in .py, so there is a loader"
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # before it runs: its dataclasses look themselves up there
         try:

@@ -51,7 +51,9 @@ def test_an_arm_may_lie_outside(tmp_path):
     (tmp_path / "same.py").write_text(OWN)
     chosen = ("rl", str(tmp_path / "same.py"))
     assert [*arms.policies(chosen)] == ["base", "rl", "same"] and arms.stages(chosen) == {"rl"}
-    with pytest.raises(ValueError, match="no arm 'dpo' in experiments/arms: choose one of hint_rl, int_end_token"):
+    with pytest.raises(
+        ValueError, match="no arm 'dpo' in experiments/arms: choose one of hint_rl, int_end_token"
+    ):
         arms.load("dpo")
     (tmp_path / "none.py").write_text("")
     with pytest.raises(ValueError, match=r"none\.py.* has no ARM"):

@@ -83,7 +83,12 @@ def test_the_span_is_what_the_weights_train(domain):
     intervention = full(domain, prefix=0.0)
     assert intervention.first == trace.spliced
     row = exports.as_text(domain.tokenizer, intervention)
-    assert row["completion"].strip() == "So it is odd" or row["completion"].strip() == "So it is odd."
+    assert row["completion"] == domain.tokenizer.decode(trace.tokens[trace.spliced :])
+    assert "So it is odd".startswith(
+        row["completion"].strip()
+    )  # the full stop is one token with the separator
+    labels = exports.labels(intervention)
+    assert labels == [exports.UNTRAINED] * trace.spliced + trace.tokens[trace.spliced :].tolist()
     assert row["prompt"] + row["completion"] == domain.tokenizer.decode(trace.tokens)
     closed = full(domain, end)
     assert exports.labels(closed) == [*exports.labels(full(domain)), end]

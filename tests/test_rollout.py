@@ -250,6 +250,13 @@ def test_a_trace_survives_json_bit_for_bit(trace):
             assert new == old and type(new) is type(old), field
 
 
+def test_a_trace_without_a_verdict_says_so(domain, tasks):
+    trace = rollout.open_trace(domain, tasks[0])
+    with pytest.raises(ValueError, match=f"task {tasks[0].id}: this trace has no verdict yet"):
+        _ = trace.judged
+    assert trace.replace(verdict=Verdict(True, 1.0, "correct")).judged.passed
+
+
 @settings(deadline=None)
 @given(
     st.builds(Intervention, st.integers(), TEXT, st.tuples(st.integers(0, 9), st.integers(0, 9)), TEXT, TEXT)
