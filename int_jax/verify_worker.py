@@ -253,7 +253,7 @@ def miscounted(answer: str, gold: str) -> bool:
             kind == "list" and isinstance(s, sympy.FiniteSet) and len(s) < len(m)
             for kind, s, m in zip(kinds, sets, members, strict=True)
         )
-    # Each element takes one of the other list's away: 1, 1, 2 against 1, 2, 2 leaves a 2 over.
+    # Each element takes one of the other list's away: of 1, 1, 2 against 1, 2, 2 the second 1 finds none.
     left = list(members[1])
     for one in members[0]:
         match = next((other for other in left if one == other or same(one, other)), None)
