@@ -71,6 +71,7 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
         steps = self._manager.all_steps()
+        # As Orbax's policies see a checkpoint: its step, and the metrics that it was saved with.
         found = [SimpleNamespace(step=step, time=None, metrics=self._manager.metrics(step)) for step in steps]
         kept = keep.policy().should_preserve(found, context=policies.PreservationContext())
         for step in (step for step, stays in zip(steps, kept, strict=True) if not stays):
@@ -93,6 +94,7 @@ class Checkpoints:
                 int(state.step),
                 args=ocp.args.StandardSave(state),
                 metrics=None if score is None else {SCORE: score},
+                # When to save is said by who calls, not by Orbax's own intervals.
                 force=True,
             )
 

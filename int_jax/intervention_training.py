@@ -102,6 +102,8 @@ def guided(
     asks only whether there is one. Without it all tries are drawn, as in the paper (32): success rates are unbiased.
     """
     results = [GuidedRow(trace, 0, 0) for trace in traces]
+    # Rounds of `at_once`: tries 0..7, then 8..15 of those that have no success yet. Sample numbers go on from round to
+    # round, so that a try is the same however many are drawn at once.
     for start in range(0, tries, at_once):
         waiting = [i for i, r in enumerate(results) if not (stop_at_success and r.successes)]
         count = min(at_once, tries - start)
@@ -118,6 +120,7 @@ def guided(
         )
         for i, group in zip(waiting, groups, strict=True):
             done, prompt = results[i], len(traces[i].tokens)
+            # A continuation is known by the attempt that it continues, not by its own sample number.
             wrong, right = parted([trace.replace(key=traces[i].key) for trace in group])
             results[i] = dataclasses.replace(
                 done,
@@ -180,12 +183,14 @@ def sft_sequence(
 
 
 def sft_steps(count: int, epochs: int, batch_size: int) -> int:
+    # 5 traces in batches of 2 are 3 updates an epoch: the last batch is smaller.
     return epochs * -(-count // batch_size)
 
 
 def epoch_slice(count: int, size: int, seed: int, step: int) -> list[int]:
     """Which of `count` items the step takes: consecutive slices of one permutation an epoch, the last one shorter."""
     per_epoch = -(-count // size)
+    # 5 items, slices of 2, step 4: epoch 1, its second slice, order[2:4].
     order = np.random.default_rng([seed, step // per_epoch]).permutation(count)
     return order[step % per_epoch * size :][:size].tolist()
 
@@ -270,6 +275,7 @@ def draw_batch(
     With `knobs.refill` further problems, in an order drawn for this batch, follow in place of those of one outcome: as
     many as are missing in each round, while there are any.
     """
+    # A batch is several updates: step / updates is its number.
     chosen = epoch_slice(len(tasks), knobs.problems, sampling.seed, step // knobs.updates)
     wanted = len(chosen)
     order = np.random.default_rng([sampling.seed, step, REFILL]).permutation(len(tasks))
@@ -287,6 +293,7 @@ def draw_batch(
             Stream(f"update{step}"),
             policy_update=step,
         )
+        # Groups of one outcome stay among `groups`, for the metrics, and get no advantages.
         missing = wanted - sum(not policy_gradient.one_outcome(group) for group in groups)
         chosen, others = others[:missing], others[missing:]
         if not chosen:

@@ -156,6 +156,7 @@ def adamw(learning_rate, weight_decay: float, clip_norm: float) -> optax.Gradien
 def warmup_cosine(peak: float, updates: int, warmup: float) -> optax.Schedule:
     """From 0 to `peak` over a share `warmup` of the updates, then down to a tenth of it."""
     rising = max(1, round(warmup * updates))
+    # optax wants at least one update after the warm-up.
     return optax.warmup_cosine_decay_schedule(0.0, peak, rising, max(updates, rising + 1), 0.1 * peak)
 
 
@@ -224,6 +225,7 @@ class Lab:
             engines = [self.engine, *([self.proposer_lm.engine] if self.proposer_lm else [])]
 
             def counted(part, progress):
+                # What was drawn before belongs to another stage.
                 for engine in engines:
                     engine.take_drawn()
                 made = work(part, progress)
@@ -242,6 +244,7 @@ class Lab:
             is trained. changes: other knobs than "attempts" of `knobs`.
         """
         knobs = {**self.knobs["attempts"], **changes}
+        # Taken out of the copy: they are the row's, and `method.attempts` does not know them.
         keep, keep_right = knobs.pop("keep"), knobs.pop("keep_right")
 
         def work(part, progress):
@@ -269,6 +272,7 @@ class Lab:
         """A row for each wrong attempt, by the base model or the knobs' own; by another proposer, or in another round,
         under a `stage` of its own."""
         knobs = {**self.knobs["proposals"]}
+        # Proposers have no stream of their own for a round: it goes into the seed.
         seed = self.seed + ROUND_SEED * stage.round
         default = knobs.pop("propose")
         lm = self.proposer_lm
@@ -324,6 +328,7 @@ class Lab:
             rows = method.guided(
                 self.engine, decoding, self.domain, fit, **knobs, progress=progress, stream=stream
             )
+            # A row for each, in order: what does not fit has one of no tries.
             made = {row.id: row for row in rows}
             return [made.get(id_of(trace)) or GuidedRow(trace, 0, 0) for trace in part]
 
@@ -365,6 +370,7 @@ class Lab:
         Raises: Stopped where there are no traces that fit into a row of training, or the training diverged.
         """
         knobs = {**self.knobs["sft"], **changes}
+        # One place for the end-of-turn token, where it is appended.
         room = knobs["row_length"] - (knobs["end_of_turn"] is not None)
         fit = [trace for trace in traces if len(trace.tokens) <= room]
         if lost := len(traces) - len(fit):

@@ -46,6 +46,7 @@ def id_of(item: Task | Trace) -> tuple:
 def check_counts(row, *names: str) -> None:
     for name in names:
         count = getattr(row, name)
+        # Not isinstance: True is an int, too.
         if type(count) is not int or count < 0:
             raise ValueError(f"{name} = {count!r} is no count")
 
@@ -76,6 +77,7 @@ class AttemptRow(Row):
     def __post_init__(self):
         check_counts(self, "samples", "correct")
         names = [id_of(trace) for trace in (*self.wrong, *self.right)]
+        # id_of a trace: (task, seed, sample).
         if {name[0] for name in names} - {self.task.id} or len({*names}) < len(names):
             raise ValueError(f"its attempts are of another problem, or two of the same key: {names}")
 

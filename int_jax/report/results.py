@@ -55,6 +55,7 @@ ORDER = (
 
 def rank(key: str) -> tuple:
     """Known keys in ORDER, then the others by name, numbers in them by size (pass@8 before pass@16)."""
+    # "pass@16" -> [(1, 0, "pass@"), (0, 16, ""), (1, 0, "")]: numbers compare as numbers, texts as texts.
     natural = [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", key)]
     return (ORDER.index(key) if key in ORDER else len(ORDER), natural)
 
@@ -144,6 +145,7 @@ class Scalars:
         known: dict[str, Any] = {"id": secrets.token_hex(6), "written": -1}
         if note.exists():
             known = json.loads(note.read_text())
+        # Before the lines from resume_step on are dropped: a writer elsewhere may have them already.
         steps = [json.loads(line)["step"] for line in _whole_lines(text)]
         known["written"] = max([known["written"], *steps])
         write_atomically(note, json.dumps(known) + "\n")
