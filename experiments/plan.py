@@ -49,6 +49,7 @@ def stages(c: ConfigDict, model: Config, mesh, checker: Config | None = None) ->
     made_count = len(arms.policies(c.arms)) - 1  # but the base model
     made = memory.Item("policies trained", made_count * one, f"arms, {knob}")
     trained = memory.Item("policies trained before", (made_count - 1) * one, f"arms, {knob}")
+    # Parameters and Adam's two moments.
     state = memory.Item("policy in training", 3 * one, knob)
     answer = c.attempts.sampling.max_new_tokens
 

@@ -48,6 +48,7 @@ WORDS = [
 
 def build_tokenizer(path: Path) -> None:
     """Writes a fast tokenizer: bytes underneath (so digits are single and any ASCII text round-trips), words whole."""
+    # Ġ and Ċ are how byte-level BPE spells a blank and a line break.
     alphabet = [*sorted(c for c in pre_tokenizers.ByteLevel.alphabet() if ord(c) < 127), "Ġ", "Ċ"]
     vocabulary = {piece: i for i, piece in enumerate([*SPECIAL, "<|unknown|>", *alphabet])}
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[], unk_token="<|unknown|>"))
@@ -68,6 +69,7 @@ def example(chat: Chat, domain, rng: np.random.Generator, own: list) -> batching
     kind = rng.choice(list(MIXTURE), p=list(MIXTURE.values()))
     length = int(rng.integers(1, arithmetic.MAX_STEPS + 1))
     exponent = arithmetic.NATURAL if kind == "solve" else 2.0
+    # By rejection: held-out problems are never trained on.
     while arithmetic.split_of((one := arithmetic.chain(rng, length, exponent)).problem) != "train":
         pass
     if kind == "check" and own and rng.random() < 0.5:
@@ -110,6 +112,7 @@ def schedule(step):
         [
             optax.linear_schedule(0.0, PEAK, WARMUP),
             optax.constant_schedule(PEAK),
+            # Counted from its own beginning, OWN_ERRORS_AT.
             optax.linear_schedule(PEAK, 0.0, UPDATES - OWN_ERRORS_AT),
         ],
         [WARMUP, OWN_ERRORS_AT],
@@ -139,6 +142,7 @@ def own_errors(engine: Engine, params, chat: Chat, domain) -> list[tuple[str, li
     found = []
     for trace in (trace for group in groups for trace in group):
         steps = domain.step_texts(trace)
+        # Whole attempts alone: one that was cut off has no last step to be judged.
         if trace.stop == "stop" and domain.first_error(trace) is not None:
             found.append((trace.task.problem, steps))
     return found

@@ -69,6 +69,7 @@ class WorkdirStore:
             def done(part):
                 nonlocal finished
                 finished += len(part) * samples
+                # `work` tells of each response; a shard that was there already is told of here, as a whole.
                 shown.update(finished - shown.n)
 
             def counted(part):
@@ -231,6 +232,7 @@ def matching_of(stage: Stage, items: list) -> Matching:
 
     def read(data: dict) -> tuple:
         row = from_json(kind, data)
+        # A row of another id is handed on: `stages.matched` says that it belongs to nothing.
         if row.id in by_id:
             row.check(by_id[row.id])
         return row.id
@@ -240,6 +242,7 @@ def matching_of(stage: Stage, items: list) -> Matching:
 
 def passes(before: int, step: int, every: int) -> bool:
     """Whether the updates from `before` to `step`, one batch, pass a multiple of `every`."""
+    # From 8 to 12 with every = 10: 1 > 0.
     return step // every > before // every
 
 
