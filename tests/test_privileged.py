@@ -147,7 +147,7 @@ def test_nothing_privileged_reaches_a_policy_that_is_measured(asked, tokenizer):
         assert [*prompt] == tokenizer.render([{"role": "user", "content": problem}]), name
 
 
-def test_hints_are_half_of_the_groups_and_a_quarter_of_the_reference(asked, tokenizer):
+def test_a_hint_in_a_prompt_is_a_quarter_of_the_reference_at_most(asked, tokenizer):
     requests, _, _ = asked
     groups = {(name, prompt) for kind, name, prompt in requests if kind == "update"}
     hinted = {prompt for name, prompt in groups if "/hinted/" in name}
