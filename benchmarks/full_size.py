@@ -23,8 +23,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
-from int_jax import batch as batching  # noqa: E402
-from int_jax import models, policy_gradient  # noqa: E402
+from int_jax import batching, models, policy_gradient  # noqa: E402
 from int_jax.engine import Engine  # noqa: E402
 from int_jax.losses import LossConfig  # noqa: E402
 from int_jax.policy_gradient import PolicyGradient  # noqa: E402
@@ -83,7 +82,7 @@ def main():
     data = json.loads(args.shape.read_text())
     config = models.family_of(data["model_type"]).config_from_hf(data)
     config = dataclasses.replace(config, dtype="bfloat16", param_dtype="float32")
-    engine = Engine(models.build(config), make_mesh(model=args.model), slots=args.rows, chunk=64)
+    engine = Engine(models.build(config), make_mesh(model=args.model), slots=args.rows, decode_steps=64)
     tx = optax.adamw(1e-6)
     state = engine.init(0, tx)
     line = {
@@ -107,7 +106,7 @@ def main():
     params = None  # the copy to sample from
 
     held = [state]
-    loss = LossConfig(chunk=512, remat=True)
+    loss = LossConfig(logit_chunk=512, remat=True)
     ids = rng.integers(0, config.vocab, (args.sequences, args.length))
     sequences = [batching.supervised(row, np.arange(args.length) >= args.prompt) for row in ids]
     knobs = PolicyGradient(1, args.sequences, loss=loss)

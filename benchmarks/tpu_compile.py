@@ -27,7 +27,7 @@ import optax  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
 from int_jax import engine, memory, models, sample  # noqa: E402
-from int_jax.batch import pack, supervised  # noqa: E402
+from int_jax.batching import pack, supervised  # noqa: E402
 from int_jax.losses import LossConfig  # noqa: E402
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings  # noqa: E402
 from int_jax.types import State  # noqa: E402
@@ -72,7 +72,7 @@ def lowered(config, mesh, rows: int, length: int, slots: int):
         placed(batch, mesh, RULES),
         model,
         tx,
-        LossConfig(chunk=CHUNK, remat=True),
+        LossConfig(logit_chunk=CHUNK, remat=True),
     )
     free = sample.Spellings(*(jax.ShapeDtypeStruct((8, 8), jnp.int32) for _ in range(2)))
     owned = jax.ShapeDtypeStruct((slots,), bool)

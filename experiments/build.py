@@ -12,7 +12,7 @@ import int_jax
 from experiments.preflight import check, planned
 from experiments.progress import show
 from int_jax import domains, losses, proposers
-from int_jax.batch import intervention_weights
+from int_jax.batching import intervention_weights
 from int_jax.domains import Domain
 from int_jax.engine import Engine
 from int_jax.lab import Lab, Store
@@ -56,7 +56,7 @@ def loaded(
     chat = config.chat if chat is None else chat
     family = config.family if family is None else family
     lm = int_jax.load(name, mesh, config.dtype, param_dtype, chat.to_dict(), family)
-    return dataclasses.replace(lm, engine=Engine(lm.model, mesh, config.slots, config.chunk))
+    return dataclasses.replace(lm, engine=Engine(lm.model, mesh, config.slots, config.decode_steps))
 
 
 def sampling(knobs, domain: Domain, seed: int) -> Sampling:
@@ -72,7 +72,9 @@ def policy_gradient(config: ConfigDict) -> PolicyGradient:
         **{name: c[name] for name in batch},
         advantages=by_group(c.advantage),
         rewards=c.rewards.to_dict(),
-        loss=losses.LossConfig(**{name: c[name] for name in loss}, chunk=packing.chunk, remat=packing.remat),
+        loss=losses.LossConfig(
+            **{name: c[name] for name in loss}, logit_chunk=packing.logit_chunk, remat=packing.remat
+        ),
     )
 
 
@@ -123,7 +125,7 @@ def lab(
                 intervention_weights, prefix=c.sft.prefix, intervention=c.sft.intervention
             ),
             "end_of_turn": domain.tokenizer.end_of_turn if c.sft.end_of_turn else None,
-            "loss": losses.LossConfig(chunk=c.train.chunk, remat=c.train.remat),
+            "loss": losses.LossConfig(logit_chunk=c.train.logit_chunk, remat=c.train.remat),
         },
         "rl": {
             **trained(c.rl),

@@ -4,9 +4,8 @@ how far policies have moved from the base model. Nothing here is used to filter 
 
 import numpy as np
 
-from int_jax import eval as estimates
+from int_jax import estimates, modules, proposers, report, rollout
 from int_jax import intervention_training as method
-from int_jax import modules, proposers, report, rollout
 from int_jax.domains import Domain
 from int_jax.lab import Lab
 from int_jax.proposers import likelihood_ratio

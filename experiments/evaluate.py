@@ -29,8 +29,7 @@ from experiments.preflight import check_lengths
 from experiments.problems import problems
 from experiments.progress import show
 from experiments.store import WorkdirStore
-from int_jax import domains, privileged, processes, report, rollout
-from int_jax import eval as estimates
+from int_jax import domains, estimates, privileged, processes, report, rollout
 from int_jax.domains import Domain
 from int_jax.lab import Lab
 from int_jax.lm import LM, directory

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from absl import app, flags, logging
 
 from int_jax import domains, exports
-from int_jax.batch import intervention_weights
+from int_jax.batching import intervention_weights
 from int_jax.domains import Domain
 from int_jax.exports import Example
 from int_jax.intervention_training import kept

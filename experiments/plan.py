@@ -54,11 +54,11 @@ def stages(c: ConfigDict, model: Config, mesh, checker: Config | None = None) ->
     answer = c.attempts.sampling.max_new_tokens
 
     def sampling(name, prompt, new_tokens, kept=base, sizes=sizes):
-        return memory.sampling(name, sizes, c.slots, c.chunk, prompt, new_tokens, kept)
+        return memory.sampling(name, sizes, c.slots, c.decode_steps, prompt, new_tokens, kept)
 
     def training(name, kept):
         t = c.train
-        return memory.training(name, sizes, t.rows, t.row_length, t.chunk, t.remat, kept)
+        return memory.training(name, sizes, t.rows, t.row_length, t.logit_chunk, t.remat, kept)
 
     every = [
         sampling("attempts", PROBLEM, answer),

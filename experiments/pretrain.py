@@ -24,8 +24,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from experiments.small_models import SPECIAL, save_tokenizer
-from int_jax import batch as batching
-from int_jax import checkpoint, hf_format, intervention_training, proposers
+from int_jax import batching, checkpoint, hf_format, intervention_training, proposers
 from int_jax import models as families
 from int_jax.domains import arithmetic
 from int_jax.engine import Engine
@@ -206,7 +205,7 @@ def main(_):
                 own = own_errors(engine, state.params, chat, domain)
                 write_atomically(own_file, json.dumps(own))
             batch = batch_at(chat, domain, 0, step, own)
-            state, metrics = engine.update(state, batch, tx, LossConfig(chunk=ROW_LENGTH))
+            state, metrics = engine.update(state, batch, tx, LossConfig(logit_chunk=ROW_LENGTH))
             if step % 20 == 0:
                 line = {"step": step, "wall_s": round(time.time() - start, 1), "own_errors": len(own)}
                 line |= {k: round(float(v), 4) for k, v in jax.device_get(metrics).items()}

@@ -27,8 +27,7 @@ from tqdm import tqdm
 import int_jax
 from experiments import competition
 from experiments.small_models import SPECIAL, same_in_transformers, save_tokenizer
-from int_jax import batch as batching
-from int_jax import domains, hf_format
+from int_jax import batching, domains, hf_format
 from int_jax import models as families
 from int_jax.engine import Engine
 from int_jax.losses import LossConfig
@@ -149,7 +148,7 @@ def make_model(folder: Path, tokenizer: Path, names: list[str]) -> None:
     with tqdm(range(UPDATES), desc=f"{'model':<22}", unit=" updates") as steps:
         for step in steps:
             state, metrics = engine.update(
-                state, batch_at(chat, domain, step, names), tx, LossConfig(chunk=256)
+                state, batch_at(chat, domain, step, names), tx, LossConfig(logit_chunk=256)
             )
             if step % 10 == 9:
                 steps.set_postfix(loss=f"{float(metrics['loss']):.3f}")

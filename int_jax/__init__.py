@@ -25,7 +25,7 @@ from int_jax.verify import verify
 __version__: str
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
-    from int_jax.eval import pass_at_k
+    from int_jax.estimates import pass_at_k
     from int_jax.lm import LM, load
     from int_jax.proposers.parse import parse_intervention
     from int_jax.rollout import splice

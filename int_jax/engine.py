@@ -79,14 +79,15 @@ class Engine:
     """A model on a mesh: a `sampler.ScoringSampler` that also trains.
 
     Attributes:
-      slots: rows of the sampler, kept full while samples wait. chunk: tokens drawn between two looks of the host.
+      slots: rows of the sampler, kept full while samples wait. decode_steps: tokens drawn a row between two
+        synchronisations with the host.
       programs: the names and shapes of the programs compiled so far. drawn: tokens drawn by `generate` so far.
     """
 
     model: Model
     mesh: Any = None
     slots: int = 128
-    chunk: int = 16
+    decode_steps: int = 16
     score_tokens: int = 8192
     programs: set = dataclasses.field(default_factory=set)
     drawn: int = 0
@@ -176,7 +177,7 @@ class Engine:
         # Each round: put waiting requests into the free slots, let all rows decode, take the responses that ended.
         # The queue gives out samples of a block of prompts together, so a block is prefilled when its first sample
         # starts, and that prefill is copied into the slot of each of its samples. The cache grows before it is short:
-        # a row needs room for its prompt, then for the `chunk` tokens of the next decode. Decode returns after `chunk`
+        # a row needs room for its prompt, then for the tokens of the next decode. Decode returns after `decode_steps`
         # tokens, or as soon as few enough rows run that a block's worth of slots can be filled (`least_running`).
         while queue:
             for start in queue.fill():
@@ -185,8 +186,8 @@ class Engine:
                 slots = self._start(slots, prefilled, start, requests, sampling, states, stops, queue.size)
             rows = queue.running()
             known = to_host(slots.length_B)[rows]
-            slots = self._sized(slots, bucket(int(known.max()) + self.chunk), stops)
-            arguments = queue.owner_B >= 0, spellings, np.int32(queue.least_running()), self.chunk
+            slots = self._sized(slots, bucket(int(known.max()) + self.decode_steps), stops)
+            arguments = queue.owner_B >= 0, spellings, np.int32(queue.least_running()), self.decode_steps
             slots = self._call(_decode, self.model, params, slots, *arguments)
             ended = self._ended(
                 slots, rows, known, [requests[i] for i in queue.owner_B[rows]], sampling, tokenizer
@@ -480,7 +481,7 @@ def _update(state: State, batch: Batch, model: Model, tx, config: losses.LossCon
             micro.tokens_MBT,
             micro.positions_MBT,
             micro.temperature_MBT,
-            config.chunk,
+            config.logit_chunk,
             model.config.logit_softcap,
         )
         return losses.streams(logp_BT, entropy_BT, micro, config)

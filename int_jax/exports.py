@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from int_jax.batch import intervention_weights
+from int_jax.batching import intervention_weights
 from int_jax.domains import Domain
 from int_jax.intervention_training import sft_sequence
 from int_jax.stages import write_atomically

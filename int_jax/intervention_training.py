@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import optax
 
-from int_jax import batch as batching
-from int_jax import losses, policy_gradient, proposers, rollout
+from int_jax import batching, losses, policy_gradient, proposers, rollout
 from int_jax.domains import Domain
 from int_jax.engine import Engine
 from int_jax.policy_gradient import PolicyGradient

@@ -2,7 +2,7 @@
 
 L = sum_t ce_t (-log p_t) / N_ce + sum_t rl_t PG_t / N_rl + sum_t kl_t KL_t / N_kl, with the totals N given. Supervised
 fine-tuning on prefix + intervention is the first stream, GRPO and its relatives the second; both may be mixed. How a
-token is weighted (sum over sequences, token mean, sequence mean) is decided on the host, in `batch.py`.
+token is weighted (sum over sequences, token mean, sequence mean) is decided on the host, in `batching.py`.
 
 A published loss is a few of the small functions here; docs/losses.md says which knobs make which.
 """
@@ -28,7 +28,7 @@ class LossConfig:
         only update on a batch), or those that the "batch" brings.
       ratio: "token", or "sequence" (GSPO: the geometric mean over the sequence).
       importance_cap: cap of the weights for what was drawn by another policy (`importance_weights`); 0: no weights.
-      chunk: tokens whose logits exist at one time, per row. remat: recompute each layer in the backward pass.
+      logit_chunk: tokens whose logits exist at one time, per row. remat: recompute each layer in the backward pass.
     """
 
     clip_low: float = 4.0
@@ -37,7 +37,7 @@ class LossConfig:
     old: str = "own"
     ratio: str = "token"
     importance_cap: float = 0.0
-    chunk: int = 128
+    logit_chunk: int = 128
     remat: bool = False
 
     def __post_init__(self):

@@ -115,23 +115,29 @@ class Sizes:
 
 
 def sampling(
-    name: str, sizes: Sizes, slots: int, chunk: int, prompt: int, new_tokens: int, kept: tuple[Item, ...]
+    name: str,
+    sizes: Sizes,
+    slots: int,
+    decode_steps: int,
+    prompt: int,
+    new_tokens: int,
+    kept: tuple[Item, ...],
 ) -> Stage:
     """Drawing up to `new_tokens` after prompts of up to `prompt` tokens.
 
     Args:
-      slots, chunk: the engine's. kept: what else is in memory meanwhile.
+      slots, decode_steps: the engine's. kept: what else is in memory meanwhile.
     """
     # As `Engine.generate` rounds: the prefill leaves out the last token, the cache has room for one chunk more.
     c, part = sizes.config, max(1, slots // 4)
-    size, width = bucket(prompt + new_tokens + chunk), bucket(max(prompt - 1, 1), 32)
+    size, width = bucket(prompt + new_tokens + decode_steps), bucket(max(prompt - 1, 1), 32)
     # The bucket below, 192 for 256: while the cache grows both exist.
     smaller = max((s for s in map(bucket, range(64, size, 32)) if s < size), default=0)
     items = (
         Item("parameters to sample from", sizes.params(c.dtype, RULES_DECODE), "mesh.model, dtype"),
         Item("cache", sizes.cache(slots, size), "slots, max_new_tokens, mesh.model"),
         Item("cache while it grows", sizes.cache(slots, smaller), "slots, max_new_tokens, mesh.model"),
-        Item("newest tokens", 2 * sizes.cache(slots, chunk), "slots, chunk"),
+        Item("newest tokens", 2 * sizes.cache(slots, decode_steps), "slots, decode_steps"),
         Item("prefilled prompts", sizes.cache(part, width), "slots, the prompt's length"),
         Item(
             "prefill: attention scores",
@@ -196,7 +202,9 @@ def training(
             "train.rows, train.row_length" + ("" if remat else ", train.remat"),
         ),
         Item(
-            "logits", 3 * sizes.logits(rows, min(logits, row_length)), "train.chunk, train.rows, mesh.model"
+            "logits",
+            3 * sizes.logits(rows, min(logits, row_length)),
+            "train.logit_chunk, train.rows, mesh.model",
         ),
     )
     return Stage(name, kept + items)

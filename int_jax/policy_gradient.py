@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from int_jax import batch as batching
-from int_jax import losses
+from int_jax import batching, losses
 from int_jax.domains import Domain
 from int_jax.engine import Engine
 from int_jax.types import Batch, Trace

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from int_jax import privileged
-from int_jax.eval import Vote
+from int_jax.estimates import Vote
 from int_jax.types import Intervention, Task, Trace
 
 

@@ -255,10 +255,10 @@ def advance(token_B, begin_B, spellings: Spellings):
     return jnp.max(jnp.where(taken_BY, spellings.next_AY[begin_B], 0), axis=-1)
 
 
-def decode(model: Model, params, slots: Slots, owned_B, spellings: Spellings, wanted, chunk: int) -> Slots:
-    """Draw up to `chunk` tokens a row; stops early once fewer than `wanted` rows are running.
+def decode(model: Model, params, slots: Slots, owned_B, spellings: Spellings, wanted, steps: int) -> Slots:
+    """Draw up to `steps` tokens a row; stops early once fewer than `wanted` rows are running.
 
-    Running rows need `chunk` free cache positions. A row that is not `owned_B` any more (the host has ended it) stands
+    Running rows need `steps` free cache positions. A row that is not `owned_B` any more (the host has ended it) stands
     still. A row in a state of `spellings` draws among what that allows, and no stop id ends it before the text that it
     has to begin with is complete.
 
@@ -280,7 +280,7 @@ def decode(model: Model, params, slots: Slots, owned_B, spellings: Spellings, wa
         logits_BV = scaled_logits(
             hidden_BTD[:, 0], head_DV, slots.draw.temperature_B, model.config.logit_softcap
         )
-        # By the position of the token to be drawn: where a chunk begins, or which rows are idle, changes no draw.
+        # By the position of the token to be drawn: where a decode begins, or which rows are idle, changes no draw.
         position_keys = jax.vmap(jax.random.fold_in)(keys, slots.length_B)
         token_B = choose(restrict(logits_BV, slots.begin_B, spellings), position_keys, slots.draw)
         # Of `logits_BV`, before restriction and filters.
@@ -304,12 +304,12 @@ def decode(model: Model, params, slots: Slots, owned_B, spellings: Spellings, wa
 
     def going(carry):
         slots, recent = carry
-        # At least one row: with none the loop would go through its chunk for nothing.
-        return (recent.count < chunk) & (jnp.sum(slots.running_B) >= jnp.maximum(wanted, 1))
+        # At least one row: with none the loop would go through its steps for nothing.
+        return (recent.count < steps) & (jnp.sum(slots.running_B) >= jnp.maximum(wanted, 1))
 
     # From length - 1 on: the last known token is not in the cache. The cache stays out of the loop's state, where it is
     # only read; it is written once, at the end.
-    recent = empty_recent_tokens(model.config, slots.tokens_BS.shape[0], chunk, slots.length_B - 1)
+    recent = empty_recent_tokens(model.config, slots.tokens_BS.shape[0], steps, slots.length_B - 1)
     # The loop only reads the cache, and would copy what it carries.
     slots, recent = jax.lax.while_loop(going, step, (slots._replace(cache=Cache((), ())), recent))
     return slots._replace(cache=flush(cache, recent))

@@ -400,7 +400,7 @@ def verify(response_text: str, gold_answer: str, grader: str = "strict") -> Verd
     r"""Grades the last box of a response against the gold answer.
 
     Args:
-      grader: "strict", as in the paper, or "tolerant", which also takes the same answer in another dress.
+      grader: "strict", as in the paper, or "tolerant", which also takes the same answer in another form.
 
     Returns:
       A verdict with score 1 for "correct" and 0 for the rest: "wrong"; "no_answer", no box, an empty one, or

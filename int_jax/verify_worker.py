@@ -263,7 +263,7 @@ def miscounted(answer: str, gold: str) -> bool:
     return bool(left)
 
 
-# Tolerant: the same answer in another dress -----------------------------------------------------------------------
+# Tolerant: the same answer in another form ------------------------------------------------------------------------
 
 SYNONYMS = {"allrealnumbers": r"\mathbb{R}", "allreals": r"\mathbb{R}", "realnumbers": r"\mathbb{R}"}
 SYNONYMS |= {"dne": r"\text{does not exist}", "nosolutions": r"\text{no solution}"}

@@ -88,4 +88,4 @@ def engine(tokenizer):
     from int_jax.sharding import make_mesh
 
     model = build(Config("qwen3", tokenizer.vocab, 32, 2, 4, 2, 8, 64, 512, qk_norm=True, tied=True))
-    return Engine(model, make_mesh(1, 1, jax.devices()[:1]), slots=8, chunk=8, score_tokens=1024)
+    return Engine(model, make_mesh(1, 1, jax.devices()[:1]), slots=8, decode_steps=8, score_tokens=1024)

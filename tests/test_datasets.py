@@ -21,7 +21,7 @@ from pyarrow import parquet
 
 from int_jax import datasets, domains, types
 from int_jax import rows as stage_rows
-from int_jax.batch import intervention_weights, reinforced
+from int_jax.batching import intervention_weights, reinforced
 from int_jax.datasets import entry, local, problem_id, read, read_tasks
 from int_jax.datasets.columns import Row, response_text
 from int_jax.datasets.sources import files, plain

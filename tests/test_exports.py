@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from experiments import export
 from experiments.configs import default
 from int_jax import exports, rollout
-from int_jax.batch import intervention_weights
+from int_jax.batching import intervention_weights
 from int_jax.check import byte_tokenizer
 from int_jax.domains import math
 from int_jax.rows import AttemptRow, GuidedRow

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from int_jax import hf_format, losses
-from int_jax.batch import pack, supervised
+from int_jax.batching import pack, supervised
 from int_jax.engine import Engine
 from int_jax.models import RopeScaling, build, families, family, hf
 from int_jax.models.transformer import scaled
@@ -165,7 +165,7 @@ def test_the_gradient_of_the_sft_loss_equals_autograd(odd):
     batch = pack([supervised(ids, weight) for ids, weight in rows], 24, 1)
     tx = optax.trace(decay=0.0)  # its state is the gradient
     state, metrics = odd.engine.update(
-        odd.engine.state(odd.params, tx), batch, tx, losses.LossConfig(chunk=8)
+        odd.engine.state(odd.params, tx), batch, tx, losses.LossConfig(logit_chunk=8)
     )
 
     odd.theirs.zero_grad()

@@ -191,9 +191,9 @@ def made(blank):
 
     model = build(Config("qwen3", blank.vocab, 32, 2, 4, 2, 8, 64, 512, qk_norm=True, tied=True))
 
-    def engine(data=1, axis=1, slots=8, chunk=4):
+    def engine(data=1, axis=1, slots=8, decode_steps=4):
         mesh = make_mesh(data, axis, jax.devices()[: data * axis])
-        return Engine(model, mesh, slots=slots, chunk=chunk)
+        return Engine(model, mesh, slots=slots, decode_steps=decode_steps)
 
     return engine, jax.jit(model.init)(jax.random.key(3))
 
@@ -213,7 +213,7 @@ def test_a_response_begins_with_its_text_and_is_the_same_in_any_slot_and_mesh(ma
     sampling = Sampling(max_new_tokens=9, seed=4, top_k=0, temperature=1.3)
     first, *others = [
         engine.generate(engine.decode_params(params), requests(), sampling, tokenizer=blank)
-        for engine in (make(), make(2, 2, slots=4, chunk=3))
+        for engine in (make(), make(2, 2, slots=4, decode_steps=3))
     ]
     for request, response in zip(requests(), first, strict=True):
         new = response.tokens[len(request.prompt) :]
@@ -303,15 +303,15 @@ def test_a_text_to_begin_with_needs_the_tokenizer(made, blank):
 # --- stop texts ---
 
 
-@pytest.mark.parametrize("chunk", [1, 16])
-def test_a_response_ends_with_the_token_that_completes_a_stop_text(made, blank, chunk):
+@pytest.mark.parametrize("decode_steps", [1, 16])
+def test_a_response_ends_with_the_token_that_completes_a_stop_text(made, blank, decode_steps):
     """Against the free response, cut behind the first token at which its text holds one of them."""
     make, params = made
     free = make().generate(params, requests(), Sampling(max_new_tokens=40, seed=4), tokenizer=blank)
     text = blank.decode(free[0].tokens[len(PROMPT[:9]) :])
     stops = (text[3:7], text[20:24])
     sampling = Sampling(max_new_tokens=40, seed=4, stop=stops)
-    got = make(chunk=chunk).generate(params, requests(), sampling, tokenizer=blank)
+    got = make(decode_steps=decode_steps).generate(params, requests(), sampling, tokenizer=blank)
     assert got[0].stop == "stop" and {r.stop for r in got} == {"stop", "length"}
     for request, response, whole in zip(requests(), got, free, strict=True):
         start = len(request.prompt)

@@ -67,10 +67,10 @@ def bits(tree) -> list:
 class Toy:
     """An engine without a model. See the module's docstring."""
 
-    def __init__(self, model, mesh, slots: int, chunk: int):
+    def __init__(self, model, mesh, slots: int, decode_steps: int):
         self.model, self.programs, self.max_len = model, set(), model.config.max_len
         self.story: Story = model.story
-        self.story.tell("engine", mesh, slots, chunk)
+        self.story.tell("engine", mesh, slots, decode_steps)
 
     def decode_params(self, params):
         return params
@@ -119,8 +119,8 @@ class Toy:
         return out, out
 
     def update(self, state, batch, tx, config):
-        self.story.tell("program", batch.tokens_MBT.shape, config.chunk, config.remat)
-        config = dataclasses.replace(config, chunk=1, remat=False)  # they change no number
+        self.story.tell("program", batch.tokens_MBT.shape, config.logit_chunk, config.remat)
+        config = dataclasses.replace(config, logit_chunk=1, remat=False)  # they change no number
         (_, (sums, gap)), grads = _graded(state.params, batch, config)
         updates, opt = tx.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -235,7 +235,7 @@ class Silent(contextlib.nullcontext):
 def configured(changes: dict):
     """int.py:smoke, smaller, with changes by full names."""
     c = intervention.get_config("smoke")
-    c.update(slots=8, chunk=8)
+    c.update(slots=8, decode_steps=8)
     c.domain.knobs.update(lengths=(3, 3), rare=(0, 0))
     c.problems.update(train=6, test=3, shard=4)
     c.attempts.update(tries=2, keep=2)
@@ -275,7 +275,7 @@ SHOWN = {
     "mesh.data": ("load", 4, RL | {"mesh.data": 8, "mesh.model": -1}),
     "mesh.model": ("load", 2),
     "slots": ("engine", 16),
-    "chunk": ("engine", 4),
+    "decode_steps": ("engine", 4),
     "domain.name": ("load -> refusal", "math"),
     "export": ("export", ("base",)),
     "arms": ("draws: check -> draws: update", ("rl",), {"export": (), "rl.pool": "hard"}),
@@ -371,7 +371,7 @@ SHOWN = {
     "train.row_length": ("program", 192, RL),
     "train.rows": ("program", 4, RL),
     "train.remat": ("program", True, RL),
-    "train.chunk": ("program", 64, RL),
+    "train.logit_chunk": ("program", 64, RL),
 }
 DRAWS = {"attempts": "attempts", "proposals": "check", "guided": "guided", "eval": "eval"}
 SAMPLING = {"max_new_tokens": 8, "temperature": 0.3, "top_k": 5, "top_p": 0.5, "min_p": 0.1}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from int_jax.batch import pack, reinforced, supervised
+from int_jax.batching import pack, reinforced, supervised
 from int_jax.engine import Engine, _score, _update
 from int_jax.losses import (
     ADVANTAGES,
@@ -172,7 +172,7 @@ def test_score_and_update_hold_no_whole_logits():
     state = State(jax.ShapeDtypeStruct((), jnp.int32), params, tx.init(params))
     for lowered in (
         _score.lower(model, params, tokens, np.float32(1)),
-        _update.lower(state, batch, model, tx, LossConfig(chunk=128)),
+        _update.lower(state, batch, model, tx, LossConfig(logit_chunk=128)),
     ):
         program = lowered.compile().as_text()
         assert "f32[2,128,97]" in program and not whole_logits(program, 2, 256, 97)
@@ -389,7 +389,9 @@ def test_an_update_on_one_outcome_moves_nothing(rewards, still):
     before = jax.tree.map(np.asarray, jax.device_get(state.params))
     advantages = group_advantages(rewards, ["g"] * 4)
     sequences = [reinforced(drawn_trace(rng), a) for a in advantages]
-    after, metrics = engine.update(state, pack(sequences, 18, 2, totals={"rl": 4}), tx, LossConfig(chunk=8))
+    after, metrics = engine.update(
+        state, pack(sequences, 18, 2, totals={"rl": 4}), tx, LossConfig(logit_chunk=8)
+    )
     same = jax.tree.map(lambda a, b: bool((a == np.asarray(b)).all()), before, jax.device_get(after.params))
     assert all(jax.tree.leaves(same)) == still
     assert (float(metrics["grad_norm"]) == 0) == still and int(after.step) == 1

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from int_jax import engine, memory, sample
-from int_jax.batch import pack, supervised
+from int_jax.batching import pack, supervised
 from int_jax.losses import LossConfig
 from int_jax.models import Config, build
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings
@@ -109,7 +109,7 @@ def test_the_plan_is_near_the_compiled_programs(data, model):
     decoding = placed(params, mesh, RULES_DECODE)
     with jax.sharding.set_mesh(mesh):
         update = engine._update.lower(
-            placed(state, mesh, RULES), placed(batch, mesh, RULES), made, tx, LossConfig(chunk=64)
+            placed(state, mesh, RULES), placed(batch, mesh, RULES), made, tx, LossConfig(logit_chunk=64)
         )
         prompts = jax.ShapeDtypeStruct((4, 384), jnp.int32)
         prefill = engine._prefill.lower(made, decoding, prompts)

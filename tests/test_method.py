@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from int_jax import batch as batching
+from int_jax import batching, losses, policy_gradient, rollout
 from int_jax import intervention_training as method
-from int_jax import losses, policy_gradient, rollout
 from int_jax.domains.arithmetic import Arithmetic
 from int_jax.policy_gradient import PolicyGradient, by_group
 from int_jax.rows import AttemptRow, GuidedRow

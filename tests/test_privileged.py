@@ -11,7 +11,7 @@ from test_knobs import Story, Toy, Watch, configured
 from experiments import arms
 from experiments.configs import int as intervention
 from int_jax import privileged, rollout
-from int_jax.batch import intervention_weights, response_weights
+from int_jax.batching import intervention_weights, response_weights
 from int_jax.domains import TextDomain
 from int_jax.rows import AttemptRow
 from int_jax.types import Intervention, Task, Verdict

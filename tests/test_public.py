@@ -15,7 +15,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 import int_jax
 from int_jax import rollout
-from int_jax.batch import pack, supervised
+from int_jax.batching import pack, supervised
 from int_jax.lm import HUB_FILES
 from int_jax.sharding import make_mesh
 

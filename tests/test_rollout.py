@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from int_jax import batch, rollout, types
+from int_jax import batching, rollout, types
 from int_jax.domains.arithmetic import Arithmetic
 from int_jax.sampler import Sampling
 from int_jax.types import Intervention, Task, Trace, Verdict
@@ -192,11 +192,11 @@ def test_a_partner_is_heard_and_never_trained(engine, params, tokenizer, tasks):
         assert (trace.logp[~trace.sampled] == 0).all() and (trace.logp[trace.sampled] < 0).all()
         assert trace.verdict == talkative.verify(trace) and trace.stop in ("stop", "length")
         for normalise in ("sequences", "tokens", "sequence_mean"):
-            sequence = batch.reinforced(trace, 2.0, normalise, np.ones(len(trace.tokens), np.float32))
+            sequence = batching.reinforced(trace, 2.0, normalise, np.ones(len(trace.tokens), np.float32))
             for weights in (sequence.rl, sequence.kl, sequence.advantage):
                 np.testing.assert_array_equal(weights > 0, trace.sampled)
             assert not sequence.ce.any()
-        total = batch.reinforced(trace, 2.0, "sequence_mean").rl.sum()
+        total = batching.reinforced(trace, 2.0, "sequence_mean").rl.sum()
         np.testing.assert_allclose(total, 1.0, rtol=1e-6)
     scored, _ = engine.score(params, [t.tokens for t in traces])
     for trace, logp in zip(traces, scored, strict=True):

@@ -118,9 +118,9 @@ def test_greedy_is_the_argmax_whatever_is_kept(seed, top_k, top_p):
 # --- generate ---
 
 
-def make(slots=4, chunk=16, data=1, model=1) -> Engine:
+def make(slots=4, decode_steps=16, data=1, model=1) -> Engine:
     mesh = make_mesh(data, model, jax.devices()[: data * model])
-    return Engine(MODEL, mesh, slots, chunk, score_tokens=512)
+    return Engine(MODEL, mesh, slots, decode_steps, score_tokens=512)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_the_responses_differ_enough_to_tell(alone):
 
 
 def test_responses_do_not_depend_on_their_company(params, alone):
-    """Batch composition, order of requests, slot count, chunk and so the order of refilling."""
+    """Batch composition, order of requests, slot count, decode_steps and so the order of refilling."""
 
     @settings(max_examples=25, deadline=None)
     @given(
@@ -168,8 +168,8 @@ def test_responses_do_not_depend_on_their_company(params, alone):
         st.sampled_from([4, 8]),
         st.sampled_from([1, 7, 25]),  # each is a program: a few of them tell as much as all
     )
-    def run(picked, slots, chunk):
-        got = make(slots, chunk).generate(params, [REQUESTS[i] for i in picked], SAMPLING)
+    def run(picked, slots, decode_steps):
+        got = make(slots, decode_steps).generate(params, [REQUESTS[i] for i in picked], SAMPLING)
         equal(got, [alone[i] for i in picked])
 
     run()

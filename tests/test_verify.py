@@ -558,7 +558,7 @@ NOT_EQUAL = [
 ]
 # Known to pass although they differ: a chain of equations counts by its end, as math-verify publishes it.
 STILL_PASSED = [("x=4=5", "5")]
-# The same answer in another dress: only tolerant takes them.
+# The same answer in another form: only tolerant takes them.
 DRESSED = [
     (r"0\le x<1", "[0,1)"),
     (r"0 \leq x \lt 1", "[0,1)"),

@@ -3,7 +3,7 @@
 import functools
 
 from experiments.arms import STAGES, Arm, Policy, interventions
-from int_jax.batch import intervention_weights
+from int_jax.batching import intervention_weights
 from int_jax.lab import Lab
 
 

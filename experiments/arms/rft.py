@@ -4,7 +4,7 @@ Hard problems have none, as no attempt solves them: what is trained on are the o
 """
 
 from experiments.arms import Arm, Policy
-from int_jax.batch import response_weights
+from int_jax.batching import response_weights
 from int_jax.lab import Lab
 
 

@@ -1,7 +1,7 @@
 """SFT on references, then RL: the reference solution of each hard problem, in its own words, whole."""
 
 from experiments.arms import Arm, Policy
-from int_jax.batch import response_weights
+from int_jax.batching import response_weights
 from int_jax.lab import Lab
 from int_jax.privileged import REFERENCE, demonstration
 from int_jax.rollout import open_trace

@@ -4,7 +4,7 @@ It tries as often as InT continues a guided attempt; the first rewrite that is r
 """
 
 from experiments.arms import Arm, Policy
-from int_jax.batch import response_weights
+from int_jax.batching import response_weights
 from int_jax.intervention_training import failures
 from int_jax.lab import Lab
 from int_jax.privileged import REFERENCE, demonstration

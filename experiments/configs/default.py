@@ -90,7 +90,7 @@ TABLE: dict[str, Any] = {
         "model": count(1, "devices along this axis, which share the weights; -1: what is left", also=(-1,)),
     },
     "slots": count(128, "rows of the sampler's cache; a multiple of the mesh's data axis"),
-    "chunk": count(16, "tokens drawn between two looks of the host"),
+    "decode_steps": count(16, "tokens drawn a row between two synchronisations with the host"),
     "domain": {
         "name": Knob(
             "arithmetic",
@@ -338,7 +338,7 @@ TABLE: dict[str, Any] = {
         "row_length": count(20_000, "tokens of a packed row", "fork"),
         "rows": count(4, "rows of a micro-batch"),
         "remat": Knob(True, "recompute each layer in the backward pass"),
-        "chunk": count(512, "tokens of a row whose logits exist at one time"),
+        "logit_chunk": count(512, "tokens of a row whose logits exist at one time"),
     },
 }
 

@@ -37,7 +37,7 @@ def tiny() -> ConfigDict:
         updates=40, problems=16, learning_rate=2e-4, max_new_tokens=96, checkpoint_every=10, clip_norm=1.0
     )
     c.eval.update(samples=16, train_problems=128)
-    c.train.update(row_length=256, rows=8, remat=False, chunk=256)
+    c.train.update(row_length=256, rows=8, remat=False, logit_chunk=256)
     return c
 
 
@@ -94,7 +94,7 @@ def real() -> ConfigDict:
     c.sft.update(epochs=2, batch=8, learning_rate=1e-5)
     c.rl.update(updates=2, problems=4, group=4, max_new_tokens=80, checkpoint_every=2)
     c.eval.update(samples=2, ks=(1, 2), train_problems=2, shard=24)
-    c.train.update(row_length=512, rows=2, remat=False, chunk=256)
+    c.train.update(row_length=512, rows=2, remat=False, logit_chunk=256)
     return c
 
 

@@ -43,7 +43,7 @@ def subject(name: str, tokenizer: Tokenizer) -> Subject:
     """The proposer that a text names, with a random model over the embedded model's tokenizer. Raises: ValueError."""
     propose = proposers.load(name)
     model = build(Config("qwen3", tokenizer.vocab, 32, 2, 4, 2, 8, 64, 512, qk_norm=True, tied=True))
-    engine = Engine(model, make_mesh(1, 1, jax.devices()[:1]), slots=8, chunk=8, score_tokens=1024)
+    engine = Engine(model, make_mesh(1, 1, jax.devices()[:1]), slots=8, decode_steps=8, score_tokens=1024)
     fresh = engine.init(5, optax.identity()).params
     params = engine.decode_params({**fresh, "embed_VD": fresh["embed_VD"] * 6})  # so that the context matters
     domain = arithmetic.build(tokenizer)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from int_jax.batch import Sequence, intervention_weights, pack, reinforced, supervised
+from int_jax.batching import Sequence, intervention_weights, pack, reinforced, supervised
 from int_jax.engine import Engine
 from int_jax.losses import LossConfig
 from int_jax.models import Config, build
@@ -20,7 +20,7 @@ STREAMS = ("ce", "rl", "kl")
 FIELDS = ("tokens", *STREAMS, "advantage", "sampler_logp", "reference_logp", "old_logp")
 TOTALS = {"ce": 7.0, "rl": 3.0, "kl": 11.0}
 # The sampler is another policy, so that ratios and clipping matter.
-CONFIG = LossConfig(clip_low=0.2, clip_high=0.3, old="batch", chunk=8)
+CONFIG = LossConfig(clip_low=0.2, clip_high=0.3, old="batch", logit_chunk=8)
 
 
 def sequence(rng, length) -> Sequence:

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from int_jax.eval import bootstrap_ci, effect_row, gain, maj_at_n, paired_bootstrap_ci, pass_at_k, summarize
+from int_jax.estimates import (
+    bootstrap_ci,
+    effect_row,
+    gain,
+    maj_at_n,
+    paired_bootstrap_ci,
+    pass_at_k,
+    summarize,
+)
 
 COUNTS = st.integers(1, 12).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n)))
 VALUES = st.lists(st.floats(-10, 10), min_size=1, max_size=20)
@@ -80,7 +88,7 @@ def test_bootstrap_has_the_width_of_the_normal_interval():
 def test_bootstrap_does_not_depend_on_how_memory_is_cut(monkeypatch):
     values = np.arange(17.0)
     whole = bootstrap_ci(values)
-    monkeypatch.setattr("int_jax.eval.CHUNK", 17 * 7)
+    monkeypatch.setattr("int_jax.estimates.CHUNK", 17 * 7)
     assert bootstrap_ci(values) == whole
 
 
