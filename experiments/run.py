@@ -9,9 +9,7 @@ the screen; results.json and report.html are there from the first stage on, rewr
 changed on the command line: --config.rl.updates=100.
 """
 
-import dataclasses
 import errno
-import functools
 import os
 import sys
 import time
@@ -27,17 +25,18 @@ from ml_collections import ConfigDict
 
 from experiments import arms, build
 from experiments.command_line import define_config, parse
-from experiments.diagnose import INTERVENED, Interventions, attempts_funnel, compare, drift, effect, losses_of
+from experiments.diagnose import compare, drift, effect, losses_of
 from experiments.evaluate import across_seeds, evaluate, held_out, validation
 from experiments.preflight import check_lengths
 from experiments.problems import problems
 from experiments.progress import show
-from experiments.store import VALIDATED, WorkdirStore
+from experiments.results import Run
+from experiments.store import WorkdirStore
 from int_jax import datasets, domains, hf_format, processes, report, rollout
 from int_jax.intervention_training import failures
-from int_jax.lab import Lab, NoData, Stopped, Trained
+from int_jax.lab import Lab, NoData, Stopped
 from int_jax.lm import LM
-from int_jax.rows import AttemptRow, Stage
+from int_jax.rows import Stage
 from int_jax.sampler import Sampling
 from int_jax.stages import StageError, Workdir
 from int_jax.types import Task
@@ -54,47 +53,6 @@ PROCESS = flags.DEFINE_integer("process", None, "this one's number, from 0")
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "one process a host: start this command on each of them"
 )
-CURVES = ("reward", "zero_advantage", "never", "sometimes", "always", "length", "logp_gap")
-
-
-@dataclasses.dataclass
-class Run:
-    """What the run of one seed has come to; `joined` makes its results of it.
-
-    Attributes:
-      config, seed, folder: its own. measured: results that are made as a whole, by their keys.
-      stopped, spent: by policy, why it was not made, and what it took.
-    """
-
-    config: ConfigDict
-    seed: int
-    folder: Path
-    lab: Lab
-    store: WorkdirStore
-    measured: dict = dataclasses.field(default_factory=dict)
-    stopped: dict[str, dict] = dataclasses.field(default_factory=dict)
-    spent: dict[str, dict] = dataclasses.field(default_factory=dict)
-
-    @functools.cached_property
-    def found(self) -> Interventions:
-        """Of a run that has made some."""
-        return Interventions(self.lab)
-
-    @functools.cached_property
-    def examples(self) -> list[report.Example]:
-        return self.found.examples()
-
-    @property
-    def intervenes(self) -> bool:
-        return {*INTERVENED} <= self.lab.rows.keys()
-
-    def write(self, finished: bool = False) -> dict:
-        """Write results.json and report.html with all that there is; returns the results."""
-        results = joined(self, finished)
-        if processes.is_main_process():
-            report.write_results(self.folder / "results.json", results)
-            report.write_html(self.folder / "report.html", results, self.examples if self.intervenes else [])
-        return results
 
 
 def run_seed(config: ConfigDict, seed: int, folder: Path, lm: LM, proposer_lm: LM | None) -> dict:
@@ -105,7 +63,8 @@ def run_seed(config: ConfigDict, seed: int, folder: Path, lm: LM, proposer_lm: L
     train, test, validated = problems(config, work, domain, seed)
     lab = build.lab(config, seed, lm, proposer_lm, domain, train, store)
     check_lengths(config, lab, test + validated)
-    check_sound(config, lab, store, (train + test)[:1])
+    for task in (train + test)[:1]:
+        store.check_sound(lab.decoding, rollout.open_trace(domain, task).tokens.tolist())
     run = Run(config, seed, folder, lab, store)
     store.changed = run.write
     drawn = build.sampling(config.eval.sampling, domain, seed)
@@ -134,52 +93,6 @@ def run_seed(config: ConfigDict, seed: int, folder: Path, lm: LM, proposer_lm: L
     c = config.drift
     run.measured["drift"] = drift(lab, spliced[: c.guided], wrong[: c.attempts])
     return run.write(finished=True)
-
-
-def joined(run: Run, finished: bool) -> dict:
-    """The results of a run, finished or as far as it came: what was not made yet is not in them. Nothing is drawn,
-    scored or trained for them."""
-    lab, running = run.lab, run.store.running
-    trained = [*lab.trained.values(), *([running] if running else [])]
-    return report.plain(
-        {
-            "config": {**run.config.to_dict(), "seed": run.seed},
-            "seed": run.seed,
-            "versions": build.versions(),
-            "policies": arms.shown(run.config.arms),
-            "finished": finished,
-            "funnel": funnel(run, finished),
-            **run.measured,
-            "rl": curves(lab, [one for one in trained if one.section == "rl"], CURVES),
-            "validation": validated_curves(lab, trained),
-            "notes": lab.notes,
-            "stopped": run.stopped,
-            "tokens": tokens(lab, trained),
-            "spent": run.spent,
-            "programs": len(lab.engine.programs),
-            "wall_s": run.store.work.wall_s(),
-        }
-    )
-
-
-def funnel(run: Run, finished: bool) -> dict[str, int]:
-    """Counts from problems to what the filter kept; of a run without attempts, its problems."""
-    lab = run.lab
-    unattempted = [AttemptRow(task, 0, 0) for task in lab.tasks] if finished else []
-    rows = lab.rows.get(Stage("attempts"), unattempted)
-    counts = attempts_funnel(rows, failures(rows, lab.unsolved), lab.unsolved) if rows else {}
-    return counts | (run.found.funnel() if run.intervenes else {})
-
-
-def check_sound(config: ConfigDict, lab: Lab, store: WorkdirStore, tasks: list[Task]) -> None:
-    """Refuse a model that cannot be sampled. Raises: StageError."""
-    for task in tasks:
-        store.probe = tuple(rollout.open_trace(lab.domain, task).tokens.tolist())
-    if part := store.unsound(lab.decoding):
-        raise StageError(
-            f"{config.model}: the {part} of this model are not finite in config.dtype = {config.dtype}; "
-            "set config.dtype = float32, or take other weights"
-        )
 
 
 def train_arms(run: Run) -> None:
@@ -226,47 +139,6 @@ def score(config: ConfigDict, lab: Lab, test: list[Task], stopped: dict[str, dic
         [name for name, how in stopped.items() if how["why"] == "diverged"],
         arms.baselines(config.arms),
     )
-
-
-def lines_of(lab: Lab, trained: Trained) -> list[dict]:
-    """The metrics of a training's batches; of one that went on with another policy's, from that one's beginning."""
-    before = lab.trained[trained.after] if trained.after else None
-    return [*(before.lines if before and before.policy != trained.policy else ()), *trained.lines]
-
-
-def curves(lab: Lab, trained: list[Trained], keys: tuple[str, ...]) -> dict[str, dict[str, list]]:
-    """Metrics of trainings by policy, a value a batch."""
-    found: dict[str, dict[str, list]] = {}
-    for one in trained:
-        curve = found.setdefault(one.policy, {key: [] for key in keys})
-        for key, values in curve.items():
-            values += [line[key] for line in lines_of(lab, one)]
-    return found
-
-
-def validated_curves(lab: Lab, trained: list[Trained]) -> dict[str, dict[str, list]]:
-    """pass@1 on the validation problems by policy, with its interval, and after how many batches: "batch"."""
-    found: dict[str, dict[str, list]] = {}
-    for policy in {one.policy: None for one in trained}:
-        every = [line for one in trained if one.policy == policy for line in lines_of(lab, one)]
-        at = {batch: line for batch, line in enumerate(every, 1) if VALIDATED in line}
-        if at:
-            keys = ("pass_at_1", "pass_at_1_low", "pass_at_1_high")
-            curve = {key: [line[f"validation/{key}"] for line in at.values()] for key in keys}
-            found[policy] = {"batch": [*at], **curve}
-    return found
-
-
-def tokens(lab: Lab, trained: list[Trained]) -> dict[str, int]:
-    """Tokens drawn, and in fine-tuning and drift read, by stage."""
-    spent = dict.fromkeys(("attempts", "attempts_held_out"), 0)
-    for stage, count in lab.tokens.items():
-        spent[stage.kind] = spent.get(stage.kind, 0) + count
-    for one in trained:
-        spent[one.section] = spent.get(one.section, 0) + one.tokens
-        if drawn := int(sum(line.get("validation/tokens", 0) for line in one.lines)):
-            spent["validation"] = spent.get("validation", 0) + drawn
-    return spent
 
 
 def main(argv):

@@ -7,7 +7,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from int_jax.lab import Trained, Training, as_line
 from int_jax.report import writers
 from int_jax.rows import ROWS, Stage, id_of
 from int_jax.sampler import Request, Sampling
-from int_jax.stages import Matching, Workdir, write_atomically
+from int_jax.stages import Matching, StageError, Workdir, write_atomically
 from int_jax.types import State, Trace, from_json, to_json
 
 # What an update tells of itself, in the order in which one number spoils the next.
@@ -191,6 +191,15 @@ class WorkdirStore:
             return "moments" if self.engine.finite(state.params) else "parameters", math.nan
         part = self.unsound(self.engine.decode_params(state.params)) if last else ""
         return (part, math.nan) if part else None
+
+    def check_sound(self, decoding, prompt: Sequence[int]) -> None:
+        """Refuse a model that cannot be sampled; later policies are probed with `prompt`. Raises: StageError."""
+        self.probe = tuple(prompt)
+        if part := self.unsound(decoding):
+            raise StageError(
+                f"{self.config.model}: the {part} of this model are not finite in config.dtype = {self.config.dtype}; "
+                "set config.dtype = float32, or take other weights"
+            )
 
     def unsound(self, decoding) -> str:
         """What of a policy is not finite: its parameters, in the dtype in which it samples, or the log-probability of
