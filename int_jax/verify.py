@@ -1,32 +1,21 @@
 """Answer equality: is the final answer of a response the gold answer?
 
 Where a response gives its answer is a choice by name (ANSWERS): its last box, or after "####" or "the answer is".
-Equal text and equal numbers are settled here. Everything else is math-verify's to say, in worker processes
-that can be killed: a computer algebra system may be asked for 9^(9^(9^9)), and no time-out inside a process
-stops that. An item that outlives its deadline, or takes its worker down, costs one verdict and one worker;
-never the run.
+Equal text and equal numbers are settled here. Everything else is math-verify's to say, in processes that can be killed
+(workers.py): an item that outlives its deadline, or takes its worker down, costs one verdict and one worker.
 
 There are two graders (verify_worker.py): "strict", the paper's, and "tolerant", which also takes the same answer in
 another dress. `disagreements` reports where they differ. docs/graders.md says where they depart from math-verify.
 """
 
-import atexit
-import collections
-import contextlib
 import json
-import os
-import pathlib
 import re
-import signal
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterable
 from fractions import Fraction
-from multiprocessing import connection
 from typing import NamedTuple
 
+from int_jax import workers
 from int_jax.types import Verdict
 
 GRADERS = ("strict", "tolerant")
@@ -34,12 +23,6 @@ MAX_CHARS = 1_000  # of an answer, and of a gold answer
 MAX_DIGITS = 100  # characters of a number compared here
 DEADLINE_S = 10.0  # per item; a simple check takes about 1 ms
 MAX_ITEMS = 1_000  # per worker process
-START_S = 120.0  # for a worker to import math_verify: 1 s on an idle machine
-MAX_FAILED_STARTS = 3  # in a row
-
-# verify_worker.py spells the replies; b"" is a worker that was too late, or died on the item.
-REASON = {b"c": "correct", b"w": "wrong", b"u": "unparsable", b"": "timeout"}
-IDLE, STARTING = -1, -2  # a worker's `item` when it has none
 
 INTEGER = re.compile(r"[+-]?[0-9]+")
 # 5e-05 is how programs write 0.00005. Larger exponents are nobody's answer, and numbers of that many digits.
@@ -183,94 +166,22 @@ def _settle(answer: str | None, gold: str) -> Verdict | None:
     return _verdict("wrong") if integers else None
 
 
-class _Worker:
-    """One process: busy with `item` (or IDLE, or STARTING) until `expires`, seconds of time.monotonic()."""
-
-    def __init__(self, deadline_s: float, max_items: int):
-        package = str(pathlib.Path(__file__).parents[1])
-        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-        self.deadline_s = deadline_s
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "int_jax.verify_worker", str(deadline_s), str(max_items)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""},
-        )
-        self.item, self.expires = STARTING, time.monotonic() + START_S
-
-    def fileno(self) -> int:
-        return self.process.stdout.fileno()
-
-    def send(self, item: int, answer: str, gold: str, grader: str) -> None:
-        """Raises BrokenPipeError if the process is gone. Never blocks: a request fits in a pipe's buffer."""
-        # Another process that is being started may still hold its end of the pipe, and a write would succeed.
-        if self.process.poll() is not None:
-            raise BrokenPipeError(f"the worker ended with {self.process.returncode}")
-        self.process.stdin.write(json.dumps([answer, gold, grader]).encode("ascii") + b"\n")
-        self.item, self.expires = item, time.monotonic() + self.deadline_s
-
-    def receive(self) -> bytes:
-        """The two bytes of a reply, b"" if the process died instead."""
-        return os.read(self.fileno(), 2)
-
-    def stop(self) -> None:
-        # Before wait(), while the pid is still ours. macOS refuses to signal a group of zombies.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-
-    def kill(self) -> None:
-        self.stop()
-        self.process.stdin.close()
-        self.process.stdout.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel: left behind
-            self.process.wait(timeout=1)
-
-
-class Pool:
-    """Worker processes, started when first needed and kept for the next batch.
+class Pool(workers.Pool):
+    """Workers that know math-verify (about 60 MB each); see `workers.Pool`.
 
     Attributes:
-      workers: the most processes at a time (about 60 MB each), by default one a core and at most 8.
-      deadline_s: seconds of wall time for one item.
       max_items: a worker is replaced after so many.
     """
 
     def __init__(
         self, workers: int | None = None, deadline_s: float = DEADLINE_S, max_items: int = MAX_ITEMS
     ):
-        self.workers = workers or min(8, os.cpu_count())
-        self.deadline_s, self.max_items = deadline_s, max_items
-        self.forget()
+        super().__init__(workers, deadline_s)
+        self.max_items = max_items
 
-    def forget(self) -> None:
-        """Leaves the processes to whoever else holds them: what a forked child must do."""
-        self._staff: list[_Worker] = []
-        self._lock = threading.Lock()
-        self._failed_starts = 0
-        self._ended = False
-
-    def close(self) -> None:
-        """Kills the workers at once. The pool may be used again."""
-        while self._staff:
-            self._staff.pop().kill()
-
-    def end(self) -> None:
-        """Kills the workers as the interpreter ends. A daemon thread that waits for one waits on: what it would raise
-        and print meets a stderr that is being taken apart, and aborts the process."""
-        self._ended = True
-        for worker in list(self._staff):
-            worker.stop()
-
-    def __enter__(self) -> "Pool":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-    def pids(self) -> list[int]:
-        return [worker.process.pid for worker in self._staff]
+    def command(self) -> list[str]:
+        told = str(self.deadline_s), str(self.max_items)
+        return [sys.executable, "-P", "-m", "int_jax.verify_worker", *told]
 
     def verify_batch(
         self, pairs: Iterable[tuple[str, str]], grader: str = "strict", answer: str = "boxed"
@@ -293,71 +204,15 @@ class Pool:
                 raise ValueError(f"pair {index} has an empty gold answer {gold!r}: nothing to compare with")
         found = [(find_answer(response, answer), gold_answer(gold)) for response, gold in pairs]
         verdicts = dict(enumerate(_settle(*pair) for pair in found))
-        hard = {index: (*found[index], grader) for index, verdict in verdicts.items() if verdict is None}
-        with self._lock:
-            verdicts |= self._grade(hard)
+        hard = [index for index, verdict in verdicts.items() if verdict is None]
+        told = self.ask({i: json.dumps([*found[i], grader]).encode("ascii") + b"\n" for i in hard})
+        verdicts |= {
+            i: _verdict("timeout" if reply is None else json.loads(reply)) for i, reply in told.items()
+        }
         return list(verdicts.values())
-
-    def _grade(self, requests: dict[int, tuple[str, str, str]]) -> dict[int, Verdict]:
-        todo = collections.deque(requests)
-        verdicts: dict[int, Verdict] = {}
-        try:
-            while len(verdicts) < len(requests):
-                self._feed(todo, requests)
-                self._listen(verdicts)
-        except BaseException:  # a worker with a stale item would answer the next batch
-            self.close()
-            raise
-        return verdicts
-
-    def _feed(self, todo: collections.deque, requests: dict[int, tuple[str, str, str]]) -> None:
-        """Gives each idle worker an item, and starts the workers that are missing."""
-        for worker in [worker for worker in self._staff if worker.item == IDLE][: len(todo)]:
-            try:
-                worker.send(todo[0], *requests[todo[0]])
-                todo.popleft()
-            except BrokenPipeError:  # it died between items
-                self._dismiss(worker)
-        busy = sum(worker.item >= 0 for worker in self._staff)
-        while len(self._staff) < min(self.workers, busy + len(todo)):
-            self._staff.append(_Worker(self.deadline_s, self.max_items))
-
-    def _listen(self, verdicts: dict[int, Verdict]) -> None:
-        """Waits for a reply, a death or a deadline, and books whatever has come."""
-        waiting = [worker for worker in self._staff if worker.item != IDLE]
-        patience = min(worker.expires for worker in waiting) - time.monotonic()
-        ready = connection.wait([worker.fileno() for worker in waiting], max(0.0, patience))
-        if self._ended:
-            threading.Event().wait()
-        heard = [worker for worker in waiting if worker.fileno() in ready]
-        late = [worker for worker in waiting if worker not in heard and worker.expires <= time.monotonic()]
-        for worker in heard + late:
-            reply = worker.receive() if worker in heard else b""
-            if worker.item == STARTING:
-                self._count_start(reply)
-            else:
-                verdicts[worker.item] = _verdict(REASON[reply[:1]])
-            worker.item = IDLE
-            if not reply.endswith(b"+"):
-                self._dismiss(worker)
-
-    def _count_start(self, reply: bytes) -> None:
-        self._failed_starts = 0 if reply else self._failed_starts + 1
-        if self._failed_starts == MAX_FAILED_STARTS:
-            self._failed_starts = 0
-            raise RuntimeError(
-                f"{MAX_FAILED_STARTS} workers in a row were not ready in {START_S:.0f} s: see stderr. "
-                f"Does `{sys.executable} -P -c 'import math_verify'` work?"
-            )
-
-    def _dismiss(self, worker: _Worker) -> None:
-        self._staff.remove(worker)
-        worker.kill()
 
 
 _default = Pool()
-atexit.register(_default.end)
-os.register_at_fork(after_in_child=_default.forget)
 
 
 def verify_batch(

@@ -1,8 +1,7 @@
-"""The worker behind `verify.py`: reads (answer, gold, grader) on stdin and replies in two bytes, item by item.
+"""The worker behind `verify.py` (see `workers.serve`): of an answer, a gold answer and a grader it says the reason.
 
 It is run by its name (`python -P -m int_jax.verify_worker DEADLINE_S MAX_ITEMS`), so it imports no jax and not the
-caller's `__main__`. A request is a line of ASCII JSON. A reply is REPLIES[reason] (READY once, at the
-start) and then STAYS or LEAVES: a worker that leaves wants to be killed and replaced.
+caller's `__main__`.
 
 "strict" is math-verify on the two boxes, as in the paper, less what it passes for reasons that can be told ("skipped"
 and its like, below). "tolerant" is strict, or strict after both have been rewritten in plainer words.
@@ -10,13 +9,7 @@ and its like, below). "tolerant" is strict, or strict after both have been rewri
 
 import collections
 import functools
-import json
-import logging
-import os
-import pathlib
 import re
-import resource
-import signal
 import sys
 
 import sympy
@@ -41,17 +34,13 @@ from int_jax.verify_text import (
     value_side,
     worded,
 )
+from int_jax.workers import serve
 
-MEMORY_BYTES = 4 << 30  # address space
-RETIRE_BYTES = 1 << 30  # a peak above it may have left caches that starve the items after it
-GRACE_S = 1.0  # the caller kills at the deadline; if it is gone, the worker ends itself this much later
-
-REPLIES = {"correct": b"c", "wrong": b"w", "unparsable": b"u"}
-READY, STAYS, LEAVES = b"r", b"+", b"-"
+RETIRE_BYTES = 1 << 30  # of memory, after which a worker is replaced
 
 
 def grade(answer: str, gold: str, grader: str) -> str:
-    """A key of REPLIES, by "strict" or "tolerant"."""
+    """ "correct", "wrong" or "unparsable", by "strict" or "tolerant"."""
     if same(answer, gold) or (grader == "tolerant" and equivalent(answer, gold)):
         return "correct"
     # A string in the list is only the fallback to comparing text.
@@ -466,40 +455,5 @@ def solved(value) -> bool:
     )
 
 
-def peak_bytes() -> int:
-    """The worker's own peak. On Linux ru_maxrss starts from the caller's peak, and a caller may hold models."""
-    if sys.platform == "linux":
-        status = pathlib.Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    else:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
-
-
-def detach_output() -> int:
-    """A private descriptor for replies; whatever else prints goes nowhere."""
-    replies, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    return replies
-
-
-def main(deadline_s: float, max_items: int) -> None:
-    logging.disable(logging.CRITICAL)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":  # macOS refuses address-space limits
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    # The kernel's own action, so that it ends even a computation that never returns to the interpreter.
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    replies = detach_output()
-    os.write(replies, READY + STAYS)
-    for count, line in enumerate(sys.stdin.buffer, start=1):
-        signal.setitimer(signal.ITIMER_REAL, deadline_s + GRACE_S)
-        reason = grade(*json.loads(line))
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        leaves = count == max_items or peak_bytes() > RETIRE_BYTES
-        os.write(replies, REPLIES[reason] + (LEAVES if leaves else STAYS))
-    os.killpg(0, signal.SIGKILL)  # the caller is gone: take any children along
-
-
 if __name__ == "__main__":
-    main(float(sys.argv[1]), int(sys.argv[2]))
+    serve(grade, float(sys.argv[1]), int(sys.argv[2]), RETIRE_BYTES)

@@ -111,7 +111,7 @@ def test_a_problem_is_made_again_in_any_process(domain, some):
     fresh = Process()
     for task in some.values():
         whole = {key: task.meta[key] for key in ("name", "config", "seed", "index")}
-        assert fresh.ask("recall", **whole, expected=task.meta["digest"]) == {"same": True}
+        assert fresh.request("recall", **whole, expected=task.meta["digest"]) == {"same": True}
     fresh.close()
 
 
@@ -218,7 +218,7 @@ def test_an_answer_is_not_run_as_code(domain, some, tmp_path, monkeypatch, name)
     monkeypatch.chdir(tmp_path)
     domain.process.close()  # its next process starts in the folder
     assert domain.verify(answered(domain, some[name], f"\\boxed{{{some[name].answer}}}")).passed
-    pid = domain.process.process.pid
+    pids = domain.process.pids()
     for answer in (
         f'__import__("os").system("touch {FILE}")',
         f"open('{FILE}', 'w')",
@@ -229,7 +229,7 @@ def test_an_answer_is_not_run_as_code(domain, some, tmp_path, monkeypatch, name)
     ):
         verdict = domain.verify(answered(domain, some[name], f"\\boxed{{{answer}}}"))
         assert verdict == (False, 0.0, "unparsable"), answer
-    assert list(tmp_path.iterdir()) == [] and domain.process.process.pid == pid
+    assert list(tmp_path.iterdir()) == [] and domain.process.pids() == pids
 
 
 @pytest.mark.parametrize(
@@ -261,8 +261,9 @@ def test_an_answer_that_does_not_end_costs_one_verdict(domain, some):
     assert quick.verify(bomb) == (False, 0.0, "timeout")
     quick.process.deadline_s = 600.0
     assert quick.verify(right).passed
-    os.killpg(quick.process.process.pid, signal.SIGKILL)
-    quick.process.process.wait()
+    [running] = quick.process._staff
+    os.killpg(running.process.pid, signal.SIGKILL)
+    running.process.wait()
     assert quick.verify(right).passed
     quick.process.close()
 

@@ -64,7 +64,7 @@ class ReasoningGym(TextDomain):
             role: template(PROMPTS / NAME / f"{role}.jinja") for role in (*PROPOSAL_ROLES, *self.roles)
         }
         self.process = shared(self.knobs["deadline_s"])
-        known = self.process.ask("names")["names"]
+        known = self.process.request("names")["names"]
         if not self.knobs["tasks"]:
             raise ValueError("reasoning_gym: the knob tasks names no data set")
         for one in self.knobs["tasks"]:
@@ -101,7 +101,7 @@ class ReasoningGym(TextDomain):
         for chunk in itertools.count():
             stream = hashlib.sha256(f"{seed}/{split}/{name}/{chunk}".encode()).digest()
             its_seed = int.from_bytes(stream[:4], "big") >> 1
-            reply = self.process.ask("make", name=name, config=config, seed=its_seed)
+            reply = self.process.request("make", name=name, config=config, seed=its_seed)
             if reply is None or "error" in reply:
                 why = reply["error"] if reply else "it took too long, or too much memory"
                 raise ValueError(f"reasoning_gym: {name!r} makes no problems with {config}: {why}")
@@ -169,7 +169,7 @@ class ReasoningGym(TextDomain):
 
     def _score(self, task: Task, answer: str) -> dict | None:
         whole = {key: task.meta[key] for key in ("name", "config", "seed", "index")}
-        recalled = self.process.ask("recall", **whole, expected=task.meta["digest"])
+        recalled = self.process.request("recall", **whole, expected=task.meta["digest"])
         if recalled is None:
             raise RuntimeError(
                 f"task {task.id}: making the problem of {whole} again took too long, or too much memory"
@@ -179,7 +179,7 @@ class ReasoningGym(TextDomain):
                 f"task {task.id}: {whole} makes another problem here; install the version of reasoning-gym that the "
                 "task was made with"
             )
-        return self.process.ask("score", **whole, answer=answer)
+        return self.process.request("score", **whole, answer=answer)
 
 
 build = ReasoningGym

@@ -1,24 +1,22 @@
-"""The process behind `Process` that makes and scores reasoning-gym's problems: requests and replies are lines of JSON.
+"""The worker behind `Process` (see `workers.serve`): it makes and scores reasoning-gym's problems.
 
-It is run by its path (`python -P worker.py DEADLINE_S`), so it imports neither int_jax nor the caller's `__main__`. Its
-hash seed is fixed by the caller: several generators iterate over sets, and the same seed must make the same problem in
-every process.
+It is run by its path (`python -P worker.py DEADLINE_S`), so it imports no jax and not the caller's `__main__`. Its hash
+seed is fixed by the caller: several generators iterate over sets, and the same seed must make the same problem in every
+process.
 """
 
 import copy
 import functools
 import hashlib
 import json
-import os
 import re
 import resource
-import signal
 import sys
 from collections.abc import Callable
 
+from int_jax.workers import serve
+
 CHUNK = 16  # problems of one seed; acre draws all of a data set's problems when it is made
-MEMORY_BYTES = 4 << 30  # address space
-GRACE_S = 1.0  # the caller kills at the deadline; if it is gone, the worker ends itself this much later
 
 # Data sets that are not admitted, and why.
 REFUSED = {
@@ -159,28 +157,15 @@ def names() -> dict:
 OPERATIONS: dict[str, Callable[..., dict]] = {"make": make, "recall": recall, "score": score, "names": names}
 
 
+def operate(operation: str, arguments: dict) -> dict:
+    return OPERATIONS[operation](**arguments)
+
+
 def main(deadline_s: float) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":  # macOS refuses address-space limits
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends even what never returns to the interpreter
-    replies, nowhere = os.fdopen(os.dup(1), "wb"), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
     import reasoning_gym  # noqa: F401  # within the start's deadline, not the first item's
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # no file is written from here on
-    replies.write(b'{"ready": true}\n')
-    replies.flush()
-    for line in sys.stdin.buffer:
-        operation, arguments = json.loads(line)
-        signal.setitimer(
-            signal.ITIMER_REAL, (deadline_s if operation == "score" else 10 * deadline_s) + GRACE_S
-        )
-        reply = OPERATIONS[operation](**arguments)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        replies.write(json.dumps(reply).encode("ascii") + b"\n")
-        replies.flush()
+    serve(operate, deadline_s)
 
 
 if __name__ == "__main__":
