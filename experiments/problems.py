@@ -42,7 +42,7 @@ def problems(config: ConfigDict, work: Workdir, domain: Domain, seed: int) -> Pr
         train = given(c, domain, seed, "hard_train", p.train, p.train_file, p.train_file_split, needs)
         return divided(c, domain, seed, train, test)
     read = datasets.read(
-        c.enter.source, domain.name, c.enter.split, p.skip_bad, ("incorrect_attempt", *needs)
+        c.enter.source, domain.name, c.enter.split, p.skip_bad, ("incorrect_attempt", *needs), domain.faults
     )
     found = divided(c, domain, seed, read.tasks, test)
     kept = {task.id for task in found.train}
@@ -113,7 +113,7 @@ def given(
     """Up to `count` problems of a source, or of the domain's own split where there is none."""
     if not source:
         return domain.tasks(split, seed, count)
-    read = datasets.read(source, domain.name, source_split, c.problems.skip_bad, needs)
+    read = datasets.read(source, domain.name, source_split, c.problems.skip_bad, needs, domain.faults)
     show(read.report)
     # Before anything is drawn: the domain refuses a problem that is one of its worked examples.
     for task in read.tasks[:count]:

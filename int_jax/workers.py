@@ -217,8 +217,15 @@ class Pool:
 
 
 _pools: "weakref.WeakSet[Pool]" = weakref.WeakSet()
-atexit.register(lambda: [pool.end() for pool in _pools])
-os.register_at_fork(after_in_child=lambda: [pool.forget() for pool in _pools])
+
+
+def _each(do: Callable[[Pool], None]) -> None:
+    for pool in _pools:
+        do(pool)
+
+
+atexit.register(_each, Pool.end)
+os.register_at_fork(after_in_child=lambda: _each(Pool.forget))
 
 
 # The worker's side ----------------------------------------------------------------------------------------------------

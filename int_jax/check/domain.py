@@ -184,6 +184,17 @@ def check_solution(s: Subject) -> Iterator[str]:
             yield f"verify passes the solution of {other.id!r} as one of {task.id!r}"
 
 
+def check_faults(s: Subject) -> Iterator[str]:
+    """faults(tasks) says of each problem why it cannot be used, and can use its own."""
+    found = s.domain.faults(s.some)
+    if len(found) != len(s.some):
+        yield f"faults gives {len(found)} entries for {len(s.some)} tasks: one each, '' where nothing is wrong"
+        return
+    for task, why in zip(s.some, found, strict=True):
+        if why:
+            yield f"faults says of {task.id!r}: {why}"
+
+
 def check_wrong_responses(s: Subject) -> Iterator[str]:
     """Whatever stands in a response, verify judges it and nothing raises; what holds no answer does not pass."""
     task = s.some[0]
@@ -313,6 +324,7 @@ CHECKS = (
     check_tasks,
     check_view,
     check_solution,
+    check_faults,
     check_wrong_responses,
     check_steps,
     check_privileged,

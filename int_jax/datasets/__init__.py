@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from int_jax.datasets.columns import COLUMNS, Row, problem_id, row_of
@@ -67,7 +68,12 @@ class Rows:
 
 
 def read(
-    source: str | Path, domain: str, split: str = "train", skip_bad: bool = False, needs: tuple[str, ...] = ()
+    source: str | Path,
+    domain: str,
+    split: str = "train",
+    skip_bad: bool = False,
+    needs: tuple[str, ...] = (),
+    refuse: Callable[[list[Task]], list[str]] | None = None,
 ) -> Rows:
     """Read a source's rows as tasks of a domain.
 
@@ -82,6 +88,7 @@ def read(
       split: which split of a TFDS or Hugging Face name, or of a directory whose files name theirs.
       skip_bad: leave bad rows out instead of refusing the source; the report counts them either way.
       needs: columns that must not be empty besides problem and answer, of COLUMNS.
+      refuse: says of each problem why it cannot be used, "" where it can (`Domain.faults`): its rows are bad ones.
 
     Raises: StageError, which says what is wrong with which rows; or that none is left.
     """
@@ -108,6 +115,15 @@ def read(
         seen[row.content] = row.place
         rows.append(dataclasses.replace(row, task=first.task))
         left_out.update(ignored)
+    tasks = [row.task for row in firsts.values()]
+    unusable = {
+        t.id: why for t, why in zip(tasks, refuse(tasks) if refuse else [""] * len(tasks), strict=True) if why
+    }
+    faults += [
+        Fault(row.place, "unusable problem", unusable[row.task.id]) for row in rows if row.task.id in unusable
+    ]
+    rows = [row for row in rows if row.task.id not in unusable]
+    firsts = {name: row for name, row in firsts.items() if name not in unusable}
     report = Report(str(source), len(rows) + len(faults), len(firsts), tuple(faults), dict(left_out))
     if faults and not skip_bad:
         raise StageError(f"{report}\nFix these rows, or say that bad rows are to be skipped (skip_bad)")

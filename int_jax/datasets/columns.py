@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from int_jax.datasets.code_columns import translated
 from int_jax.datasets.sources import Fault, Number, Raw, Unusable, plain
 from int_jax.proposers.parse import parse_intervention
 from int_jax.types import Intervention, Task, normalised
@@ -92,6 +93,7 @@ def printable(name: str) -> str:
 
 def row_of(raw: Raw, domain: str, needs: tuple[str, ...]) -> tuple[Row, list[str]] | Fault:
     """The row, and the names of columns that were not kept; or what is wrong with it."""
+    raw = raw._replace(columns=translated(raw.columns))
     try:
         texts = {name: _text(raw.columns, name) for name in TEXTS}
         for name in ("incorrect_attempt", "intervention_guided_attempt"):

@@ -57,6 +57,9 @@ class Domain(Protocol):
         """`count` problems of a split, the same each time; no problem is in two splits. Raises ValueError where there
         are not so many."""
 
+    def faults(self, tasks: list[Task]) -> list[str]:
+        """Why each of some problems from files cannot be used, "" where it can: tests that its own reference fails."""
+
     def view(self, task: Task, steps: list[str], role: str) -> list[dict[str, str]]:
         """The chat messages that a role sees, the last one its own question: the one place that decides it.
 
@@ -157,6 +160,9 @@ class TextDomain:
             f"{self.name} has no problems of its own (split {split!r}): set config.problems.train_file and "
             "config.problems.test_file to files with the columns problem, answer, reference_solution"
         )
+
+    def faults(self, tasks: list[Task]) -> list[str]:
+        return [""] * len(tasks)
 
     def steps(self, tokens: Any, start: int = 0) -> tuple[int, ...]:
         return self.tokenizer.step_ends(tokens, start, self.separator)
