@@ -162,6 +162,16 @@ class Infinite(Sums):
         return found if found.passed else Verdict(False, float("nan"), "wrong")
 
 
+class Picky(Sums):
+    def faults(self, tasks):
+        return ["too hard"] * len(tasks)
+
+
+class Hasty(Sums):
+    def faults(self, tasks):
+        return []
+
+
 class Fragile(Sums):
     def verify(self, trace):
         int(self.answer(trace))
@@ -258,6 +268,8 @@ class Speechless(Sums):
         (Silent, "solution", "leaks does not see the answer in solution('hard_train-0')"),
         (Uncounted, "solution", "answer finds none in solution"),
         (Lenient, "solution", "verify passes the solution of 'hard_train-1' as one of 'hard_train-0'"),
+        (Picky, "faults", "faults says of 'hard_train-0': too hard"),
+        (Hasty, "faults", "faults gives 0 entries for 6 tasks"),
         (Lenient, "wrong_responses", "it must not pass"),
         (Worded, "wrong_responses", "reason='bad')"),
         (Infinite, "wrong_responses", "has the score nan"),

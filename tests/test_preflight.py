@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments import build, preflight
-from experiments.configs import default, grpo, reasoning_gym
+from experiments.configs import code, default, grpo, reasoning_gym
 from experiments.configs import int as intervention
 from experiments.knobs import rows
 from int_jax import domains, hf_format
@@ -29,6 +29,11 @@ def test_the_configs_pass(module, variant):
 @pytest.mark.parametrize("variant", ["", "smoke", "chain_sum+countdown", "count_bits+gsm_symbolic"])
 def test_the_configs_of_reasoning_gym_pass(variant):
     preflight.check(reasoning_gym.get_config(variant))
+
+
+@pytest.mark.parametrize("variant", ["", "smoke"])
+def test_the_configs_of_code_pass(variant):
+    preflight.check(code.get_config(variant))
 
 
 # --- every knob ---

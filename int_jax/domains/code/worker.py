@@ -35,7 +35,7 @@ MAX_BITS = 10_000  # of an integer in decimal digits: converting longer ones tak
 
 # Values between the two processes -----------------------------------------------------------------------------------
 
-SEQUENCES: dict[str, type] = {"tuple": tuple, "set": set, "frozenset": frozenset}
+SEQUENCES: dict[str, Any] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 ITERATORS = (collections.abc.Generator, map, filter, zip, enumerate, reversed)
 
 
