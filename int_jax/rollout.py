@@ -145,7 +145,7 @@ def reopen(trace: Trace, end: int, tokenizer: Tokenizer, separator: str = "\n\n"
     """The first `end` tokens of a trace, ready to be continued by any step: a separator at their end is left to the
     policy (`Tokenizer.reopen`), since the one that stands was spelled for the step that came next."""
     end, begin = tokenizer.reopen(trace.tokens[:end], trace.prompt_len, separator)
-    ends = tokenizer.step_ends(trace.tokens[:end], trace.prompt_len, separator)
+    ends = (*(e for e in trace.step_ends if e < end), end) if end > trace.prompt_len else ()
     return truncate(trace, end).replace(begin=begin, step_ends=ends)
 
 

@@ -190,8 +190,8 @@ def test_an_intervention_takes_the_place_of_a_whole_block(code):
     new = fenced("def f(x):\n\n    return 2 * x")
     [guided] = rollout.splice([trace], [Intervention(1, new)], code.tokenizer, code.separator)
     assert code.step_texts(guided) == [parts[0], new]
-    text = code.tokenizer.text(guided.response) + "Done."
-    assert verdict(code, text).passed and not code.verify(trace).passed
+    text = code.tokenizer.text(guided.response).rstrip()
+    assert verdict(code, f"{text}\n\nDone.").passed and not code.verify(trace).passed
 
 
 # --- verdicts ---

@@ -1,10 +1,8 @@
 """Killable processes: requests of any size, workers that die, are deaf, or never start."""
 
 import json
-import os
 import pathlib
 import sys
-import time
 
 import pytest
 
@@ -91,18 +89,3 @@ def test_what_prints_at_the_start_is_no_reply(tmp_path):
     noisy = 'print("hello"); import sys; sys.stdout.flush(); input()'
     with Echo(tmp_path, noisy) as pool, pytest.raises(RuntimeError, match="3 workers in a row"):
         pool.told("a")
-
-
-def test_a_forked_child_leaves_the_workers_to_its_parent(tmp_path):
-    with Echo(tmp_path) as pool:
-        assert pool.told("a") == [[1, "a"]]
-        [pid] = pool.pids()
-        child = os.fork()
-        if not child:
-            good = pool.pids() == [] and pool.told("b") == [[1, "b"]] and pool.pids() != [pid]
-            pool.close()
-            os._exit(0 if good else 1)
-        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
-            time.sleep(0.02)
-        assert ended[1] == 0
-        assert pool.told("c") == [[1, "c"]] and pool.pids() == [pid]

@@ -399,12 +399,20 @@ class Item:
         """What the tests' process says until it ends; whether that took too long."""
         told, poll = b"", select.poll()
         poll.register(self.verdict[0])
-        while poll.poll(1e3 * max(0.0, expires - time.monotonic())):
+        poll.register(0, 0)  # tells of nothing but the other end's being closed
+        while ready := poll.poll(1e3 * max(0.0, expires - time.monotonic())):
+            if any(one == 0 for one, _ in ready):
+                leave()
             part = os.read(self.verdict[0], 1 << 16)
             if not part:
                 return told, False
             told += part
         return told, True
+
+
+def leave() -> None:
+    """The caller is gone: ends the session, the programs in it included."""
+    os.killpg(0, signal.SIGKILL)
 
 
 def main(deadline_s: float, memory_bytes: int, unguarded: bool) -> None:
@@ -420,7 +428,7 @@ def main(deadline_s: float, memory_bytes: int, unguarded: bool) -> None:
     while len(header := read(HEADER)) == HEADER:
         sizes = int(header[:8], 16), int(header[8:], 16)
         os.write(replies, Item(*sizes, deadline_s, memory_bytes, unguarded).outcome())
-    os.killpg(0, signal.SIGKILL)  # the caller is gone
+    leave()
 
 
 if __name__ == "__main__":
