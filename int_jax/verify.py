@@ -203,13 +203,11 @@ class Pool(workers.Pool):
             if not gold.strip():
                 raise ValueError(f"pair {index} has an empty gold answer {gold!r}: nothing to compare with")
         found = [(find_answer(response, answer), gold_answer(gold)) for response, gold in pairs]
-        verdicts = dict(enumerate(_settle(*pair) for pair in found))
-        hard = [index for index, verdict in verdicts.items() if verdict is None]
+        settled = [_settle(*pair) for pair in found]
+        hard = [index for index, verdict in enumerate(settled) if verdict is None]
         told = self.ask({i: json.dumps([*found[i], grader]).encode("ascii") + b"\n" for i in hard})
-        verdicts |= {
-            i: _verdict("timeout" if reply is None else json.loads(reply)) for i, reply in told.items()
-        }
-        return list(verdicts.values())
+        reasons = {i: "timeout" if reply is None else json.loads(reply) for i, reply in told.items()}
+        return [verdict or _verdict(reasons[i]) for i, verdict in enumerate(settled)]
 
 
 _default = Pool()

@@ -435,7 +435,7 @@ def congruence(text: str) -> tuple[str, frozenset[int], int] | None:
         return None
     parts = re.split(r"\s*(?:,|\bor\b|\band\b)\s*", WORD.sub(r" \1 ", match["residues"]).strip())
     parts = [part for part in parts if part]
-    residues = [match for part in parts if (match := RESIDUE.fullmatch(part))]
+    residues = [one for part in parts if (one := RESIDUE.fullmatch(part))]
     if not residues or len(residues) < len(parts):
         return None
     modulus = int(match["modulus"])

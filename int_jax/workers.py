@@ -49,12 +49,14 @@ class Worker:
             start_new_session=True,
             env=environment,
         )
-        os.set_blocking(self.process.stdin.fileno(), False)
+        assert self.process.stdin and self.process.stdout  # they are pipes
+        self.requests, self.replies = self.process.stdin, self.process.stdout
+        os.set_blocking(self.requests.fileno(), False)
         self.item, self.expires = STARTING, time.monotonic() + START_S
         self.heard = b""
 
     def fileno(self) -> int:
-        return self.process.stdout.fileno()
+        return self.replies.fileno()
 
     def send(self, item: int, request: bytes, deadline_s: float) -> None:
         """Raises BrokenPipeError if the process is gone and has seen nothing of the item."""
@@ -62,7 +64,7 @@ class Worker:
         if self.process.poll() is not None:
             raise BrokenPipeError(f"the worker ended with {self.process.returncode}")
         self.item, self.expires, self.heard = item, time.monotonic() + deadline_s, b""
-        pipe, unsent = self.process.stdin.fileno(), memoryview(request)
+        pipe, unsent = self.requests.fileno(), memoryview(request)
         writable = select.poll()
         writable.register(pipe, select.POLLOUT)
         # What does not fit in the pipe's buffer waits until it is read, no longer than the item may take.
@@ -87,7 +89,7 @@ class Worker:
 
     def kill(self) -> None:
         self.stop()
-        for pipe in (self.process.stdin, self.process.stdout, self.stderr):
+        for pipe in (self.requests, self.replies, self.stderr):
             pipe.close()
         with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel: left behind
             self.process.wait(timeout=1)

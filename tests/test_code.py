@@ -116,7 +116,12 @@ def test_who_sees_what(code):
     block = fenced("x = '{{ reference }}'")
     [checker] = code.view(TASK, ["a", block], "checker")
     assert f"[1] a\n\n[2] {block}\n" in checker["content"]
-    assert all("assert" not in one["content"] for one in (solver, teacher, checker))
+    [reflector] = code.view(TASK, ["a", block], "reflector")
+    assert f"[1] a\n\n[2] {block}\n" in reflector["content"]
+    [hinted] = code.view(TASK, [], "hinted")
+    for one in (hinted, reflector):
+        assert TASK.reference in one["content"] and code.knobs["instruction"] in one["content"]
+    assert all("assert" not in one["content"] for one in (solver, teacher, checker, hinted, reflector))
     with pytest.raises(ValueError, match="no role 'critic'"):
         code.view(TASK, [], "critic")
     with pytest.raises(ValueError, match="task t2 has no reference solution"):

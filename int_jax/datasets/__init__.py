@@ -115,15 +115,11 @@ def read(
         seen[row.content] = row.place
         rows.append(dataclasses.replace(row, task=first.task))
         left_out.update(ignored)
-    tasks = [row.task for row in firsts.values()]
-    unusable = {
-        t.id: why for t, why in zip(tasks, refuse(tasks) if refuse else [""] * len(tasks), strict=True) if why
-    }
-    faults += [
-        Fault(row.place, "unusable problem", unusable[row.task.id]) for row in rows if row.task.id in unusable
-    ]
-    rows = [row for row in rows if row.task.id not in unusable]
-    firsts = {name: row for name, row in firsts.items() if name not in unusable}
+    if refuse:
+        why = dict(zip(firsts, refuse([row.task for row in firsts.values()]), strict=True))
+        faults += [Fault(r.place, "unusable problem", why[r.task.id]) for r in rows if why[r.task.id]]
+        rows = [row for row in rows if not why[row.task.id]]
+        firsts = {name: row for name, row in firsts.items() if not why[name]}
     report = Report(str(source), len(rows) + len(faults), len(firsts), tuple(faults), dict(left_out))
     if faults and not skip_bad:
         raise StageError(f"{report}\nFix these rows, or say that bad rows are to be skipped (skip_bad)")

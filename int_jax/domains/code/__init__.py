@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from int_jax import privileged
 from int_jax.domains import PROMPTS, TextDomain, said, template
 from int_jax.domains.code import problems
 from int_jax.domains.code.fences import fenced, mark_after, python_blocks
@@ -41,6 +42,7 @@ class Code(TextDomain):
     name = NAME
     splits = SPLITS
     proposal_roles = PROPOSAL_ROLES
+    roles: tuple[str, ...] = privileged.ROLES
     KNOBS: ClassVar = {
         "changes": Knob((2, 3), "things done to the items in a hard problem", at_least=1, order="range"),
         "instruction": Knob(
@@ -68,7 +70,8 @@ class Code(TextDomain):
 
     def __init__(self, tokenizer: Tokenizer, **knobs: Any):
         super().__init__(tokenizer, **knobs)
-        self.prompts = {role: template(PROMPTS / NAME / f"{role}.jinja") for role in PROPOSAL_ROLES}
+        roles = (*PROPOSAL_ROLES, *self.roles)
+        self.prompts = {role: template(PROMPTS / NAME / f"{role}.jinja") for role in roles}
         self.sandbox = shared(*(self.knobs[name] for name in ("deadline_s", "memory_mib", "unguarded")))
 
     def tasks(self, split: str, seed: int, count: int) -> list[Task]:
@@ -97,18 +100,20 @@ class Code(TextDomain):
 
     def view(self, task: Task, steps: list[str], role: str) -> list[dict[str, str]]:
         """The user turn that a role sees: "solver" the problem alone; "teacher" also the reference; "checker", in the
-        same conversation after the teacher's own solution, the numbered attempt. Nobody sees the tests."""
+        same conversation after the teacher's own solution, the numbered attempt; "hinted" the problem and a beginning
+        of the reference; "reflector" problem, reference and numbered attempt. Nobody sees the tests."""
         if role == "solver":
             return [said("user", f"{task.problem}\n\n{self.knobs['instruction']}".strip())]
-        if role not in PROPOSAL_ROLES:
-            raise ValueError(f"code has no role {role!r}: choose solver, teacher or checker")
+        if role not in self.prompts:
+            raise ValueError(f"code has no role {role!r}: choose solver, {', '.join(self.prompts)}")
         if not task.reference.strip():
             raise ValueError(
                 f"task {task.id} has no reference solution, which the {role} works from: fill the column "
                 "reference_solution, or leave the row out"
             )
         seen = {"problem": task.problem, "reference": task.reference, "steps": steps}
-        return [said("user", self.prompts[role].render(seen))]
+        told = self.prompts[role].render(seen | {"instruction": self.knobs["instruction"]})
+        return [said("user", told)]
 
     def steps(self, tokens: Any, start: int = 0) -> tuple[int, ...]:
         """Where paragraphs and blocks end: a blank line within a block ends no step."""
@@ -126,7 +131,7 @@ class Code(TextDomain):
             start = end
             yield bool(mark)
 
-    def solution(self, task: Task) -> str:
+    def reference_response(self, task: Task) -> str:
         """The reference, as a block if it holds none."""
         return task.reference if python_blocks(task.reference) else fenced(task.reference)
 
@@ -176,7 +181,7 @@ class Code(TextDomain):
     def faults(self, tasks: list[Task]) -> list[str]:
         """Why a task cannot be used: its tests, or a reference that fails them. Without a reference it serves RL."""
         given = [i for i, task in enumerate(tasks) if task.reference.strip()]
-        programs = ["\n\n".join(python_blocks(self.solution(tasks[i]))) for i in given]
+        programs = ["\n\n".join(python_blocks(self.reference_response(tasks[i]))) for i in given]
         items = [self._item(tasks[i], program) for i, program in zip(given, programs, strict=True)]
         found = [""] * len(tasks)
         for i, outcome in zip(given, self.sandbox.judge(items), strict=True):

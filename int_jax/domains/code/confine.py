@@ -30,15 +30,15 @@ CAPABILITY_VERSION = 0x20080522
 
 # The kernel's filter ------------------------------------------------------------------------------------------------
 
-# The numbers of system calls, x86-64 and arm64 (None: it has no such call).
+# The numbers of system calls, x86-64 and arm64 (-1: it has no such call).
 CAPSET = (126, 91)
 CLONE = (56, 220)
-OPENS = {"open": (2, None, 1), "openat": (257, 56, 2)}  # and which argument holds the flags
+OPENS = {"open": (2, -1, 1), "openat": (257, 56, 2)}  # and which argument holds the flags
 # The C library falls back from these to calls whose flags a filter can see.
 UNKNOWN = {"clone3": (435, 435), "openat2": (437, 437)}
 REFUSED = {
     # other processes
-    **{"fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281)},
+    **{"fork": (57, -1), "vfork": (58, -1), "execve": (59, 221), "execveat": (322, 281)},
     **{"kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "pidfd_send_signal": (424, 424)},
     **{"rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "ptrace": (101, 117)},
     **{"process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "pidfd_getfd": (438, 438)},
@@ -51,13 +51,13 @@ REFUSED = {
     **{"msgget": (68, 186), "mq_open": (240, 180), "memfd_create": (319, 279), "memfd_secret": (447, 447)},
     **{"add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219)},
     # files
-    **{"creat": (85, None), "truncate": (76, 45), "unlink": (87, None), "unlinkat": (263, 35)},
-    **{"rename": (82, None), "renameat": (264, 38), "renameat2": (316, 276), "mkdir": (83, None)},
-    **{"mkdirat": (258, 34), "rmdir": (84, None), "link": (86, None), "linkat": (265, 37)},
-    **{"symlink": (88, None), "symlinkat": (266, 36), "mknod": (133, None), "mknodat": (259, 33)},
-    **{"chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452)},
-    **{"chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54)},
-    **{"utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88)},
+    **{"creat": (85, -1), "truncate": (76, 45), "unlink": (87, -1), "unlinkat": (263, 35)},
+    **{"rename": (82, -1), "renameat": (264, 38), "renameat2": (316, 276), "mkdir": (83, -1)},
+    **{"mkdirat": (258, 34), "rmdir": (84, -1), "link": (86, -1), "linkat": (265, 37)},
+    **{"symlink": (88, -1), "symlinkat": (266, 36), "mknod": (133, -1), "mknodat": (259, 33)},
+    **{"chmod": (90, -1), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452)},
+    **{"chown": (92, -1), "fchown": (93, 55), "lchown": (94, -1), "fchownat": (260, 54)},
+    **{"utime": (132, -1), "utimes": (235, -1), "futimesat": (261, -1), "utimensat": (280, 88)},
     **{"setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14)},
     **{"lremovexattr": (198, 15), "fremovexattr": (199, 16), "open_by_handle_at": (304, 265)},
     **{"fanotify_init": (300, 262), "quotactl": (179, 60), "chroot": (161, 51)},
@@ -66,7 +66,7 @@ REFUSED = {
     **{"unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39)},
     **{"pivot_root": (155, 41), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430)},
     **{"mount_setattr": (442, 442), "bpf": (321, 280), "perf_event_open": (298, 241)},
-    **{"userfaultfd": (323, 282), "personality": (135, 92), "modify_ldt": (154, None)},
+    **{"userfaultfd": (323, 282), "personality": (135, 92), "modify_ldt": (154, -1)},
 }
 MACHINES = {
     "x86_64": (0, 0xC000003E),
@@ -94,12 +94,12 @@ def bpf(machine: str) -> Iterator[tuple[int, int, int, int]]:
         yield RETURN, 0, 0, ERROR | errno.EPERM
     for calls, error in ((REFUSED, errno.EPERM), (UNKNOWN, errno.ENOSYS)):
         for numbers in calls.values():
-            if numbers[column] is not None:
+            if numbers[column] >= 0:
                 yield EQUAL, 0, 1, numbers[column]
                 yield RETURN, 0, 0, ERROR | error
     # A bit of an argument decides: a clone that is no thread, an open that may write.
     tested = [(CLONE[column], 0, CLONE_THREAD, False)]
-    tested += [(one[column], one[2], WRITES, True) for one in OPENS.values() if one[column] is not None]
+    tested += [(one[column], one[2], WRITES, True) for one in OPENS.values() if one[column] >= 0]
     for number, argument, bits, refused in tested:
         yield EQUAL, 0, 4, number
         yield LOAD, 0, 0, ARGUMENTS + 8 * argument

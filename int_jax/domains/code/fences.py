@@ -31,9 +31,9 @@ def blocks(text: str) -> list[Block]:
     mark, label = "", ""
     body: list[str] = []
     for line in text.split("\n"):
-        after = mark_after(mark, line)
-        if not mark and after:
-            words = FENCE.fullmatch(line)["label"].lower().split()
+        after, found = mark_after(mark, line), FENCE.fullmatch(line)
+        if not mark and found and after:
+            words = found["label"].lower().split()
             label, body = words[0] if words else "", []
         elif mark and not after:
             out.append(Block(label, textwrap.dedent("\n".join(body))))

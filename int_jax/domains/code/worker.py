@@ -197,8 +197,9 @@ class Program:
         heard = self.hear()
         if "raised" in heard:
             kind = getattr(builtins, heard["raised"], None)
-            known = isinstance(kind, type) and issubclass(kind, Exception)
-            raise (kind if known else RuntimeError)(heard["text"])
+            if isinstance(kind, type) and issubclass(kind, Exception):
+                raise kind(heard["text"])
+            raise RuntimeError(heard["text"])
         return unpack(heard["value"], self.object)
 
     def object(self, number: int) -> Object:

@@ -64,12 +64,16 @@ class ReasoningGym(TextDomain):
             role: template(PROMPTS / NAME / f"{role}.jinja") for role in (*PROPOSAL_ROLES, *self.roles)
         }
         self.process = shared(self.knobs["deadline_s"])
-        known = self.process.request("names")["names"]
+        known = self.process.request("names")
+        if known is None:
+            raise RuntimeError("the reasoning_gym process does not answer")
         if not self.knobs["tasks"]:
             raise ValueError("reasoning_gym: the knob tasks names no data set")
         for one in self.knobs["tasks"]:
-            if one not in known:
-                why = worker.REFUSED.get(one, f"is none of the package's: choose from {', '.join(known)}")
+            if one not in known["names"]:
+                why = worker.REFUSED.get(
+                    one, f"is none of the package's: choose from {', '.join(known['names'])}"
+                )
                 raise ValueError(f"reasoning_gym: data set {one!r} {why}")
             if self.knobs["with_reference"] and one not in REFERENCES:
                 raise ValueError(self._no_reference(one))
