@@ -108,6 +108,7 @@ def test_a_program_gets_its_verdict(box, name):
 # What a program tries to pass with that does not double. Each would pass, or end the run, if it had the means.
 FORGERIES = {
     "exit": "import os\nos._exit(0)",
+    "the exit of one that is not held": "import os\nos._exit(3)",
     "exit in a test": "import os\ndef f(x): os._exit(0)",
     "system exit": "import sys\nsys.exit(0)",
     "system exit in a test": "def f(x): raise SystemExit(0)",

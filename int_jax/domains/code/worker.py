@@ -29,6 +29,7 @@ import confine
 
 READY, STAYS, LEAVES = b"ready", b"+\n", b"-\n"  # as workers.py spells them
 HEADER = 16  # two numbers of eight hex digits: bytes of program and tests
+UNGUARDED = 3  # the exit status of a process that the kernel does not hold
 MAX_REPLY = 1 << 26  # bytes of one result
 MAX_ITEMS = 10_000  # of an iterator that a program gives
 MAX_BITS = 10_000  # of an integer in decimal digits: converting longer ones takes quadratic time
@@ -328,16 +329,14 @@ def read(size: int) -> bytes:
     return b"".join(parts)
 
 
-def fork(role: Callable[[], None], keep: tuple[int, ...]) -> int:
-    """A child that has the descriptors `keep`, the first three and no other; it ends with its role."""
+def fork(role: Callable[[], None], close: set[int]) -> int:
+    """A child without these descriptors; it ends with its role."""
     pid = os.fork()
     if pid:
         return pid
     try:
-        first = 3
-        for one in (*sorted(keep), os.sysconf("SC_OPEN_MAX")):
-            os.closerange(first, one)
-            first = one + 1
+        for one in close:
+            os.close(one)
         role()
     finally:
         os._exit(0)
@@ -347,16 +346,23 @@ class Item:
     """One program and its tests."""
 
     def __init__(
-        self, program_bytes: int, tests_bytes: int, deadline_s: float, memory_bytes: int, unguarded: bool
+        self,
+        program_bytes: int,
+        tests_bytes: int,
+        replies: int,
+        deadline_s: float,
+        memory_bytes: int,
+        unguarded: bool,
     ):
         self.program_bytes, self.tests_bytes = program_bytes, tests_bytes
         self.deadline_s, self.memory_bytes, self.unguarded = deadline_s, memory_bytes, unguarded
         self.asks, self.answers, self.verdict = os.pipe(), os.pipe(), os.pipe()
+        self.open = {replies, *self.asks, *self.answers, *self.verdict}
 
     def confined(self) -> None:
         os.dup2(1, 0)  # nothing to read
         if not confine.confine(self.deadline_s, self.memory_bytes) and not self.unguarded:
-            os._exit(3)
+            os._exit(UNGUARDED)
 
     def program(self) -> None:
         source = json.loads(read(self.program_bytes))
@@ -368,7 +374,7 @@ class Item:
     def tests(self) -> None:
         program = Program(Link(self.answers[0], self.asks[1]))
         program.hear()  # the program is read: the tests come next
-        source = read(self.tests_bytes).decode()
+        source = read(self.tests_bytes).decode("utf-8", "surrogatepass")
         self.confined()
         found = json.dumps(judge(source, program)).encode("ascii")
         with os.fdopen(self.verdict[1], "wb") as file:
@@ -377,8 +383,8 @@ class Item:
     def outcome(self) -> bytes:
         """The reply."""
         expires = time.monotonic() + self.deadline_s
-        pids = [fork(self.program, (self.asks[0], self.answers[1]))]
-        pids.append(fork(self.tests, (self.asks[1], self.answers[0], self.verdict[1])))
+        pids = [fork(self.program, self.open - {self.asks[0], self.answers[1]})]
+        pids.append(fork(self.tests, self.open - {self.asks[1], self.answers[0], self.verdict[1]}))
         for one in (*self.asks, *self.answers, self.verdict[1]):
             os.close(one)
         told, late = self.listen(expires)
@@ -386,7 +392,7 @@ class Item:
             os.kill(pid, signal.SIGKILL)
         ends = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
         os.close(self.verdict[0])
-        if 3 in ends:
+        if ends[1] == UNGUARDED:  # of the tests' process: a program may end as it likes
             return json.dumps(unusable("") | {"reason": "unguarded"}).encode("ascii") + LEAVES
         found = {"reason": "timeout", "share": 0.0, "detail": "too long, or too much memory"}
         if told and not late:
@@ -425,10 +431,11 @@ def main(deadline_s: float, memory_bytes: int, unguarded: bool) -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
+    os.close(nowhere)
     os.write(replies, READY + STAYS)
     while len(header := read(HEADER)) == HEADER:
         sizes = int(header[:8], 16), int(header[8:], 16)
-        os.write(replies, Item(*sizes, deadline_s, memory_bytes, unguarded).outcome())
+        os.write(replies, Item(*sizes, replies, deadline_s, memory_bytes, unguarded).outcome())
     leave()
 
 
