@@ -88,7 +88,7 @@ def test_two_modules_of_ones_own_may_share_another(folder):
 @pytest.mark.parametrize(
     ("files", "name", "words"),
     [
-        ({}, "chess", "no part 'chess' in int_jax/report: choose one of cells, .*results, or give the dotted name"),
+        ({}, "chess", "no part 'chess' in int_jax/report: choose one of cells, .*, or give the dotted name"),
         ({}, "page", "no part 'page' in int_jax/report"),
         ({}, "lab/chess", "no part 'lab/chess' in int_jax/report"),
         ({}, "lab/chess.py", "no part 'lab/chess.py': there is no file .*/lab/chess.py"),
