@@ -128,7 +128,7 @@ def sampling(
     Args:
       slots, decode_steps: the engine's. kept: what else is in memory meanwhile.
     """
-    # As `Engine.generate` rounds: the prefill leaves out the last token, the cache has room for one chunk more.
+    # As `Engine.generate` rounds: the prefill leaves out the last token, the cache has room for one decode more.
     c, part = sizes.config, max(1, slots // 4)
     size, width = bucket(prompt + new_tokens + decode_steps), bucket(max(prompt - 1, 1), 32)
     # The bucket below, 192 for 256: while the cache grows both exist.
