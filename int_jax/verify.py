@@ -44,9 +44,13 @@ BOX = re.compile(
     r"\\(?:boxed|fbox|framebox(?:\[[^\]]{0,40}\])*)(?![A-Za-z])\s*"
     r"(?:(?P<open>\{)|(?P<bare>[-+]?(?:\d[\d.,/]*|\\[A-Za-z]+(?:\s*\{[^{}]*\})*|[A-Za-z](?![A-Za-z])))|\Z)"
 )
+# \{ is one token, which does not count; a run of braces is one, too, so that thousands of them cost little.
 BRACES = re.compile(r"\\.|\{+|\}+", re.DOTALL)
+# "#### 72" at the start of a line; not "##### Notes"
 HASHES = re.compile(r"^[ \t]*####(?!#)(.*\S)", re.MULTILINE)
+# "The answer is: 5", "**Answer:** 5"
 PHRASE = re.compile(r"\banswer(?:\s+is|\s*[:=])\**(?:\s*:)?\s*", re.IGNORECASE)
+# The point of "5. So", not that of 0.5.
 SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)")
 
 
@@ -63,6 +67,7 @@ def last_boxed(text: str) -> str | None:
         return None
     if not box["open"]:
         return box["bare"] and box["bare"].rstrip(".,/")
+    # \boxed{\frac{1}{2}}: the last run, "}}", meets depth 2, so its second brace closes the box.
     start, depth = box.end(), 1
     for token in BRACES.finditer(text, start):
         run = token.group()
@@ -113,6 +118,7 @@ def gold_answer(text: str) -> str:
     if "####" in text:
         return last_hashes(text) or text.strip()
     boxes = list(BOX.finditer(text))
+    # "\boxed{72}", "$\boxed{72}$." and nothing else: a solution that holds a box has more around it.
     whole = len(boxes) == 1 and re.fullmatch(r"[\s$]*", text[: boxes[0].start()])
     if whole and text.rstrip("$. \n").endswith("}" if boxes[0]["open"] else boxes[0]["bare"] or "\0"):
         return last_boxed(text) or text.strip()
@@ -158,6 +164,7 @@ def _settle(answer: str | None, gold: str) -> Verdict | None:
     if max(len(answer), len(gold)) > MAX_CHARS:
         return _verdict("unparsable")
     answer, gold = " ".join(answer.split()), " ".join(gold.split())
+    # 0.5 and 1/2, 1,034 and 1034.
     numbers = _number(answer), _number(gold)
     if answer == gold or (None not in numbers and numbers[0] == numbers[1]):
         return _verdict("correct")

@@ -173,12 +173,14 @@ class Pool:
 
     def _feed(self, todo: collections.deque, requests: Mapping[int, bytes], deadline_s: float) -> None:
         """Gives each idle worker an item, and starts the workers that are missing."""
+        # The item leaves `todo` only when it is sent: one that met a dead worker goes to the next.
         for worker in [worker for worker in self._staff if worker.item == IDLE][: len(todo)]:
             try:
                 worker.send(todo[0], requests[todo[0]], deadline_s)
                 todo.popleft()
             except BrokenPipeError:  # it died between items
                 self._dismiss(worker)
+        # As many as there is work for: items under way and items that wait.
         busy = sum(worker.item >= 0 for worker in self._staff)
         while len(self._staff) < min(self.workers, busy + len(todo)):
             self._staff.append(Worker(self.command(), self.environment()))
@@ -186,11 +188,13 @@ class Pool:
     def _listen(self, replies: dict[int, bytes | None]) -> None:
         """Waits for a reply, a death or a deadline, and books whatever has come."""
         waiting = [worker for worker in self._staff if worker.item != IDLE]
+        # Until the first deadline: whoever is late then has no more time.
         patience = min(worker.expires for worker in waiting) - time.monotonic()
         ready = connection.wait([worker.fileno() for worker in waiting], max(0.0, patience))
         if self._ended:
             threading.Event().wait()
         for worker in waiting:
+            # A reply that came in time counts, though it is read late; b"" stands for a death and for a deadline.
             late = worker.expires <= time.monotonic()
             told = worker.receive() if worker.fileno() in ready else b"" if late else None
             if told is None:

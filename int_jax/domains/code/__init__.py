@@ -119,10 +119,12 @@ class Code(TextDomain):
         """Where paragraphs and blocks end: a blank line within a block ends no step."""
         ends = super().steps(tokens, start)
         within = self._within_block(tokens, start, ends)
+        # The last step ends where the response ends, in an open block, too.
         return tuple(end for end, inside in zip(ends, within, strict=True) if not inside or end == ends[-1])
 
     def _within_block(self, tokens: Any, start: int, ends: tuple[int, ...]) -> Iterator[bool]:
         """Whether each of the places lies within a block."""
+        # mark: the fence that is open. line: what the last line has so far, since a step may end within it.
         mark, line = "", ""
         for end in ends:
             *lines, line = (line + self.tokenizer.text(tokens[start:end])).split("\n")
@@ -198,6 +200,7 @@ class Code(TextDomain):
         if not code or len(code) > MAX_CHARS:
             return False
         given = python_blocks(task.problem)[-1:]
+        # "return 2 * x" is no program; under "def double(x):" it is.
         indented = "\n".join(f"    {line}" for line in code.split("\n"))
         programs = [code, *(f"{one.rstrip()}\n{indented}" for one in given)]
         return any(

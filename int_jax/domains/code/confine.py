@@ -86,6 +86,8 @@ def bpf(machine: str) -> Iterator[tuple[int, int, int, int]]:
     """The filter's instructions."""
     column, architecture = MACHINES[machine]
     yield LOAD, 0, 0, ARCHITECTURE
+    # EQUAL, 1, 0: one instruction is skipped where it is equal, none where it is not. The numbers of calls are those of
+    # one architecture: any other is killed.
     yield EQUAL, 1, 0, architecture
     yield RETURN, 0, 0, KILL
     yield LOAD, 0, 0, NUMBER
@@ -94,6 +96,7 @@ def bpf(machine: str) -> Iterator[tuple[int, int, int, int]]:
         yield RETURN, 0, 0, ERROR | errno.EPERM
     for calls, error in ((REFUSED, errno.EPERM), (UNKNOWN, errno.ENOSYS)):
         for numbers in calls.values():
+            # Another call: over the line that refuses this one.
             if numbers[column] >= 0:
                 yield EQUAL, 0, 1, numbers[column]
                 yield RETURN, 0, 0, ERROR | error
@@ -101,6 +104,7 @@ def bpf(machine: str) -> Iterator[tuple[int, int, int, int]]:
     tested = [(CLONE[column], 0, CLONE_THREAD, False)]
     tested += [(one[column], one[2], WRITES, True) for one in OPENS.values() if one[column] >= 0]
     for number, argument, bits, refused in tested:
+        # Another call: over the four lines. They load an argument where the call's number stood, and that again.
         yield EQUAL, 0, 4, number
         yield LOAD, 0, 0, ARGUMENTS + 8 * argument
         yield ANY_BIT, int(not refused), int(refused), bits
@@ -144,6 +148,7 @@ def by_kernel() -> bool:
     ctypes.CDLL(None).syscall(CAPSET[MACHINES[machine][0]], header, (ctypes.c_uint32 * 6)())
     code = [_Instruction(*one) for one in bpf(machine)]
     program = ctypes.pointer(_Program(len(code), (_Instruction * len(code))(*code)))
+    # The kernel takes a filter from an ordinary process only if that can gain no privileges any more.
     return _prctl(PR_SET_NO_NEW_PRIVS, 1) == 0 and _prctl(PR_SET_SECCOMP, 2, program) == 0
 
 
@@ -169,6 +174,7 @@ REFUSED_EVENTS = (
 
 def guard() -> None:
     """The audit hook."""
+    # The hook's own names: what a program does to os.path, or to this module, does not reach them.
     absolute, refused = os.path.abspath, REFUSED_EVENTS
     readable = tuple(
         os.path.join(absolute(folder), "") for folder in (*sys.path, "/usr/share/zoneinfo") if folder
@@ -178,6 +184,7 @@ def guard() -> None:
     def hook(event: str, arguments: tuple) -> None:
         if event.startswith(refused):
             raise PermissionError(f"a program under test may not: {event}")
+        # A number is a descriptor that is open already.
         if event == "open" and not isinstance(arguments[0], int):
             path, _, flags = arguments
             path = absolute(path.decode(errors="replace") if isinstance(path, bytes) else str(path))
@@ -195,6 +202,7 @@ def confine(cpu_s: float, memory_bytes: int) -> bool:
         limits[resource.RLIMIT_AS] = memory_bytes
     for limit, most in limits.items():
         hard = resource.getrlimit(limit)[1]
+        # A limit that the caller has already can be lowered, not raised.
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(limit, (most, most))
     held = by_kernel()

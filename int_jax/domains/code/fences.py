@@ -21,6 +21,7 @@ def mark_after(mark: str, line: str) -> str:
     found = FENCE.fullmatch(line)
     if not mark:
         return found["mark"] if found else ""
+    # ``` opens, and ``` or ```` closes; "```python" within a block is text, and so is ~~~ within ```.
     closes = found and not found["label"].strip() and found["mark"].startswith(mark)
     return "" if closes else mark
 
@@ -31,6 +32,7 @@ def blocks(text: str) -> list[Block]:
     mark, label = "", ""
     body: list[str] = []
     for line in text.split("\n"):
+        # A line opens a block, closes it, stands in it, or is prose, which goes.
         after, found = mark_after(mark, line), FENCE.fullmatch(line)
         if not mark and found and after:
             words = found["label"].lower().split()

@@ -157,6 +157,7 @@ class Problem:
     @property
     def statement(self) -> str:
         parameter, kind, items = self.source.words.split("|")
+        # "Take the numbers. First square each of them, then reverse their order. The function returns their sum, ..."
         changes = ", then ".join(one.words for one in self.changes)
         return (
             f"Write a function `{ENTRY}({parameter})` of {kind}. Take {items}. First {changes}. The function returns "
@@ -179,6 +180,7 @@ class Problem:
     @functools.cached_property
     def cases(self) -> list[tuple[Any, Any]]:
         """(argument, result); the arguments follow from the problem's text, the first one is its edge."""
+        # Seeded by the text: a problem has the same cases wherever and whenever it is drawn.
         rng = np.random.default_rng(list(digest(self.statement).encode()))
         namespace: dict[str, Any] = {}
         exec(self.code, namespace)  # of the tables above

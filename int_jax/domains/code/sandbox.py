@@ -81,6 +81,7 @@ def request(item: Item) -> bytes:
     """Two lengths of eight hex digits, the program as JSON, the tests as they are."""
     program = json.dumps({"given": item.given, "program": item.program}).encode("ascii")
     tests = item.tests.encode("utf-8", "surrogatepass")
+    # Lengths first: the worker forks, and each child reads its own part of the pipe and no more.
     return f"{len(program):08x}{len(tests):08x}".encode("ascii") + program + tests
 
 

@@ -42,6 +42,8 @@ ITERATORS = (collections.abc.Generator, map, filter, zip, enumerate, reversed)
 
 def pack(value: Any, keep: Callable[[Any], Any]) -> Any:
     """A value as JSON: lists and scalars as they are, else {kind: what it holds}; `keep` makes that of an object."""
+    # [1, (2, 3)] -> [1, {"tuple": [2, 3]}]; {"a": 1} -> {"dict": [["a", 1]]}. A dict in the JSON is always such a note,
+    # never a value, so that the two cannot be confused.
     if value is None or isinstance(value, bool | str | float):
         return str(value) if isinstance(value, str) else value
     if isinstance(value, int):
@@ -123,6 +125,7 @@ def run(source: dict, link: Link) -> None:
 
 
 def answer_calls(namespace: dict, link: Link) -> None:
+    # What the tests hold by number. They ask for a name of the program, an attribute of an object, or a call of one.
     objects: list[Any] = []
 
     def keep(value: Any) -> int:
@@ -197,6 +200,7 @@ class Program:
             raise Gone from None
         heard = self.hear()
         if "raised" in heard:
+            # Tests may expect a ValueError: Python's errors keep their kind, the program's own are RuntimeErrors.
             kind = getattr(builtins, heard["raised"], None)
             if isinstance(kind, type) and issubclass(kind, Exception):
                 raise kind(heard["text"])
@@ -259,11 +263,14 @@ class Trial:
         if isinstance(error, Gone):
             return False
         self.score.book(self.number, error)
+        # True: it is booked, and the next assert is tried. SystemExit and its like end the tests.
         return isinstance(error, Exception)
 
 
 def names_wanted(source: str) -> list[str]:
     """What the program must give: names that tests use and do not define, builtins only if declared `global`."""
+    # "assert solve(len([1])) == 1" wants solve: len is a builtin. Bound is what the tests make at the top, or in a
+    # function that declares it global.
     top = symtable.symtable(source, "tests", "exec")
     used: set[str] = set()
     bound: set[str] = set()
@@ -312,6 +319,7 @@ def judge(source: str, program: Program) -> dict:
     except BaseException as error:
         stopped = told(error)
     held = len(score.tried - score.failed)
+    # Tests that end before their asserts, by an error or an exit, prove nothing.
     if held and not score.failed and not stopped:
         return {"reason": "correct", "share": 1.0, "detail": ""}
     return {"reason": "wrong", "share": held / len(marked.texts), "detail": score.detail or stopped}
@@ -398,6 +406,7 @@ class Item:
         if told and not late:
             found = json.loads(told)
             if found["reason"] == "gone":
+                # A negative exit code is a signal: a limit ended the program. One that exits by itself is wrong.
                 found["reason"] = "timeout" if ends[0] < 0 else "wrong"
         # What is late, or was ended by a limit, may have left its tests unread in the pipe.
         return json.dumps(found).encode("ascii") + (STAYS if told and not late else LEAVES)

@@ -87,6 +87,7 @@ class ReasoningGym(TextDomain):
             raise ValueError(f"reasoning_gym has no split {split!r}: choose one of {', '.join(SPLITS)}")
         sources = [self._drawn(name, split, seed) for name in self.knobs["tasks"]]
         found: list[Task] = []
+        # Three data sets and count 7: 3, 2 and 2 problems.
         for source in itertools.islice(itertools.cycle(sources), count):
             task = next(source, None)
             if task is None:
