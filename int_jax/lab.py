@@ -124,6 +124,7 @@ class Memory:
 
     def follow(self, training: Training) -> Trained:
         state, lines = training.state, []
+        # () where nothing is to be done: a generator would make its first update before it can be asked.
         for after, metrics in () if training.done(state, 0) else training.updates(state):
             state, line = after, as_line(metrics)
             lines.append(line)
@@ -139,6 +140,7 @@ class Memory:
         pass
 
     def state(self, name: str, like: State) -> State:
+        # A training that goes on from it donates what it is given.
         return jax.tree.map(lambda x: x.copy(), self.states[name])
 
 

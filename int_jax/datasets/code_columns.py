@@ -37,6 +37,7 @@ def _humaneval(prompt: str, test: str, entry: str, solution: str) -> dict[str, s
         tree = ast.parse(prompt)
     except SyntaxError:  # a signature without a docstring
         tree = ast.parse(prompt.rstrip() + "\n    pass")
+    # All of the prompt but the function itself, whose stub must not replace the program's.
     helpers = ast.Module([node for node in tree.body if getattr(node, "name", "") != entry], [])
     return {
         "problem": f"Complete the function `{entry}`.\n\n{fenced(prompt)}",
@@ -48,6 +49,7 @@ def _humaneval(prompt: str, test: str, entry: str, solution: str) -> dict[str, s
 def _mbpp(columns: dict[str, Any]) -> dict[str, str]:
     """The signature is that of the first function of `code` that the tests name: the text seldom gives it."""
     code, tests = columns["code"].replace("\r\n", "\n"), [str(one) for one in columns["test_list"]]
+    # "assert f(1) == 2" names f: of several functions in `code` the others are helpers.
     named = {node.id for node in ast.walk(ast.parse("\n".join(tests))) if isinstance(node, ast.Name)}
     functions = [node for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)]
     one = next((node for node in functions if node.name in named), None)
@@ -64,5 +66,6 @@ def _mbpp(columns: dict[str, Any]) -> dict[str, str]:
 
 def _tests(entry: str, *parts: str) -> str:
     """A program's own name wins over a builtin one's where the tests declare it."""
+    # A program that is to define `sorted`: at the top `global sorted` changes nothing, and says whose it is.
     declared = [f"global {entry}"] * hasattr(builtins, entry)
     return "\n".join(part.strip("\n") for part in (*declared, *parts) if part.strip()) + "\n"

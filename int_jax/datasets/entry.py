@@ -27,6 +27,7 @@ def attempt(domain: Domain, task: Task, text: str, sample: int = 0) -> Trace:
     (0, sample).
     """
     tokens = domain.tokenizer
+    # The model's own stop tokens, too, as their texts.
     text = response_text(text, (*END_OF_TURN, *(tokens.decode([one]) for one in tokens.stop_ids)))
     opened = rollout.open_trace(domain, task)
     trace = rollout.append_partner_turn(opened, [*tokens.encode(text), *tokens.stop_ids[:1]])
@@ -113,6 +114,7 @@ def _propose(domain: Domain, row: Row, trace: Trace, stages: dict, counts: dict)
         return
     patched = rollout.splice([trace], [one], domain.tokenizer, domain.separator)[0]
     text = domain.tokenizer.text(patched.response) + patched.begin
+    # split(): up to white space.
     counts["differ"] += bool(row.guided) and row.guided.split() != text.split()
     stages["guided"].append(GuidedRow(patched, 0, 1))
 

@@ -55,6 +55,7 @@ def rope_of_both(data: dict) -> tuple[dict, dict]:
     """What `hf.rope` reads, for the layers without and with a window: transformers 5 has a table of each kind in
     `rope_parameters`; in transformers 4 `rope_scaling` is of the first, and `rope_local_base_freq` of the second."""
     tables = dict(data.get("rope_parameters") or {})
+    # full_attention and sliding_attention; what is left afterwards is unknown.
     far, near = (tables.pop(kind, None) for kind in hf.KINDS)
     if tables:
         raise ValueError(f"rope_parameters: found {sorted(tables)}, expected {[*hf.KINDS]}")

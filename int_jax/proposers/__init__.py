@@ -74,6 +74,7 @@ def load(name: str) -> Proposer:
 
 def room(engine: Sampler, sampling: Sampling, max_prompt: int) -> int:
     """The most tokens of a prompt: `max_prompt`, or what the response leaves of the model's positions."""
+    # Prompt and response share the model's positions: 4,096 less a response of 1,024 leave 3,072.
     return min(max_prompt, engine.max_len - sampling.max_new_tokens)
 
 

@@ -64,8 +64,10 @@ def plain(value: Any, path: str = "") -> Any:
     """`value` as JSON types with keys in order. NaN and infinity are None (shown as "diverged"); foreign types raise,
     naming the key path."""
     if isinstance(value, (np.generic, np.ndarray)):
+        # Of an array lists, of a scalar the number of Python.
         value = value.tolist()
     if isinstance(value, Mapping):
+        # json would write the key 1 as "1", and it would come back as another.
         if foreign := [key for key in value if not isinstance(key, str)]:
             raise TypeError(
                 f"results: {path or 'the top level'} has the key {foreign[0]!r}; keys must be strings"
