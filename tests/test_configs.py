@@ -297,3 +297,14 @@ def test_data_sets_with_worked_answers_alone_are_for_int(variant):
 def test_the_page_of_knobs_is_the_one_that_is_printed():
     """Else print it again: python -m experiments.knobs > docs/knobs.md"""
     assert (ROOT / "docs" / "knobs.md").read_text() == knobs.document()
+
+
+@pytest.mark.parametrize(("every", "there"), [(0, False), (10, True)])
+def test_validation_is_planned_where_it_takes_place(every, there):
+    """It draws beside the state in training, which evaluation at the end does not."""
+    c = intervention.get_config("qwen3_0_6b")
+    c.validation.every = every
+    stages = {stage.name: stage for stage in planned(c, "qwen3_0_6b")}
+    assert ("validation" in stages) == there
+    if there:
+        assert "policy in training" in {item.name for item in stages["validation"].items}

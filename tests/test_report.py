@@ -653,3 +653,51 @@ def test_write_html_is_whole_or_absent(tmp_path):
     report.write_html(tmp_path / "report.html", RESULTS, EXAMPLES)
     assert (tmp_path / "report.html").read_text() == report.html(RESULTS, EXAMPLES)
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+# ---- while it trains
+
+VALIDATION = {  # a policy that rose and fell, and one that was evaluated once
+    "rl": {
+        "batch": [4, 8, 12, 13],
+        "pass_at_1": [0.1, 0.5, 0.5, 0.3],
+        "pass_at_1_low": [0.0, 0.4, 0.4, 0.2],
+        "pass_at_1_high": [0.2, 0.6, 0.7, 0.4],
+    },
+    "int": {"batch": [2], "pass_at_1": [0.25], "pass_at_1_low": [0.25], "pass_at_1_high": [0.25]},
+}
+
+
+def test_validation_tells_the_best_and_the_last():
+    found = {"validation": VALIDATION, "policies": RESULTS["policies"]}
+    [section] = cells.sections(found)
+    assert section.columns == ["policy", "times", "best", "last"]
+    rows = {row[0]: row[1:] for row in section.rows}
+    assert rows["RL"] == ["4", "50.0% [40.0, 70.0] after 12", "30.0% [20.0, 40.0] after 13"]
+    assert rows["InT"] == ["1", "25.0% [25.0, 25.0] after 2", "25.0% [25.0, 25.0] after 2"]
+    assert max(map(len, report.tables(found).splitlines())) <= 100
+
+
+def test_validation_is_drawn_where_it_was_measured_with_its_interval():
+    plot = plots.validation_plot(VALIDATION, {})
+    series = {one["style"]: one for one in plot["series"]}
+    points = [tuple(map(float, point.split(","))) for point in series["rl"]["raw"].split()]
+    axes = plots.Axes(12, 0.0, 1.0)
+    assert points == [
+        (axes.x(b - 1), axes.y(v)) for b, v in zip((4, 8, 12, 13), (0.1, 0.5, 0.5, 0.3), strict=True)
+    ]
+    band = [tuple(map(float, point.split(","))) for point in series["rl"]["band"].split()]
+    assert [x for x, _ in band] == [x for x, _ in points] + [x for x, _ in reversed(points)]
+    assert all(
+        high <= y <= low for (_, y), (_, high), (_, low) in zip(points, band, reversed(band), strict=False)
+    )
+    assert "diverged" not in series["rl"]["label"]
+    page = Page(report.html({"policies": RESULTS["policies"], "validation": VALIDATION}))
+    assert "Shaded: 95% intervals" in page.text and plots.validation_plot({}, {}) is None
+
+
+def test_a_page_says_whether_the_run_is_over():
+    for finished, said in ((True, False), (False, True)):
+        text = Page(report.html({**RESULTS, "finished": finished})).text
+        assert (page.UNFINISHED in " ".join(text.split())) == said
+    assert page.UNFINISHED not in report.html(RESULTS)

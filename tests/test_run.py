@@ -122,6 +122,28 @@ def test_a_run_ends_in_tables_and_a_report(whole):
 
 
 @pytest.mark.slow
+def test_a_policy_scored_alone_has_the_runs_numbers(whole, tmp_path):
+    """Its exported directory, in a process of its own, with hard problems found anew."""
+    workdir, _ = whole
+    done = subprocess.run(
+        [
+            *(sys.executable, "experiments/evaluate.py", "--config", SMOKE, "--workdir", str(tmp_path)),
+            *("--model", str(workdir / "models" / "int_rl"), "--policy", "again"),
+        ],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "evaluation_again.json").read_text())
+    run = results(workdir)
+    assert found["eval"]["again"] == run["eval"]["int_rl"]
+    assert found["counts"]["again"]["test"] == run["counts"]["int_rl"]["test"]
+    assert "HELD-OUT AND TRAINING PROBLEMS" in done.stdout and "again" in done.stdout
+
+
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_with_the_same_bits(whole, tmp_path):
     """SIGKILL after each of several new files; the same command then goes on."""
     process, kills, seen = None, 0, set()
