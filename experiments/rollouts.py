@@ -14,7 +14,8 @@ from int_jax.rows import RolloutRow
 from int_jax.stages import write_atomically
 from int_jax.types import Trace, from_json, to_json
 
-# 2 M tokens, a batch of the paper's, are 60 MB of JSON: the lowest level makes a third of it, in a second.
+# 2 M tokens, a batch of the paper's, are 58 MB of JSON and 23 MB at the lowest level: level 6 saves 2 MB of these, and
+# takes eight times as long.
 LEVEL = 1
 
 

@@ -38,7 +38,7 @@ class WorkdirStore:
     Attributes:
       probe: a prompt from which a policy is seen to draw, or not.
       validate: scores a policy's parameters, `evaluate.validation`; None: nothing is scored while it trains.
-      running: the training that goes on, as far as it came. changed: called where there may be something new to report:
+      running: the training that goes on, as far as it came. changed: called where there is something new to report,
         before each stage and training, and every `config.report_every` batches of a training.
     """
 
@@ -48,6 +48,7 @@ class WorkdirStore:
         self.validate: Callable[[Any], dict[str, float]] | None = None
         self.running: Trained | None = None
         self.changed: Callable[[], object] = lambda: None
+        self._new = False  # what was there at the start was reported then
         c = config
         self.sizes = {
             "attempts": c.problems.shard,
@@ -59,8 +60,12 @@ class WorkdirStore:
             "eval": c.eval.shard,
         }
 
+    def _report(self) -> None:
+        if self._new:
+            self.changed()
+
     def stage(self, stage: Stage, items: list, work: Callable, samples: int = 1, size: int | None = None):
-        self.changed()
+        self._report()
         kind = ROWS[stage.kind]
         unit = "text" if stage.kind == "drift" else "sample"
         with bar(stage.name, len(items) * samples, unit) as shown:
@@ -73,6 +78,7 @@ class WorkdirStore:
                 shown.update(finished - shown.n)
 
             def counted(part):
+                self._new = True
                 rows, tokens = work(part, shown.update)
                 return to_json(rows), {"tokens": tokens}
 
@@ -100,7 +106,7 @@ class WorkdirStore:
         The first number that is not finite ends it (`spoiled`), and such a state is not saved. The divergence is noted
         in the policy's folder, where a restart finds it instead of training again.
         """
-        self.changed()
+        self._report()
         folder = self.work.path / training.name
         state = checkpoint.restore(folder / "state", training.state) or training.state
         note = folder / "diverged.json"
@@ -157,9 +163,9 @@ class WorkdirStore:
         c, knobs = self.config, self.config[training.section]
         fault, step, start, validation_s = None, int(state.step), time.perf_counter(), 0.0
         with Checkpoints(folder, Keep(knobs.keep_last, knobs.keep_every, knobs.keep_best)) as checkpoints:
-            for batch, (after, metrics) in enumerate(
-                training.updates(state), 1
-            ):  # donates the state before it
+            # An update donates the state before it.
+            for batch, (after, metrics) in enumerate(training.updates(state), 1):
+                self._new = True
                 before, state, step = step, after, int(after.step)
                 line = {"step": step - 1, **as_line(metrics)}
                 lines.append(line)
@@ -175,7 +181,7 @@ class WorkdirStore:
                 if fault or last:
                     break
                 if batch % c.report_every == 0:
-                    self.changed()
+                    self._report()
         self.work.clock(training.section, time.perf_counter() - start - validation_s)
         if self.validate:
             self.work.clock("validation", validation_s)

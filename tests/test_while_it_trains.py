@@ -13,6 +13,7 @@ from test_rollouts import Chance
 from trees import assert_same
 
 from experiments import evaluate, problems
+from experiments import run as runs
 from experiments.store import WorkdirStore, passes
 from int_jax import checkpoint
 from int_jax.domains.arithmetic import Arithmetic
@@ -202,3 +203,18 @@ def test_a_finished_run_says_so_and_has_all_of_it(watch):  # noqa: F811
     assert "pass@1 on the validation problems" in page and "Shaded: 95% intervals" in page
     curve = found["validation"]["rl"]
     assert curve["batch"] == [1, 2] and found["tokens"]["validation"] > 0
+
+
+def test_a_restart_leaves_the_results_until_it_has_made_something(watch):  # noqa: F811
+    """A finished run that is started again by mistake, and stopped, stays finished."""
+    config = configured({})
+    workdir = watch.run(config, Story(), reports=True)
+    before = (workdir / "results.json").read_bytes(), (workdir / "report.html").read_bytes()
+
+    def again(_):
+        runs.WORKDIR.value = str(workdir)
+        runs.main([])
+
+    with pytest.raises(Killed):
+        watch.run(config, Dies("update: sft"), reports=True, main=again)  # its data stages are there
+    assert ((workdir / "results.json").read_bytes(), (workdir / "report.html").read_bytes()) == before
