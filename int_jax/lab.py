@@ -6,6 +6,7 @@ method that asks for the same stage gets the same rows. In a notebook the store 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -150,11 +151,15 @@ def as_line(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {**line, "tokens": line.get("tokens", line["trained_tokens"])}
 
 
+# A program is compiled for each optimizer as an object: equal ones must be the same object, or every training of a
+# run compiles its update anew and keeps it.
+@functools.lru_cache
 def adamw(learning_rate, weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(clip_norm)
     return optax.chain(clip, optax.adamw(learning_rate, weight_decay=weight_decay))
 
 
+@functools.lru_cache
 def warmup_cosine(peak: float, updates: int, warmup: float) -> optax.Schedule:
     """From 0 to `peak` over a share `warmup` of the updates, then down to a tenth of it."""
     rising = max(1, round(warmup * updates))
