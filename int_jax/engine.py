@@ -397,20 +397,14 @@ class Engine:
             params = self.model.init(key)
             return State(jnp.zeros((), jnp.int32), params, tx.init(params))
 
-        return self._made(make, jax.random.key(seed))
+        key = jax.random.key(seed)
+        return jax.jit(make, out_shardings=shardings(jax.eval_shape(make, key), self.mesh, RULES))(key)
 
     def state(self, params, tx: optax.GradientTransformation) -> State:
         """A training state at step 0 around given parameters (copied, since updates donate them)."""
-
-        def make(params):
-            # Without the copy the first update would delete the caller's parameters.
-            return State(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), tx.init(params))
-
-        return self._made(make, params)
-
-    def _made(self, make, argument) -> State:
-        where = shardings(jax.eval_shape(make, argument), self.mesh, RULES)
-        return jax.jit(make, out_shardings=where)(argument)
+        where = shardings(jax.eval_shape(functools.partial(_first, tx), params), self.mesh, RULES)
+        places, structure = jax.tree.flatten(where)
+        return _start(tx, structure, tuple(places))(params)
 
     def update(self, state: State, batch: Batch, tx, config: losses.LossConfig = losses.LossConfig()):
         """One optimizer step on a global batch; SFT and policy gradient alike. `state` is donated.
@@ -433,6 +427,17 @@ def _cast(dtype: str, structure, places: tuple):
         return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
     return jax.jit(cast, out_shardings=jax.tree.unflatten(structure, places))
+
+
+def _first(tx: optax.GradientTransformation, params) -> State:
+    # Without the copy the first update would delete the caller's parameters.
+    return State(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), tx.init(params))
+
+
+@functools.lru_cache
+def _start(tx: optax.GradientTransformation, structure, places: tuple):
+    """The program that makes a training state where it lives, one for all trainings with the same optimizer."""
+    return jax.jit(functools.partial(_first, tx), out_shardings=jax.tree.unflatten(structure, places))
 
 
 @functools.lru_cache

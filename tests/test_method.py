@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from int_jax import batching, losses, policy_gradient, rollout
 from int_jax import intervention_training as method
 from int_jax.domains.arithmetic import Arithmetic
+from int_jax.engine import _start, _update
+from int_jax.lab import adamw, warmup_cosine
 from int_jax.policy_gradient import PolicyGradient, by_group
 from int_jax.rows import AttemptRow, GuidedRow
 from int_jax.sampler import Sampling
@@ -235,6 +237,17 @@ def test_sft_raises_the_interventions_probability(engine, params, guided_attempt
     assert after[0] > before[0] + 0.3 and after[1] > before[1] + 0.3
     trained = sum(len(t.response) for t in guided_attempts) * 3
     assert sum(float(m["trained_tokens"]) for _, _, m in tuned) == trained
+
+
+def test_trainings_of_equal_knobs_share_their_programs(engine, params, guided_attempts):
+    """However many trainings a run has: each compiled program stays in memory to its end."""
+    sizes = []
+    for _ in range(3):
+        tx = adamw(warmup_cosine(1e-3, 4, 0.1), 0.0, 1.0)
+        for _ in method.sft(engine, engine.state(params, tx), tx, guided_attempts, 1, 4, 7, **ROW):
+            pass
+        sizes.append((_update._cache_size(), _start.cache_info().currsize))
+    assert sizes[0] == sizes[1] == sizes[2]
 
 
 @pytest.mark.parametrize("start", [0, 5])
