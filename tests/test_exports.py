@@ -333,6 +333,7 @@ def test_trl_trains_the_very_tokens(tiny_dir, tmp_path):
 
     exact = [(one.tokens.tolist(), exports.labels(one)) for one in made.examples]
     assert trained(tmp_path / "sft.jsonl") == exact
+    assert all(map(trl.is_conversational, lines(tmp_path / "rl.jsonl")))
     ended = [([*ids, eos], [*labels, eos]) for ids, labels in exact]
     assert trained(tmp_path / "sft.jsonl", "input_ids", "labels") == ended
     # As messages the template closes the turn; what it writes behind the end of turn is its own.
