@@ -154,7 +154,7 @@ def test_knobs_change_the_hard_splits(tiny_dir):
 
 
 def test_more_problems_than_there_are_is_an_error_that_counts_them(domain, monkeypatch):
-    monkeypatch.setattr(arithmetic, "MAX_MISSES", 500)
+    monkeypatch.setattr("int_jax.domains.MAX_MISSES", 500)
     short = domains.load("arithmetic", domain.tokenizer, lengths=(1, 1), rare=(0, 0))
     with pytest.raises(
         ValueError, match=r"no 10000 problems in split 'hard_test' with lengths 1 to 1: (\d+) "

@@ -90,7 +90,7 @@ def test_every_part_of_the_tables_says_and_does_something():
 
 
 def test_asking_for_too_much_is_an_error(letters, monkeypatch):
-    monkeypatch.setattr("int_jax.domains.code.MAX_MISSES", 30)
+    monkeypatch.setattr("int_jax.domains.MAX_MISSES", 30)
     small = domains.load("code", letters, changes=(1, 1))
     with pytest.raises(
         ValueError, match=r"no 100000 problems in split 'train' with 1 to 2 changes: \d+ were found"

@@ -8,7 +8,7 @@ says what is missing or wrong.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -20,6 +20,7 @@ from int_jax.tokenizer import Tokenizer
 from int_jax.types import Task, Trace, Verdict, normalised
 from int_jax.verify import Disagreement, gives_answer, last_boxed
 
+MAX_MISSES = 10_000  # draws in a row without a new problem before `tasks` gives up
 PROMPTS = Path(__file__).parents[1] / "assets" / "prompts"  # a folder a domain, a template a role
 
 
@@ -163,6 +164,37 @@ class TextDomain:
 
     def faults(self, tasks: list[Task]) -> list[str]:
         return [""] * len(tasks)
+
+    def _distinct(
+        self, count: int, draw: Callable[[str], Task | None], split: str, asked: str, way_out: str
+    ) -> list[Task]:
+        """`count` tasks of distinct problems, as `draw` makes them one after the other of a number for their ids; None
+        where what it drew is of another split. Raises: ValueError, with `asked` and `way_out`, where there are not so
+        many."""
+        found: dict[str, Task] = {}
+        misses = 0  # draws since the last new problem
+        while len(found) < count:
+            if misses == MAX_MISSES:
+                raise ValueError(
+                    f"{self.name} has no {count} problems in split {split!r} with {asked}: {len(found)} were found, "
+                    f"then none in {misses:,} draws; {way_out}"
+                )
+            misses += 1
+            task = draw(str(len(found)))
+            if task and task.problem not in found:
+                found[task.problem] = task
+                misses = 0
+        return list(found.values())
+
+    def _check_role(self, task: Task, role: str, known: Iterable[str]) -> None:
+        """Raises: ValueError where a role beside the solver is not known, or the task has no reference for it."""
+        if role not in known:
+            raise ValueError(f"{self.name} has no role {role!r}: choose solver, {', '.join(known)}")
+        if not task.reference.strip():
+            raise ValueError(
+                f"task {task.id} has no reference solution, which the {role} works from: fill the column "
+                "reference_solution, or leave the row out"
+            )
 
     def steps(self, tokens: Any, start: int = 0) -> tuple[int, ...]:
         return self.tokenizer.step_ends(tokens, start, self.separator)

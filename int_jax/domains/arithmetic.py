@@ -29,8 +29,6 @@ COMMON = 17  # operations beyond this rank (operand 7 and above) are the rare on
 # The check alone: its log states the reference's values, so no guided solve before it.
 PROPOSAL_ROLES: tuple[str, ...] = ("checker",)
 
-MAX_MISSES = 10_000  # draws in a row without a new problem (a few seconds) before `tasks` gives up
-
 # Problems are dealt to splits by a hash of their text, so that no problem is in two of them.
 SPLITS: tuple[str, ...] = ("train", "hard_train", "hard_validation", "hard_test")
 
@@ -226,23 +224,15 @@ class Arithmetic(TextDomain):
         # The knobs shape the hard problems alone.
         low, high = self.knobs["lengths"] if split != "train" else (2, MAX_STEPS)
         rare_low, rare_high = self.knobs["rare"] if split != "train" else (0, 0)
-        found: dict[str, Task] = {}
-        misses = 0
-        # misses: draws since the last new problem that were of another split or known already.
-        while len(found) < count:
-            if misses == MAX_MISSES:
-                raise ValueError(
-                    f"arithmetic has no {count} problems in split {split!r} with lengths {low} to {high}: {len(found)} "
-                    f"were found, then none in {misses:,} draws; ask for fewer or allow longer chains"
-                )
+
+        def draw(number: str) -> Task | None:
             length = int(rng.integers(low, high + 1))
             # By rejection: of all chains those are kept whose text belongs to the split.
             one = chain(rng, length, self.knobs["exponent"], int(rng.integers(rare_low, rare_high + 1)))
-            misses += 1
-            if split_of(one.problem) == split and one.problem not in found:
-                found[one.problem] = task(one, f"{split}-{seed}-{len(found)}")
-                misses = 0
-        return list(found.values())
+            return task(one, f"{split}-{seed}-{number}") if split_of(one.problem) == split else None
+
+        way_out = "ask for fewer or allow longer chains"
+        return self._distinct(count, draw, split, f"lengths {low} to {high}", way_out)
 
     def view(self, task: Task, steps: list[str], role: str) -> list[dict[str, str]]:
         """The user turn that a role sees: "solver" the problem alone, "teacher" also the reference, "checker" both

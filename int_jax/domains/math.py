@@ -187,13 +187,7 @@ class Math(TextDomain):
         solved = [turn for one in self.examples for turn in self._solved(one)]
         if role == "solver":
             return self._opened(solved, self._instructed(task.problem))
-        if role not in self.prompts:
-            raise ValueError(f"math has no role {role!r}: choose solver, {', '.join(self.prompts)}")
-        if not task.reference.strip():
-            raise ValueError(
-                f"task {task.id} has no reference solution, which the {role} works from: fill the column "
-                "reference_solution, or leave the row out"
-            )
+        self._check_role(task, role, self.prompts)
         if role in self.roles:
             problem = self._instructed(task.problem)
             return self._opened(solved, self._told(role, problem, task.reference, task.answer, steps))

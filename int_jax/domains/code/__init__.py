@@ -29,7 +29,6 @@ from int_jax.types import Task, Trace, Verdict
 
 PROPOSAL_ROLES: tuple[str, ...] = ("teacher", "checker")
 MAX_CHARS = 100_000  # of a program
-MAX_MISSES = 10_000  # draws in a row without a new problem before `tasks` gives up
 SPAN = re.compile(r"`([^`\n]+)`")
 
 
@@ -83,20 +82,14 @@ class Code(TextDomain):
             raise ValueError(f"code has no split {split!r}: choose one of {', '.join(SPLITS)}")
         low, high = self.knobs["changes"] if split != "train" else (1, 2)
         rng = np.random.default_rng([seed, SPLITS.index(split)])
-        found: dict[str, Task] = {}
-        misses = 0
-        while len(found) < count:
-            if misses == MAX_MISSES:
-                raise ValueError(
-                    f"code has no {count} problems in split {split!r} with {low} to {high} changes: {len(found)} were "
-                    f"found, then none in {misses:,} draws; ask for fewer or allow more changes"
-                )
+
+        def draw(number: str) -> Task | None:
             one = problems.draw(rng, int(rng.integers(low, high + 1)))
-            misses += 1
-            if problems.split_of(one.statement) == split and one.statement not in found and one.varied:
-                found[one.statement] = problems.task(one, f"{split}-{seed}-{len(found)}")
-                misses = 0
-        return list(found.values())
+            own = problems.split_of(one.statement) == split and one.varied
+            return problems.task(one, f"{split}-{seed}-{number}") if own else None
+
+        way_out = "ask for fewer or allow more changes"
+        return self._distinct(count, draw, split, f"{low} to {high} changes", way_out)
 
     def view(self, task: Task, steps: list[str], role: str) -> list[dict[str, str]]:
         """The user turn that a role sees: "solver" the problem alone; "teacher" also the reference; "checker", in the
@@ -104,13 +97,7 @@ class Code(TextDomain):
         of the reference; "reflector" problem, reference and numbered attempt. Nobody sees the tests."""
         if role == "solver":
             return [said("user", f"{task.problem}\n\n{self.knobs['instruction']}".strip())]
-        if role not in self.prompts:
-            raise ValueError(f"code has no role {role!r}: choose solver, {', '.join(self.prompts)}")
-        if not task.reference.strip():
-            raise ValueError(
-                f"task {task.id} has no reference solution, which the {role} works from: fill the column "
-                "reference_solution, or leave the row out"
-            )
+        self._check_role(task, role, self.prompts)
         seen = {"problem": task.problem, "reference": task.reference, "steps": steps}
         told = self.prompts[role].render(seen | {"instruction": self.knobs["instruction"]})
         return [said("user", told)]
