@@ -86,19 +86,13 @@ def example(chat: Chat, domain, rng: np.random.Generator, own: list) -> batching
 
 
 def batch_at(chat: Chat, domain, seed: int, step: int, own: list) -> batching.Batch:
-    """The batch of one update, a pure function of (seed, step): examples until the rows are full."""
+    """The batch of one update, a pure function of (seed, step): examples for ROWS rows, a few at a time."""
     rng = np.random.default_rng([seed, step])
     sequences, tokens = [], 0
     while tokens < 0.95 * ROWS * ROW_LENGTH:
         sequences.append(example(chat, domain, rng, own))
         tokens += len(sequences[-1].tokens)
-    packed = batching.pack(sequences, ROW_LENGTH, ROWS)
-    arrays = {
-        n: getattr(packed, n)[0].reshape(-1, MICRO_ROWS, ROW_LENGTH)
-        for n in packed._fields
-        if n[-3:] == "MBT"
-    }
-    return packed._replace(**arrays, ce_total=np.float32(arrays["ce_MBT"].sum()))
+    return batching.pack(sequences, ROW_LENGTH, MICRO_ROWS)
 
 
 UPDATES, OWN_ERRORS_AT, WARMUP, PEAK = 2400, 1500, 100, 3e-3

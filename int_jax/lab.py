@@ -354,7 +354,7 @@ class Lab:
         if self.knobs["rl"]["tasks"] == "hard" or GUIDED not in self.rows:
             return hard
         guided = [row for row in self.rows[GUIDED] if self.fits(row.trace)]
-        ids = {trace.task.id for trace in method.kept(guided)}
+        ids = {trace.task.id for trace in method.kept(guided, self.successes)}
         kept = [task for task in hard if task.id in ids]
         if hard and not kept:
             self.note(

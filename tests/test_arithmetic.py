@@ -2,7 +2,10 @@
 
 import dataclasses
 import itertools
+import pathlib
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -369,3 +372,21 @@ def test_leaks(domain, text, leaks):
 
 def test_its_partner_is_silent(domain):
     assert domain.reply(attempt(domain, arithmetic.task(ONE, "t"), "\\boxed{36}")) == []
+
+
+def test_every_row_of_a_batch_of_the_embedded_models_recipe_is_trained(tiny_dir):
+    """In a process of its own, since the script has flags."""
+    code = f"""
+import numpy as np
+from experiments import pretrain
+from int_jax.domains.arithmetic import Arithmetic
+from int_jax.tokenizer import Tokenizer
+chat = Tokenizer({str(tiny_dir)!r})
+for step in range(3):
+    batch = pretrain.batch_at(chat, Arithmetic(chat), 0, step, [])
+    used = batch.ce_MBT[: int(batch.micro)]
+    assert used.sum() == batch.ce_MBT.sum() == batch.ce_total > 1000, step
+    assert (np.abs(batch.ce_MBT).sum((1, 2)) > 0).sum() == batch.micro >= 4, step
+"""
+    root = pathlib.Path(__file__).resolve().parents[1]
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)

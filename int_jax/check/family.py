@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from int_jax import hf_format, models
+from int_jax import hf_format, models, modules
 from int_jax.check import Skipped
 from int_jax.engine import Engine
 from int_jax.models import Config, build
@@ -54,7 +54,8 @@ def subject(name: str, data: dict[str, Any]) -> Subject:
     if not data:
         from transformers import AutoConfig  # slow to import
 
-        model_type = Path(name).stem.rpartition(".")[2]
+        # "lab/mamba.py" and "mylab.mamba" are both named after mamba.
+        model_type = Path(name).stem if modules.is_path(name) else name.rpartition(".")[2]
         try:
             data = json.loads(AutoConfig.for_model(model_type, **SIZES).to_json_string())
         except ValueError:

@@ -74,7 +74,8 @@ def statements(text: str, anywhere: bool) -> list[str]:
 
     The ends of equations, unless a name is only assumed to have the value ("let x = 2"); numbers said to be something
     ("which is 2"); with `anywhere` also whole formulas, both sides of any relation, and each number that stands alone.
-    An exponent, an index, a coefficient, a label ("step 2") and a part of a longer number are none of these.
+    An exponent, an index, a coefficient and a part of a longer number are none of these; the number of a label ("step
+    2") is one with `anywhere` alone.
     """
     found = []
     for match in SPAN.finditer(text):
