@@ -52,7 +52,7 @@ _HOME = {
     "Verdict": "types",
     "load": "lm",
     "parse_intervention": "proposers.parse",
-    "pass_at_k": "eval",
+    "pass_at_k": "estimates",
     "splice": "rollout",
 }
 

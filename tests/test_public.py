@@ -69,6 +69,7 @@ def test_the_face_is_the_one_in_the_design(lm):
         isinstance(getattr(int_jax, name), type) for name in ("Intervention", "Task", "Trace", "Verdict")
     )
     assert set(int_jax.__all__) <= set(dir(int_jax))
+    assert all(callable(getattr(int_jax, name)) for name in int_jax.__all__)
     assert isinstance(lm, int_jax.LM)
     assert list(inspect.signature(int_jax.LM).parameters) == ["model", "params", "tokenizer", "engine"]
     defaults = {n: p.default for n, p in inspect.signature(lm.generate).parameters.items()}
