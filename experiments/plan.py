@@ -28,12 +28,12 @@ from int_jax.sharding import RULES, RULES_DECODE
 PROBLEM = 1_024  # tokens of a prompt that shows a problem alone: assumed
 
 
-def stages(c: ConfigDict, model: Config, mesh, checker: Config | None = None) -> list[memory.Stage]:
+def stages(c: ConfigDict, model: Config, mesh, proposer_model: Config | None = None) -> list[memory.Stage]:
     """The stages of a run. A policy is kept as parameters alone once it is trained, the proposer's model all the time.
 
     Args:
-      model: with the run's dtype and param_dtype. mesh: see memory.Sizes. checker: the proposer's model with the run's
-        dtype, None for the policy itself.
+      model: with the run's dtype and param_dtype. mesh: see memory.Sizes. proposer_model: the proposer's model with
+        the run's dtype, None for the policy itself.
     """
     sizes = memory.Sizes(model, mesh)
     knob = "mesh.data, mesh.model"
@@ -41,9 +41,9 @@ def stages(c: ConfigDict, model: Config, mesh, checker: Config | None = None) ->
     low = memory.Item("base model to sample from", sizes.params(model.dtype, RULES_DECODE), knob)
     base: tuple[memory.Item, ...] = (memory.Item("base model", one, knob),)
     asked, beside = sizes, base
-    if checker is not None:
-        asked, beside = memory.Sizes(checker, mesh), (*base, low)
-        weights = asked.params(checker.dtype, RULES_DECODE)
+    if proposer_model is not None:
+        asked, beside = memory.Sizes(proposer_model, mesh), (*base, low)
+        weights = asked.params(proposer_model.dtype, RULES_DECODE)
         base = (*base, memory.Item("the proposer's model", weights, f"proposals.model, {knob}"))
     both = (*base, low)
     made_count = len(arms.policies(c.arms)) - 1  # but the base model
@@ -85,8 +85,10 @@ def stages(c: ConfigDict, model: Config, mesh, checker: Config | None = None) ->
 def planned(c: ConfigDict, mesh) -> list[memory.Stage]:
     """`stages` of a config, whose models' config.json are read and nothing else of them."""
     model = hf_format.read_config(directory(c.model), c.dtype, c.family)
-    checker = hf_format.read_config(directory(c.proposals.model), c.dtype) if c.proposals.model else None
-    return stages(c, dataclasses.replace(model, param_dtype=c.param_dtype), mesh, checker)
+    proposer_model = (
+        hf_format.read_config(directory(c.proposals.model), c.dtype) if c.proposals.model else None
+    )
+    return stages(c, dataclasses.replace(model, param_dtype=c.param_dtype), mesh, proposer_model)
 
 
 def mesh_of(c: ConfigDict, devices: int) -> AbstractMesh:

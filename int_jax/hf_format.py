@@ -328,7 +328,7 @@ def _on_host(array) -> np.ndarray:
     whole = np.empty(array.shape, array.dtype)
     for shard in array.addressable_shards:
         if shard.replica_id == 0:
-            # A jax.Array keeps what numpy copies of it: so it is one of a copy, which goes and takes that with it.
+            # np.asarray caches the host copy on the array; copy first, so that the cache dies with the copy.
             whole[shard.index] = jnp.copy(shard.data)
     return whole
 

@@ -21,9 +21,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 
-def planned(c, name, devices=8, checker=None):
+def planned(c, name, devices=8, proposer_model=None):
     model = shape(name, dtype=c.dtype, param_dtype=c.param_dtype)
-    return plan.stages(c, model, plan.mesh_of(c, devices), checker)
+    return plan.stages(c, model, plan.mesh_of(c, devices), proposer_model)
 
 
 def flat(c, prefix="") -> dict:
@@ -80,7 +80,7 @@ def test_the_proposers_model_is_planned_for():
     other = shape("llama3_8b", dtype="bfloat16")
     without = {stage.name: stage.bytes for stage in planned(c, "qwen3_0_6b")}
     weights = memory.Sizes(other, plan.mesh_of(c, 8)).params("bfloat16", RULES_DECODE)
-    for stage in planned(c, "qwen3_0_6b", checker=other):
+    for stage in planned(c, "qwen3_0_6b", proposer_model=other):
         assert stage.bytes - without[stage.name] >= weights, stage.name
         if stage.name != "proposals":
             assert stage.bytes - without[stage.name] == weights
