@@ -133,7 +133,7 @@ def test_a_run_with_a_domain_and_a_proposer_from_outside(lab):
         "sft.filtered": False,
         "sft.epochs": 1,
         "rl.updates": 1,
-        "rl.matched": False,
+        "arms": "('int_rl','rl')",
     }
     flags |= {"rl.pool": "hard"}
     done = run(lab, *(f"--config.{name}={value}" for name, value in flags.items()), "--workdir=runs/days")
