@@ -6,6 +6,7 @@ no item; then it reads a request and writes a reply, in turn. A reply is one lin
 worker that leaves wants to be killed and replaced. `Pool` is the caller's side, `serve` the worker's.
 """
 
+import abc
 import atexit
 import collections
 import contextlib
@@ -95,7 +96,7 @@ class Worker:
             self.process.wait(timeout=1)
 
 
-class Pool:
+class Pool(abc.ABC):
     """Workers of one kind, started when first needed and kept for the next items; they end with the caller's process.
 
     A forked child leaves them to its parent and starts its own. A subclass says what a worker is (`command`), and in
@@ -112,8 +113,9 @@ class Pool:
         self.forget()
         _pools.add(self)
 
+    @abc.abstractmethod
     def command(self) -> list[str]:
-        raise NotImplementedError
+        """What starts a worker."""
 
     def environment(self) -> dict[str, str]:
         """The caller's, with this package in reach and without accelerators."""
