@@ -316,20 +316,26 @@ class Lab:
         """Whether a guided attempt fits into a row of training, and leaves the model a position to go on."""
         knobs = self.knobs["sft"]
         trained = len(trace.tokens) + (knobs["end_of_turn"] is not None)
-        return trained <= knobs["row_length"] and len(trace.tokens) < self.engine.max_len
+        return trained <= knobs["row_length"] and self.can_go_on(trace)
+
+    def can_go_on(self, trace: Trace) -> bool:
+        """Whether the model has a position left behind it."""
+        return len(trace.tokens) < self.engine.max_len
 
     def fits_rollout(self, trace: Trace) -> bool:
         """Whether a prompt and the longest response of the policy gradient fit into a row of training."""
         knobs = self.knobs["rl"]
         longest = min(len(trace.tokens) + knobs["sampling"].max_new_tokens, self.engine.max_len)
-        return longest <= knobs["row_length"] and len(trace.tokens) < self.engine.max_len
+        return longest <= knobs["row_length"] and self.can_go_on(trace)
 
     def guided(self, traces: list[Trace], stage: Stage = GUIDED, params=None, **changes) -> list[GuidedRow]:
-        """A row for each guided attempt, or other beginning, that fits. stage, params, changes: as of `attempts`."""
+        """A row for each guided attempt that fits; of the stage "rewrites", whose prompts are not trained, for each
+        that can be answered. stage, params, changes: as of `attempts`."""
         knobs = {**self.knobs["guided"], **changes}
+        fits = self.can_go_on if stage.kind == "rewrites" else self.fits
 
         def work(part, progress):
-            fit = [trace for trace in part if self.fits(trace)]
+            fit = [trace for trace in part if fits(trace)]
             stream = Stream(stage.kind, stage.round, by_attempt=True)
             decoding = self.drawn_by(params)
             rows = method.guided(
@@ -340,7 +346,7 @@ class Lab:
             return [made.get(id_of(trace)) or GuidedRow(trace, 0, 0) for trace in part]
 
         rows = self.stage(stage, traces, work, knobs["tries"])
-        return [row for row in rows if self.fits(row.trace)]
+        return [row for row in rows if fits(row.trace)]
 
     def hard(self) -> list[Task]:
         """The problems that no attempt solved; all of them where `unsolved` asks for none."""
@@ -420,7 +426,11 @@ class Lab:
         """
         knobs = {**self.knobs["rl"], **changes}
         del knobs["tasks"]
-        planned = knobs.pop("updates")
+        planned, batch = knobs.pop("updates"), knobs["knobs"].updates
+        if planned % batch:
+            raise ValueError(
+                f"{policy}: {planned} updates are no whole number of batches of {batch} updates each"
+            )
         tx = adamw(knobs.pop("learning_rate"), knobs.pop("weight_decay"), knobs.pop("clip_norm"))
         state = self.engine.state(params, tx)
         if after:
@@ -437,7 +447,7 @@ class Lab:
         def done(state, drawn):
             return int(state.step) >= planned if tokens is None else drawn >= tokens
 
-        batches = (total or planned) // knobs["knobs"].updates
+        batches = (total or planned) // batch
         training = Training(policy, "rl", state, updates, done, batches, round, after)
         return self._train(training)
 

@@ -1,12 +1,19 @@
 """Arms: what a run compares, read from their modules alone."""
 
 import itertools
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from experiments import arms
+from int_jax import intervention_training as method
 from int_jax import report
+from int_jax.lab import Lab
+from int_jax.policy_gradient import PolicyGradient
 from int_jax.report.page import styles
+from int_jax.rows import GuidedRow, Stage
+from int_jax.types import Task, Trace
 
 ALL = arms.names()
 
@@ -81,3 +88,31 @@ def test_two_arms_that_make_one_policy_are_refused(tmp_path):
     c.arms = ("rl", *(str(tmp_path / f"{name}.py") for name in ("one", "other")))
     with pytest.raises(ValueError, match=r"arms: .*other\.py'? and .*one\.py'? both make 'same'"):
         check(c)
+
+
+# --- what arms ask of the lab ---
+
+
+def lab_of(**knobs) -> Lab:
+    """A lab whose model has 100 positions, and rows of training 10 tokens."""
+    engine = SimpleNamespace(decode_params=lambda params: params, take_drawn=lambda: 0, max_len=100)
+    fixed = {"sft": {"row_length": 10, "end_of_turn": None}, "guided": {"tries": 1}}
+    return Lab(engine, {}, None, [], fixed | knobs)
+
+
+def test_the_prompt_of_a_rewrite_needs_no_place_in_a_row_of_training(monkeypatch):
+    """It may hold a whole attempt and its reference; a guided attempt is trained itself."""
+    monkeypatch.setattr(method, "guided", lambda e, p, d, fit, **rest: [GuidedRow(one, 1, 0) for one in fit])
+    task = Task("t", "d", "p")
+    traces = [
+        Trace(task, np.zeros(n, np.int32), n, np.zeros(n, bool), np.zeros(n, np.float32), key=(0, n))
+        for n in (8, 20, 100)
+    ]
+    assert [len(row.trace.tokens) for row in lab_of().guided(traces)] == [8]
+    assert [len(row.trace.tokens) for row in lab_of().guided(traces, Stage("rewrites"))] == [8, 20]
+
+
+def test_updates_that_are_no_whole_batches_are_refused():
+    lab = lab_of(rl={"tasks": "hard", "updates": 8, "knobs": PolicyGradient(passes=2, minibatches=2)})
+    with pytest.raises(ValueError, match="mine: 10 updates are no whole number of batches of 4 updates each"):
+        lab.reinforce("mine", {}, [], updates=10)

@@ -1,4 +1,4 @@
-"""Online InT: every EVERY updates of the policy gradient, interventions for the problems that the policy still fails.
+"""Online InT: every EVERY updates of the policy gradient, in whole batches, interventions for what still fails.
 
 Each round draws a group at each problem of the policy gradient, proposes where the whole group fails, continues the
 guided attempts under the policy as it is, fine-tunes it on those that succeed, and goes on with the policy gradient.
@@ -15,15 +15,16 @@ NAME, EVERY = "online_int", 10
 
 def train(lab: Lab):
     params, pool, updates = lab.base, lab.pool(), lab.knobs["rl"]["updates"]
-    group = lab.knobs["rl"]["knobs"].group
-    for round, done in enumerate(range(0, updates, EVERY)):
-        rows = lab.attempts(pool, Stage("attempts", NAME, round), params, samples=group, keep=1)
+    knobs = lab.knobs["rl"]["knobs"]
+    every = -(-EVERY // knobs.updates) * knobs.updates  # in whole batches
+    for round, done in enumerate(range(0, updates, every)):
+        rows = lab.attempts(pool, Stage("attempts", NAME, round), params, samples=knobs.group, keep=1)
         wrong = failures(rows)
         proposals = lab.proposals(wrong, Stage("proposals", NAME, round))
         guided = lab.guided(lab.splice(wrong, proposals), Stage("guided", NAME, round), params)
         if traces := kept(guided, lab.successes):
             params = lab.fine_tune(NAME, traces, params, 2 * round)
-        count = min(EVERY, updates - done)
+        count = min(every, updates - done)
         params = lab.reinforce(NAME, params, pool, updates=count, start=-done, round=2 * round + 1)
     return params
 

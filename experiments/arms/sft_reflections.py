@@ -21,6 +21,10 @@ def train(lab: Lab):
         if trace.task.reference.strip()
     ]
     rows = lab.guided(prompts, Stage("rewrites"))
+    if lost := len(prompts) - len(rows):
+        lab.note(
+            f"sft_reflections: {lost} of {len(prompts)} prompts fill the model's positions; they are left out"
+        )
     rewrites = [row.right[0] for row in rows if row.right]
     traces = [
         demonstration(domain, open_trace(domain, trace.task), trace.response, REFERENCE) for trace in rewrites
