@@ -360,7 +360,8 @@ class Lab:
         if self.knobs["rl"]["tasks"] == "hard" or GUIDED not in self.rows:
             return hard
         guided = [row for row in self.rows[GUIDED] if self.fits(row.trace)]
-        ids = {trace.task.id for trace in method.kept(guided, self.successes)}
+        # A problem without a right continuation is none of these, though SFT may take what was not filtered.
+        ids = {trace.task.id for trace in method.kept(guided, max(1, self.successes))}
         kept = [task for task in hard if task.id in ids]
         if hard and not kept:
             self.note(

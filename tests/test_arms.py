@@ -116,3 +116,18 @@ def test_updates_that_are_no_whole_batches_are_refused():
     lab = lab_of(rl={"tasks": "hard", "updates": 8, "knobs": PolicyGradient(passes=2, minibatches=2)})
     with pytest.raises(ValueError, match="mine: 10 updates are no whole number of batches of 4 updates each"):
         lab.reinforce("mine", {}, [], updates=10)
+
+
+@pytest.mark.parametrize(
+    ("successes", "pool"), [(0, ["one", "two"]), (1, ["one", "two"]), (2, ["two"]), (3, None)]
+)
+def test_the_pool_of_kept_problems_has_those_that_the_filter_kept(successes, pool):
+    """Without the filter, those with a right continuation; where there is none, all, and it is said."""
+    lab, tasks = lab_of(rl={"tasks": "kept"}), [Task(name, "d", "p") for name in ("none", "one", "two")]
+    lab.unsolved, lab.tasks, lab.successes = False, tasks, successes
+    empty = np.zeros(0)
+    lab.rows[Stage("guided")] = [
+        GuidedRow(Trace(task, empty, 0, empty, empty), 4, count) for count, task in enumerate(tasks)
+    ]
+    assert [task.id for task in lab.pool()] == (pool or ["none", "one", "two"])
+    assert bool(lab.notes) == (pool is None)
