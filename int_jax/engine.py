@@ -137,6 +137,10 @@ class Engine:
         places, structure = jax.tree.flatten(where)
         return self._call(_cast(dtype, structure, tuple(places)), params)
 
+    def session(self, params, sampling: Sampling, tokenizer: Tokenizer | None = None):
+        """See `sampler.Sampler`."""
+        return _Batches(self, params, sampling, tokenizer)
+
     def generate(
         self,
         params,
@@ -416,6 +420,27 @@ class Engine:
     def finite(self, tree) -> bool:
         """Whether every number of a tree of arrays (parameters, or a State with its moments) is finite."""
         return bool(to_host(self._call(_finite, tree)))
+
+
+class _Batches:
+    """A session that draws what waits in one batch."""
+
+    def __init__(self, engine, params, sampling, tokenizer):
+        self.arguments = engine, params, sampling, tokenizer
+        self.waiting: list[Request] = []
+        self.count = 0
+
+    def add(self, requests):
+        self.waiting += requests
+
+    def __bool__(self):
+        return bool(self.waiting)
+
+    def take(self):
+        engine, params, sampling, tokenizer = self.arguments
+        first, requests, self.waiting = self.count, self.waiting, []
+        self.count += len(requests)
+        return [*enumerate(engine.generate(params, requests, sampling, tokenizer=tokenizer), first)]
 
 
 @functools.lru_cache

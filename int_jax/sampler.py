@@ -62,6 +62,31 @@ class Response(NamedTuple):
     stop: str
 
 
+class Session(Protocol):
+    """One queue of requests that are drawn side by side. Others may join it while those before them are drawn."""
+
+    def add(self, requests: Sequence[Request]) -> None:
+        """Queue requests; they are numbered in the order in which they are added, from 0."""
+
+    def __bool__(self) -> bool:
+        """Whether anything waits or is being drawn."""
+
+    def take(self) -> list[tuple[int, Response]]:
+        """Draw until at least one response has ended: those that have, with their requests' numbers. Each is given
+        once; [] where nothing waits or is being drawn."""
+
+
+def in_order(session: Session, requests: Sequence[Request], progress: Progress = silent) -> list[Response]:
+    """The responses to requests that are all known beforehand, in their order; `session` is a new one."""
+    session.add(requests)
+    found: dict[int, Response] = {}
+    while session:
+        ended = session.take()
+        found.update(ended)
+        progress(len(ended))
+    return [found[number] for number in range(len(requests))]
+
+
 class Sampler(Protocol):
     """What draws responses from parameters that it is given, or that it holds itself."""
 
@@ -71,6 +96,10 @@ class Sampler(Protocol):
 
     def decode_params(self, params: Any) -> Any:
         """The parameters as `generate` wants them."""
+
+    def session(self, params: Any, sampling: Sampling, tokenizer: Tokenizer | None = None) -> Session:
+        """A queue without requests, all of which are drawn from `params` and as `sampling` says. A response is a
+        function of (params, prompt, sampling, task, sample) alone."""
 
     def generate(
         self,
