@@ -144,9 +144,9 @@ def effect(lab: Lab, found: Interventions, problems: int, samples: int, sampling
     every = [*chosen.values()][:problems]
     items = [(name, starts[name]) for name in CONDITIONS for starts in every]
 
-    def work(part, progress):
+    def work(sampler, part, progress):
         groups = rollout.continue_traces(
-            lab.engine,
+            sampler,
             lab.decoding,
             lab.domain,
             [start for _, start in part],
@@ -223,17 +223,20 @@ def drift(lab: Lab, some: list[Trace], fixed: list[Trace]) -> dict:
         logp = mean_of([lp[t.spliced :] for lp, t in zip(logps, some, strict=True)])
         return {"entropy": entropy, "intervention_nll": None if logp is None else -logp}
 
-    def work(part, progress):
-        [name] = part
+    def row(scorer, name: str, progress) -> DriftRow:
         texts = (spliced, attempts) if name else (spliced, references)
-        decoding = lab.engine.decode_params(lab.policies[name]) if name else lab.decoding
+        decoding = scorer.decode_params(lab.policies[name]) if name else lab.decoding
         (logps, _), (others, entropies) = (
-            lab.engine.score(decoding, group, progress=progress) for group in texts
+            scorer.score(decoding, group, progress=progress) for group in texts
         )
-        return [DriftRow(name, of_policy(logps, entropies) if name else under_base(logps, others))]
+        return DriftRow(name, of_policy(logps, entropies) if name else under_base(logps, others))
+
+    def work(scorer, part, progress):
+        return [row(scorer, name, progress) for name in part]
 
     def read(part) -> int:
-        return sum(map(len, spliced)) + sum(map(len, attempts if part[0] else references))
+        texts = [text for name in part for text in (*spliced, *(attempts if name else references))]
+        return sum(map(len, texts))
 
     texts = len(spliced) + max(len(references), len(attempts))
     base, *rows = lab.stage(Stage("drift"), ["", *lab.policies], work, texts, 1, read)

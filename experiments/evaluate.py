@@ -34,7 +34,7 @@ from int_jax.domains import Domain
 from int_jax.lab import Lab
 from int_jax.lm import LM, directory
 from int_jax.rows import EvalRow, Stage
-from int_jax.sampler import Sampling
+from int_jax.sampler import Sampler, Sampling
 from int_jax.sharding import make_mesh
 from int_jax.stages import StageError, Workdir, digest
 from int_jax.types import Task
@@ -64,9 +64,9 @@ def policy_rows(
     items = [(which, task) for which, tasks in sets.items() for task in tasks]
     decoding = lab.engine.decode_params(lab.policies[name])
 
-    def work(part, progress):
+    def work(sampler, part, progress):
         groups = rollout.continue_traces(
-            lab.engine,
+            sampler,
             decoding,
             lab.domain,
             [rollout.open_trace(lab.domain, task) for _, task in part],
@@ -93,17 +93,18 @@ def policy_rows(
 
 def validation(
     lab: Lab, tasks: list[Task], samples: int, sampling: Sampling
-) -> Callable[[Any], dict[str, float]]:
-    """What a policy is scored by while it trains: a function of its parameters, to scalars by their tags.
+) -> Callable[[Sampler, Any], dict[str, float]]:
+    """What a policy is scored by while it trains: a function of what draws and of its parameters, to scalars by their
+    tags.
 
     It draws from streams of its own, the same ones each time: it changes nothing of the training, and two policies, or
     two updates, differ by what they say and not by luck.
     """
     prompts = [rollout.open_trace(lab.domain, task) for task in tasks]
 
-    def score(params) -> dict[str, float]:
-        decoding, stream = lab.engine.decode_params(params), rollout.Stream("validation")
-        groups = rollout.continue_traces(lab.engine, decoding, lab.domain, prompts, samples, sampling, stream)
+    def score(sampler, params) -> dict[str, float]:
+        decoding, stream = sampler.decode_params(params), rollout.Stream("validation")
+        groups = rollout.continue_traces(sampler, decoding, lab.domain, prompts, samples, sampling, stream)
         privileged.refuse((trace for group in groups for trace in group), "validation")
         counts = [(len(group), sum(trace.judged.passed for trace in group)) for group in groups]
         found = estimates.summarize(counts, (1,))["pass@1"]

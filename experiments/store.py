@@ -22,7 +22,7 @@ from int_jax.engine import Engine
 from int_jax.lab import Trained, Training, as_line
 from int_jax.report import writers
 from int_jax.rows import ROWS, Stage, id_of
-from int_jax.sampler import Request, Sampling
+from int_jax.sampler import Request, Sampler, Sampling, ScoringSampler
 from int_jax.stages import Matching, StageError, Workdir, write_atomically
 from int_jax.types import State, Trace, from_json, to_json
 
@@ -45,7 +45,7 @@ class WorkdirStore:
     def __init__(self, config: ConfigDict, work: Workdir, engine: Engine, seed: int = 0):
         self.config, self.work, self.engine, self.seed = config, work, engine, seed
         self.probe: tuple[int, ...] = (0,)
-        self.validate: Callable[[Any], dict[str, float]] | None = None
+        self.validate: Callable[[Sampler, Any], dict[str, float]] | None = None
         self.running: Trained | None = None
         self.changed: Callable[[], object] = lambda: None
         self._new = False  # what was there at the start was reported then
@@ -64,7 +64,15 @@ class WorkdirStore:
         if self._new:
             self.changed()
 
-    def stage(self, stage: Stage, items: list, work: Callable, samples: int = 1, size: int | None = None):
+    def stage(
+        self,
+        stage: Stage,
+        items: list,
+        sampler: ScoringSampler,
+        work: Callable,
+        samples: int = 1,
+        size: int | None = None,
+    ):
         self._report()
         kind = ROWS[stage.kind]
         unit = "text" if stage.kind == "drift" else "sample"
@@ -79,13 +87,16 @@ class WorkdirStore:
 
             def counted(part):
                 self._new = True
-                rows, tokens = work(part, shown.update)
+                rows, tokens = work(sampler, part, shown.update)
                 return to_json(rows), {"tokens": tokens}
 
             matching = matching_of(stage, items) if stage.name in GIVEN else None
             parts = chunks(items, size or self.sizes[stage.kind])
             rows, counts = self.work.rows(stage.name, parts, counted, done, matching, stage.kind)
         return [from_json(kind, row) for row in rows], int(counts.get("tokens", 0))
+
+    def drawing(self, name: str, update: int, sampler: Sampler):
+        return contextlib.nullcontext(sampler)
 
     def record(
         self, name: str, update: int, groups: list[list[Trace]], rewards: np.ndarray, advantages: list
@@ -173,7 +184,8 @@ class WorkdirStore:
                 fault = self.spoiled(line, state, last)
                 if self.validate and not fault and (last or passes(before, step, c.validation.every)):
                     begun = time.perf_counter()
-                    line |= self.validate(state.params)
+                    with self.drawing(training.name, step, self.engine) as sampler:
+                        line |= self.validate(sampler, state.params)
                     validation_s += time.perf_counter() - begun
                 log(line)
                 if not fault and (last or passes(before, step, knobs.checkpoint_every)):

@@ -4,6 +4,7 @@ Every other function here takes values, not configs, and returns records; what i
 and `seed`. Another method is another function over the same `Lab`; experiments/arms/ has those that are compared.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -202,6 +203,15 @@ def unrecorded(update: int, groups: list[list[Trace]], rewards: np.ndarray, adva
     """The record of callers that keep none."""
 
 
+# What draws a batch: of the update that it begins at and the engine, a sampler for the time that it is drawn.
+Drawing = Callable[[int, Sampler], contextlib.AbstractContextManager[Sampler]]
+
+
+def unlogged(update: int, sampler: Sampler) -> contextlib.AbstractContextManager[Sampler]:
+    """The engine itself: for callers that keep nothing of a batch that was not drawn to its end."""
+    return contextlib.nullcontext(sampler)
+
+
 def reinforce(
     engine: Engine,
     state: State,
@@ -216,6 +226,7 @@ def reinforce(
     start: int = 0,
     opened: Callable[[Domain, Task], Trace] = rollout.open_trace,
     record: Record = unrecorded,
+    drawing: Drawing = unlogged,
 ) -> Iterator[tuple[State, dict]]:
     """Group-relative policy gradient on outcome rewards: as `opened` stands, from the problems alone.
 
@@ -227,7 +238,7 @@ def reinforce(
     Args:
       start: as of `sft`; negative where earlier trainings of the same schedule went before. opened: what a group
         continues.
-      record: told of each batch before it is trained on.
+      record: told of each batch before it is trained on. drawing: with what it is drawn.
 
     Raises: ValueError for rollouts drawn with top-k, top-p or min-p, whose log-probabilities are not the policy's.
     """
@@ -240,7 +251,8 @@ def reinforce(
         raise ValueError(f"reinforce: kl={knobs.kl} needs reference_params, the policy to stay near")
     while True:
         step, params = int(state.step) - start, engine.decode_params(state.params)
-        groups = draw_batch(engine, params, domain, tasks, knobs, sampling, step, opened)
+        with drawing(int(state.step), engine) as sampler:
+            groups = draw_batch(sampler, params, domain, tasks, knobs, sampling, step, opened)
         parts = policy_gradient.reward_parts(domain, groups, knobs, sampling.max_new_tokens)
         rewards = policy_gradient.weighted(parts, knobs.rewards)
         advantages = policy_gradient.advantages_of(groups, rewards, knobs)
@@ -260,7 +272,7 @@ REFILL, CUT = 1, 2  # what a stream of random numbers of a batch is for
 
 
 def draw_batch(
-    engine: Engine,
+    engine: Sampler,
     params: Any,
     domain: Domain,
     tasks: list[Task],

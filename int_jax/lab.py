@@ -5,6 +5,7 @@ A method is a function over a `Lab`, such as `intervention_training.intervention
 method that asks for the same stage gets the same rows. In a notebook the store is `Memory`, in a run the workdir.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -21,7 +22,7 @@ from int_jax.engine import Engine
 from int_jax.lm import LM
 from int_jax.rollout import Stream, splice
 from int_jax.rows import ATTEMPTS, GUIDED, PROPOSALS, AttemptRow, GuidedRow, ProposalRow, Stage, id_of
-from int_jax.sampler import silent
+from int_jax.sampler import Sampler, ScoringSampler, silent
 from int_jax.types import State, Task, Trace
 
 ROUND_SEED = 1_000_003  # between the seeds with which a proposer is asked again about an attempt
@@ -89,14 +90,27 @@ class Store(Protocol):
     """Where a lab keeps what it makes."""
 
     def stage(
-        self, stage: Stage, items: list, work: Callable, samples: int = 1, size: int | None = None
+        self,
+        stage: Stage,
+        items: list,
+        sampler: ScoringSampler,
+        work: Callable,
+        samples: int = 1,
+        size: int | None = None,
     ) -> tuple[list, int]:
         """The rows of all items, and the tokens they took: stored ones where there are any.
 
         Args:
-          work(part, progress) -> (rows, tokens): of some of the items; progress(n) is called as responses finish.
+          sampler: what draws for the stage.
+          work(sampler, part, progress) -> (rows, tokens): of all items without a stored row, in one call; what it is
+            given draws as `sampler` does. progress(n) is called as responses finish.
           samples: responses of an item, at most. size: items that are stored together, where not the stage's own.
         """
+        ...
+
+    def drawing(self, name: str, update: int, sampler: Sampler) -> contextlib.AbstractContextManager[Sampler]:
+        """What draws as `sampler` does from the policy that the training of that name has at an update
+        (`intervention_training.Drawing`)."""
         ...
 
     def follow(self, training: Training) -> Trained:
@@ -120,8 +134,11 @@ class Memory:
     def __init__(self):
         self.states: dict[str, State] = {}
 
-    def stage(self, stage, items, work, samples=1, size=None):
-        return work(items, silent)
+    def stage(self, stage, items, sampler, work, samples=1, size=None):
+        return work(sampler, items, silent)
+
+    def drawing(self, name, update, sampler):
+        return contextlib.nullcontext(sampler)
 
     def follow(self, training: Training) -> Trained:
         state, lines = training.state, []
@@ -215,11 +232,13 @@ class Lab:
         samples: int = 1,
         size: int | None = None,
         scored: Callable[[list], int] = lambda part: 0,
+        engine: Engine | None = None,
     ) -> list:
-        """The rows of a stage, computed once; work(part, progress) -> rows, one for each item of the part.
+        """The rows of a stage, computed once; work(sampler, part, progress) -> rows, one for each item of the part.
 
         Args:
           samples, size: see Store. scored(part): tokens that the work reads, besides those that it draws.
+          engine: what it draws with, where not the policy's.
         """
         self.used.add(stage)
         asked = [id_of(item) if isinstance(item, (Task, Trace)) else item for item in items]
@@ -229,16 +248,15 @@ class Lab:
                 "that are asked for now: give the second method's stage another `of` or `round`"
             )
         if stage not in self.rows:
-            engines = [self.engine, *([self.proposer_lm.engine] if self.proposer_lm else [])]
 
-            def counted(part, progress):
-                # What was drawn before belongs to another stage.
-                for engine in engines:
-                    engine.take_drawn()
-                made = work(part, progress)
-                return made, sum(engine.take_drawn() for engine in engines) + scored(part)
+            def counted(sampler, part, progress):
+                sampler.take_drawn()  # what was drawn before belongs to another stage
+                made = work(sampler, part, progress)
+                return made, sampler.take_drawn() + scored(part)
 
-            self.rows[stage], self.tokens[stage] = self.store.stage(stage, items, counted, samples, size)
+            self.rows[stage], self.tokens[stage] = self.store.stage(
+                stage, items, engine or self.engine, counted, samples, size
+            )
         return self.rows[stage]
 
     def attempts(
@@ -254,9 +272,9 @@ class Lab:
         # Taken out of the copy: they are the row's, and `method.attempts` does not know them.
         keep, keep_right = knobs.pop("keep"), knobs.pop("keep_right")
 
-        def work(part, progress):
+        def work(sampler, part, progress):
             groups = method.attempts(
-                self.engine,
+                sampler,
                 self.drawn_by(params),
                 self.domain,
                 part,
@@ -287,9 +305,9 @@ class Lab:
             (lm.engine, lm.params, lm.tokenizer) if lm else (self.engine, self.decoding, None)
         )
 
-        def work(part, progress):
+        def work(sampler, part, progress):
             found, drops = method.proposals(
-                engine,
+                sampler,
                 params,
                 self.domain,
                 propose or default,
@@ -304,7 +322,7 @@ class Lab:
                 for i, (trace, one) in enumerate(zip(part, found, strict=True))
             ]
 
-        return self.stage(stage, wrong, work, knobs["samples"])
+        return self.stage(stage, wrong, work, knobs["samples"], engine=engine)
 
     def splice(self, wrong: list[Trace], proposals: list[ProposalRow]) -> list[Trace]:
         """The guided attempts: of each wrong attempt that has an intervention."""
@@ -334,12 +352,12 @@ class Lab:
         knobs = {**self.knobs["guided"], **changes}
         fits = self.can_go_on if stage.kind == "rewrites" else self.fits
 
-        def work(part, progress):
+        def work(sampler, part, progress):
             fit = [trace for trace in part if fits(trace)]
             stream = Stream(stage.kind, stage.round, by_attempt=True)
             decoding = self.drawn_by(params)
             rows = method.guided(
-                self.engine, decoding, self.domain, fit, **knobs, progress=progress, stream=stream
+                sampler, decoding, self.domain, fit, **knobs, progress=progress, stream=stream
             )
             # A row for each, in order: what does not fit has one of no tries.
             made = {row.id: row for row in rows}
@@ -440,9 +458,20 @@ class Lab:
         def record(*batch):
             self.store.record(training.name, *batch)
 
+        def drawing(update, sampler):
+            return self.store.drawing(training.name, update, sampler)
+
         def updates(state):
             return method.reinforce(
-                self.engine, state, tx, self.domain, tasks, **knobs, reference_params=params, record=record
+                self.engine,
+                state,
+                tx,
+                self.domain,
+                tasks,
+                **knobs,
+                reference_params=params,
+                record=record,
+                drawing=drawing,
             )
 
         def done(state, drawn):
