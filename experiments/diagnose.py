@@ -239,7 +239,7 @@ def drift(lab: Lab, some: list[Trace], fixed: list[Trace]) -> dict:
         return sum(map(len, texts))
 
     texts = len(spliced) + max(len(references), len(attempts))
-    base, *rows = lab.stage(Stage("drift"), ["", *lab.policies], work, texts, 1, read)
+    base, *rows = lab.stage(Stage("drift"), ["", *lab.policies], work, texts, 1, read, together=True)
     table = {
         key: {row.policy: row.means[key] for row in rows if row.means[key] is not None}
         for key in ("entropy", "intervention_nll")

@@ -34,10 +34,10 @@ from int_jax.domains import Domain
 from int_jax.lab import Lab
 from int_jax.lm import LM, directory
 from int_jax.rows import EvalRow, Stage
-from int_jax.sampler import Sampler, Sampling
+from int_jax.sampler import Sampler, Sampling, independent
 from int_jax.sharding import make_mesh
 from int_jax.stages import StageError, Workdir, digest
-from int_jax.types import Task
+from int_jax.types import Task, Trace
 from int_jax.verify import MAX_CHARS
 
 OURS = "int_rl"  # what the baselines are compared with
@@ -101,15 +101,28 @@ def validation(
     two updates, differ by what they say and not by luck.
     """
     prompts = [rollout.open_trace(lab.domain, task) for task in tasks]
+    stream = rollout.Stream("validation")
 
     def score(sampler, params) -> dict[str, float]:
-        decoding, stream = sampler.decode_params(params), rollout.Stream("validation")
-        groups = rollout.continue_traces(sampler, decoding, lab.domain, prompts, samples, sampling, stream)
-        privileged.refuse((trace for group in groups for trace in group), "validation")
-        counts = [(len(group), sum(trace.judged.passed for trace in group)) for group in groups]
-        found = estimates.summarize(counts, (1,))["pass@1"]
+        decoding = sampler.decode_params(params)
+
+        def counts_of(part: list[Trace]) -> list[tuple[int, int, int]]:
+            """(samples, right ones, tokens drawn) from each prompt."""
+            groups = rollout.continue_traces(sampler, decoding, lab.domain, part, samples, sampling, stream)
+            privileged.refuse((trace for group in groups for trace in group), "validation")
+            return [
+                (
+                    len(group),
+                    sum(trace.judged.passed for trace in group),
+                    sum(int(trace.sampled.sum()) for trace in group),
+                )
+                for group in groups
+            ]
+
+        counts = processes.deal(prompts, counts_of, tuple[int, int, int], independent(sampler))
+        found = estimates.summarize([(drawn, right) for drawn, right, _ in counts], (1,))["pass@1"]
         low, high = found["ci95"]
-        drawn = sum(int(trace.sampled.sum()) for group in groups for trace in group)
+        drawn = sum(tokens for *_, tokens in counts)
         told = {
             "pass_at_1": found["mean"],
             "pass_at_1_low": low,

@@ -120,6 +120,11 @@ class Engine:
         """Positions of the model: tokens of prompt and response together, at most."""
         return self.model.config.max_len
 
+    @property
+    def spans_processes(self) -> bool:
+        """See `sampler.Sampler`."""
+        return len({device.process_index for device in self.mesh.devices.flat}) > 1
+
     def decode_params(self, params):
         """The parameters laid out for decoding: in the compute dtype, whole along the data axis."""
         dtype, where = self.model.config.dtype, shardings(params, self.mesh, RULES_DECODE)

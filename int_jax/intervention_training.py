@@ -6,19 +6,19 @@ and `seed`. Another method is another function over the same `Lab`; experiments/
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optax
 
-from int_jax import batching, losses, policy_gradient, proposers, rollout
+from int_jax import batching, losses, policy_gradient, processes, proposers, rollout
 from int_jax.domains import Domain
 from int_jax.engine import Engine
 from int_jax.policy_gradient import PolicyGradient
 from int_jax.rollout import Stream
 from int_jax.rows import AttemptRow, GuidedRow, parted
-from int_jax.sampler import Sampler, Sampling, ScoringSampler, silent
+from int_jax.sampler import Sampler, Sampling, ScoringSampler, independent, silent
 from int_jax.types import Intervention, State, Task, Trace
 
 if TYPE_CHECKING:
@@ -51,14 +51,12 @@ def attempts(
     tasks: list[Task],
     samples: int,
     sampling: Sampling,
-    progress=silent,
     stream: Stream = FROM_PROBLEM,
-) -> list[list[Trace]]:
-    """`samples` judged attempts at each problem, from the problem alone."""
+    **how,
+) -> list:
+    """`samples` judged attempts at each problem, from the problem alone; `how` goes to `rollout.continue_traces`."""
     prompts = [rollout.open_trace(domain, task) for task in tasks]
-    return rollout.continue_traces(
-        engine, params, domain, prompts, samples, sampling, stream, progress=progress
-    )
+    return rollout.continue_traces(engine, params, domain, prompts, samples, sampling, stream, **how)
 
 
 def failures(rows: list[AttemptRow], unsolved: bool = True) -> list[Trace]:
@@ -102,36 +100,53 @@ def guided(
     asks only whether there is one. Without it all tries are drawn, as in the paper (32): success rates are unbiased.
     """
     results = [GuidedRow(trace, 0, 0) for trace in traces]
-    # Rounds of `at_once`: tries 0..7, then 8..15 of those that have no success yet. Sample numbers go on from round to
-    # round, so that a try is the same however many are drawn at once.
-    for start in range(0, tries, at_once):
-        waiting = [i for i, r in enumerate(results) if not (stop_at_success and r.successes)]
-        count = min(at_once, tries - start)
-        groups = rollout.continue_traces(
-            engine,
-            params,
-            domain,
-            [traces[i] for i in waiting],
-            count,
-            sampling,
-            stream,
-            first_sample=start,
-            progress=progress,
-        )
-        for i, group in zip(waiting, groups, strict=True):
-            done, prompt = results[i], len(traces[i].tokens)
-            # A continuation is known by the attempt that it continues, not by its own sample number.
-            wrong, right = parted([trace.replace(key=traces[i].key) for trace in group])
-            results[i] = dataclasses.replace(
-                done,
-                tries=done.tries + count,
-                successes=done.successes + len(right),
-                wrong=(*done.wrong, *wrong)[: int(keep)],
-                right=(*done.right, *right)[: int(keep)],
-                shown=done.shown
-                or tuple((domain.tokenizer.text(t.tokens[prompt:]), t.judged.passed) for t in group[:SHOWN]),
-            )
+    names = [stream.name(trace) for trace in traces]
+    # Rounds of `at_once`: tries 0..7, then 8..15 of an attempt without success in its first. Sample numbers go on from
+    # round to round, so that a try is the same however many are drawn at once. An attempt's next round waits for its
+    # own last one, not for those of others.
+    size = at_once if stop_at_success else tries
+    attempt: list[int] = []  # of each continuation
+    groups: dict[int, list[Trace]] = {}  # continuations of each attempt, of the round that it is in
+
+    with rollout.Judging(engine, params, domain, sampling, progress=progress) as running:
+
+        def draw(chosen: Iterable[int]) -> None:
+            some = [(i, k) for i in chosen for k in range(results[i].tries, tries)[:size]]
+            attempt.extend(i for i, _ in some)
+            opened = [traces[i].replace(key=(sampling.seed, k)) for i, k in some]
+            running.add(opened, [names[i] for i, _ in some])
+
+        draw(range(len(traces)))
+        while running:
+            again = []
+            for number, trace in running.take():
+                i = attempt[number]
+                group = groups.setdefault(i, [])
+                group.append(trace)
+                if len(group) == min(size, tries - results[i].tries):
+                    results[i] = tried(domain, results[i], rollout.by_sample(groups.pop(i)), at_once, keep)
+                    if results[i].tries < tries and not (stop_at_success and results[i].successes):
+                        again.append(i)
+            draw(again)
     return results
+
+
+def tried(domain: Domain, row: GuidedRow, group: list[Trace], at_once: int, keep: bool) -> GuidedRow:
+    """The row of a guided attempt with a round of continuations more."""
+    prompt = len(row.trace.tokens)
+    # A continuation is known by the attempt that it continues, not by its own sample number.
+    wrong, right = parted([trace.replace(key=row.trace.key) for trace in group])
+    return dataclasses.replace(
+        row,
+        tries=row.tries + len(group),
+        successes=row.successes + len(right),
+        wrong=(*row.wrong, *wrong)[: int(keep)],
+        right=(*row.right, *right)[: int(keep)],
+        shown=row.shown
+        or tuple(
+            (domain.tokenizer.text(t.tokens[prompt:]), t.judged.passed) for t in group[: min(SHOWN, at_once)]
+        ),
+    )
 
 
 def kept(rows: list[GuidedRow], successes: int = 1) -> list[Trace]:
@@ -292,18 +307,16 @@ def draw_batch(
     order = np.random.default_rng([sampling.seed, step, REFILL]).permutation(len(tasks))
     others = [i for i in order.tolist() if i not in chosen]
     groups: list[list[Trace]] = []
+    stream = Stream(f"update{step}")
+
+    def draw(prompts: list[Trace]) -> list[list[Trace]]:
+        return rollout.continue_traces(
+            engine, params, domain, prompts, knobs.group, sampling, stream, policy_update=step
+        )
+
     for _ in range(1 + knobs.refill):
         prompts = [opened(domain, tasks[i]) for i in chosen]
-        groups += rollout.continue_traces(
-            engine,
-            params,
-            domain,
-            prompts,
-            knobs.group,
-            sampling,
-            Stream(f"update{step}"),
-            policy_update=step,
-        )
+        groups += map(list, processes.deal(prompts, draw, tuple[Trace, ...], independent(engine)))
         # Groups of one outcome stay among `groups`, for the metrics, and get no advantages.
         missing = wanted - sum(not policy_gradient.one_outcome(group) for group in groups)
         chosen, others = others[:missing], others[missing:]

@@ -17,12 +17,13 @@ import numpy as np
 import optax
 
 from int_jax import intervention_training as method
+from int_jax import processes
 from int_jax.domains import Domain
 from int_jax.engine import Engine
 from int_jax.lm import LM
 from int_jax.rollout import Stream, splice
-from int_jax.rows import ATTEMPTS, GUIDED, PROPOSALS, AttemptRow, GuidedRow, ProposalRow, Stage, id_of
-from int_jax.sampler import Sampler, ScoringSampler, silent
+from int_jax.rows import ATTEMPTS, GUIDED, PROPOSALS, ROWS, AttemptRow, GuidedRow, ProposalRow, Stage, id_of
+from int_jax.sampler import Sampler, ScoringSampler, independent, silent
 from int_jax.types import State, Task, Trace
 
 ROUND_SEED = 1_000_003  # between the seeds with which a proposer is asked again about an attempt
@@ -233,12 +234,16 @@ class Lab:
         size: int | None = None,
         scored: Callable[[list], int] = lambda part: 0,
         engine: Engine | None = None,
+        together: bool = False,
     ) -> list:
         """The rows of a stage, computed once; work(sampler, part, progress) -> rows, one for each item of the part.
+
+        Of several processes each works on a part of the items (`processes.deal`).
 
         Args:
           samples, size: see Store. scored(part): tokens that the work reads, besides those that it draws.
           engine: what it draws with, where not the policy's.
+          together: whether the work needs all processes at once, as scoring on the mesh of all devices does.
         """
         self.used.add(stage)
         asked = [id_of(item) if isinstance(item, (Task, Trace)) else item for item in items]
@@ -251,8 +256,14 @@ class Lab:
 
             def counted(sampler, part, progress):
                 sampler.take_drawn()  # what was drawn before belongs to another stage
-                made = work(sampler, part, progress)
-                return made, sampler.take_drawn() + scored(part)
+                dealt = independent(sampler) and not together
+                parts = jax.process_count() if dealt else 1
+
+                def share(items):
+                    return work(sampler, items, lambda done: progress(parts * done))
+
+                made = processes.deal(part, share, ROWS[stage.kind], dealt)
+                return made, processes.total(sampler.take_drawn(), dealt) + scored(part)
 
             self.rows[stage], self.tokens[stage] = self.store.stage(
                 stage, items, engine or self.engine, counted, samples, size
@@ -271,19 +282,20 @@ class Lab:
         knobs = {**self.knobs["attempts"], **changes}
         # Taken out of the copy: they are the row's, and `method.attempts` does not know them.
         keep, keep_right = knobs.pop("keep"), knobs.pop("keep_right")
+        decoding = self.drawn_by(params)
 
         def work(sampler, part, progress):
-            groups = method.attempts(
+            return method.attempts(
                 sampler,
-                self.drawn_by(params),
+                decoding,
                 self.domain,
                 part,
                 **knobs,
                 progress=progress,
                 stream=Stream("attempts", stage.round),
+                # At once: whole groups of all problems would not fit into memory.
+                fold=lambda i, group: AttemptRow.of(part[i], group, keep, keep_right),
             )
-            pairs = zip(part, groups, strict=True)
-            return [AttemptRow.of(task, group, keep, keep_right) for task, group in pairs]
 
         return self.stage(stage, tasks, work, knobs["samples"])
 
@@ -351,11 +363,11 @@ class Lab:
         that can be answered. stage, params, changes: as of `attempts`."""
         knobs = {**self.knobs["guided"], **changes}
         fits = self.can_go_on if stage.kind == "rewrites" else self.fits
+        decoding = self.drawn_by(params)
 
         def work(sampler, part, progress):
             fit = [trace for trace in part if fits(trace)]
             stream = Stream(stage.kind, stage.round, by_attempt=True)
-            decoding = self.drawn_by(params)
             rows = method.guided(
                 sampler, decoding, self.domain, fit, **knobs, progress=progress, stream=stream
             )

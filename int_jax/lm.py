@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from int_jax import hf_format
+from int_jax import hf_format, processes
 from int_jax.engine import Engine
 from int_jax.models import Model, build
-from int_jax.sampler import Request, Response, Sampling
+from int_jax.sampler import Request, Response, Sampling, independent
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Task, Trace
@@ -168,15 +168,20 @@ class LM:
         stop_ids = self.tokenizer.stop_ids if stop_ids is None else tuple(int(i) for i in stop_ids)
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         sampling = Sampling(max_new_tokens, temperature, top_k, top_p, min_p, stop_ids, seed, stop)
-        requests = [
-            Request(tuple(trace.tokens.tolist()), trace.task.id, sample, trace.begin)
-            for trace in traces
-            for sample in range(samples)
-        ]
         params = self.engine.decode_params(self.params)
-        # In the order of the requests: all samples of the first trace, then those of the second.
-        drawn = iter(self.engine.generate(params, requests, sampling, tokenizer=self.tokenizer))
-        return [[self._extend(trace, next(drawn), sampling, k) for k in range(samples)] for trace in traces]
+
+        def draw(part: list[Trace]) -> list[list[Trace]]:
+            requests = [
+                Request(tuple(trace.tokens.tolist()), trace.task.id, sample, trace.begin)
+                for trace in part
+                for sample in range(samples)
+            ]
+            # In the order of the requests: all samples of the first trace, then those of the second.
+            drawn = iter(self.engine.generate(params, requests, sampling, tokenizer=self.tokenizer))
+            return [[self._extend(trace, next(drawn), sampling, k) for k in range(samples)] for trace in part]
+
+        dealt = processes.deal([*traces], draw, tuple[Trace, ...], independent(self.engine))
+        return [[*group] for group in dealt]
 
     def score(self, token_ids) -> list[np.ndarray]:
         """log p(token t | tokens before t) in nats, float32, for each sequence of ids; element 0 is 0."""

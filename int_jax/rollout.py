@@ -1,15 +1,16 @@
 """Host side of sampling: tasks to traces, traces to longer traces, each judged by its domain."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Self, overload
 
 import numpy as np
 
 from int_jax import privileged, processes
 from int_jax.domains import Domain
 from int_jax.engine import Engine
-from int_jax.sampler import Progress, Request, Response, Sampler, Sampling, silent
+from int_jax.sampler import Progress, Request, Response, Sampler, Sampling, independent, silent
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Intervention, Task, Trace, Verdict
 
@@ -54,45 +55,165 @@ def continue_traces(
     first_sample: int = 0,
     policy_update: int = 0,
     progress: Progress = silent,
-) -> list[list[Trace]]:
+    fold: Callable[[int, list[Trace]], Any] = lambda index, group: group,
+) -> list[Any]:
     """Continue each open trace `samples` times until the policy stops and its partner is silent, and judge the results.
 
     Args:
       params: laid out by `engine.decode_params`. first_sample: index of the first sample.
+      fold(index, group): what is kept of the continuations of traces[index], as soon as all of them are judged.
 
-    Returns: for each trace its continuations; `sampled` marks what the policy drew, `verdict` what the domain says.
+    Returns: for each trace its continuations, or what `fold` made of them; `sampled` marks what the policy drew,
+      `verdict` what the domain says.
     """
-    running = [
-        [dataclasses.replace(t, key=(sampling.seed, first_sample + g)) for g in range(samples)]
-        for t in traces
+    # Two traces of three samples: 0 1 2 | 3 4 5.
+    opened = [
+        trace.replace(key=(sampling.seed, first_sample + sample))
+        for trace in traces
+        for sample in range(samples)
     ]
-    # Two traces of three samples: 0 1 2 | 3 4 5. waiting: those whose turn it is, all of them at first, then those to
-    # whom a partner has replied.
-    flat = [trace for group in running for trace in group]
-    streams = [stream.name(trace) for trace in traces for _ in range(samples)]
-    waiting = list(range(len(flat)))
-    while waiting:
-        requests = [
-            Request(tuple(flat[i].tokens.tolist()), streams[i], flat[i].key[1], flat[i].begin)
-            for i in waiting
-        ]
-        responses = engine.generate(params, requests, sampling, progress, domain.tokenizer)
-        for i, response in zip(waiting, responses, strict=True):
-            flat[i] = append_response(domain, flat[i], response, sampling.temperature, policy_update)
-        replies = [domain.reply(flat[i]) for i in waiting]
-        for i, reply in zip(waiting, replies, strict=True):
-            if len(reply):
-                flat[i] = append_partner_turn(flat[i], reply)
-        waiting = [i for i, reply in zip(waiting, replies, strict=True) if len(reply)]
-    judged = [t.replace(verdict=v) for t, v in zip(flat, verdicts(domain, flat), strict=True)]
-    return [judged[i * samples : (i + 1) * samples] for i in range(len(traces))]
+    names = [stream.name(trace) for trace in traces for _ in range(samples)]
+    groups: dict[int, list[Trace]] = {}
+    out: list[Any] = [None] * len(traces)
+    with Judging(engine, params, domain, sampling, policy_update, progress) as running:
+        running.add(opened, names)
+        while running:
+            for number, trace in running.take():
+                index = number // samples
+                group = groups.setdefault(index, [])
+                group.append(trace)
+                if len(group) == samples:
+                    out[index] = fold(index, by_sample(groups.pop(index)))
+    return out
+
+
+def by_sample(group: list[Trace]) -> list[Trace]:
+    """Continuations of one trace in the order of their samples' numbers, whichever ended first."""
+    return sorted(group, key=lambda trace: trace.key[1])
+
+
+class Judging:
+    """Open traces that are continued side by side until the policy stops and its partner is silent, each then judged
+    while others are drawn. What a `sampler.Session` is to responses this is to traces: others may join them.
+
+    The domain judges in a thread of its own, in batches of what has ended since the last one; what it raises is raised
+    by `take`. Processes that draw together must ask for the same at the same time: they are judged where nothing is
+    left to draw, by process 0, whose grader may be the only one that was late.
+    """
+
+    def __init__(
+        self,
+        engine: Sampler,
+        params: Any,
+        domain: Domain,
+        sampling: Sampling,
+        policy_update: int = 0,
+        progress: Progress = silent,
+    ):
+        self.domain, self.sampling = domain, sampling
+        self.policy_update, self.progress = policy_update, progress
+        self.session = engine.session(params, sampling, domain.tokenizer)
+        self.independent = independent(engine)
+        self.thread = ThreadPoolExecutor(1, "grader")
+        self.traces: dict[int, Trace] = {}  # all that are not given out yet, by their numbers
+        self.streams: dict[int, str] = {}  # of those that are drawn
+        self.continued: dict[int, int] = {}  # the trace of each request that is not answered yet
+        self.count = self.requests = 0  # of traces and of requests so far
+        self.ended: list[int] = []  # traces that wait for the grader
+        self.graded: list[int] = []  # those that it has,
+        self.verdicts: Future | None = None  # and what it says of them
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.thread.shutdown(cancel_futures=True)
+
+    def __bool__(self) -> bool:
+        """Whether any trace is not given out yet."""
+        return bool(self.traces)
+
+    def add(self, traces: list[Trace], streams: list[str]) -> None:
+        """Queue open traces; they are numbered in the order in which they are added, from 0.
+
+        streams: the name of each one's random stream, which its key, (seed, sample), tells from those of other samples.
+        """
+        numbers = range(self.count, self.count + len(traces))
+        self.count += len(traces)
+        self.traces.update(zip(numbers, traces, strict=True))
+        self.streams.update(zip(numbers, streams, strict=True))
+        self._ask(numbers)
+
+    def take(self) -> list[tuple[int, Trace]]:
+        """Go on until at least one trace is judged: those that are, with their numbers. Each is given once; [] where
+        there is none."""
+        found: list[tuple[int, Trace]] = []
+        while self.traces and not found:
+            if self.session:
+                self._draw()
+            found = self._grade(wait=not self.session)
+        return found
+
+    def _ask(self, numbers: Iterable[int]) -> None:
+        """Queue the next turn of each of these traces."""
+        prompts: dict[int, tuple[int, ...]] = {}  # by its array: samples of one prompt share it
+        requests: list[Request] = []
+        for number in numbers:
+            trace = self.traces[number]
+            if id(trace.tokens) not in prompts:
+                prompts[id(trace.tokens)] = tuple(trace.tokens.tolist())
+            self.continued[self.requests + len(requests)] = number
+            requests.append(
+                Request(prompts[id(trace.tokens)], self.streams[number], trace.key[1], trace.begin)
+            )
+        self.requests += len(requests)
+        self.session.add(requests)
+
+    def _draw(self) -> None:
+        """Draw until some turns have ended. Traces that a partner replies to go on, the others wait for the grader."""
+        responses = self.session.take()
+        self.progress(len(responses))
+        again = []
+        for request, response in responses:
+            number = self.continued.pop(request)
+            trace = append_response(
+                self.domain, self.traces[number], response, self.sampling.temperature, self.policy_update
+            )
+            if len(reply := self.domain.reply(trace)):
+                trace = append_partner_turn(trace, reply)
+                again.append(number)
+            else:
+                del self.streams[number]
+                self.ended.append(number)
+            self.traces[number] = trace
+        self._ask(again)
+
+    def _grade(self, wait: bool) -> list[tuple[int, Trace]]:
+        """The traces that the grader is done with, if it is; it then has those that have ended since."""
+        if not (self.independent or wait):
+            return []
+        if self.verdicts is None:
+            self._hand_over()
+        if self.verdicts is None or not (wait or self.verdicts.done()):
+            return []
+        said = zip(self.graded, self.verdicts.result(), strict=True)
+        judged = [(number, self.traces.pop(number).replace(verdict=Verdict(*v))) for number, v in said]
+        self._hand_over()
+        return judged
+
+    def _hand_over(self) -> None:
+        """Give the grader, which has nothing to do, what has ended."""
+        self.graded, self.ended = self.ended, []
+        traces = [self.traces[number] for number in self.graded]
+        if self.independent:
+            self.verdicts = self.thread.submit(self.domain.verify_many, traces) if traces else None
+        else:
+            self.verdicts = self.thread.submit(verdicts, self.domain, traces) if traces else None
 
 
 def verdicts(domain: Domain, traces: list[Trace]) -> list[Verdict]:
-    """What the domain says of each trace."""
-    # A time-out on one host alone would part the runs.
-    judged = domain.verify_many(traces) if processes.is_main_process() else None
-    return [Verdict(*verdict) for verdict in processes.from_main_process(judged)]
+    """What the domain says of each trace, on process 0: a time-out on one host alone would part a run."""
+    return [Verdict(*verdict) for verdict in processes.by_main_process(lambda: domain.verify_many(traces))]
 
 
 def append_response(

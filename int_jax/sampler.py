@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 
 from int_jax import knobs
@@ -94,6 +95,11 @@ class Sampler(Protocol):
     def max_len(self) -> int:
         """Positions of the model: tokens of prompt and response together, at most."""
 
+    @property
+    def spans_processes(self) -> bool:
+        """Whether the processes of a run draw together, each response on devices of several: they must then ask for
+        the same, in the same order. Else each draws what it is asked for, whatever the others are asked."""
+
     def decode_params(self, params: Any) -> Any:
         """The parameters as `generate` wants them."""
 
@@ -113,6 +119,11 @@ class Sampler(Protocol):
 
     def take_drawn(self) -> int:
         """Tokens drawn since the last call of this."""
+
+
+def independent(*samplers: Sampler) -> bool:
+    """Whether this process draws from these without the others: its work may then differ from theirs."""
+    return jax.process_count() == 1 or not any(sampler.spans_processes for sampler in samplers)
 
 
 class Scorer(Protocol):

@@ -6,9 +6,12 @@ id that equals a stop id is harmless. Everything is right-padded.
 
 import dataclasses
 import functools
+import json
+import math
 import types
 import typing
 import unicodedata
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -132,19 +135,27 @@ class Intervention:
     raw: str = ""
 
 
-def to_json(value):
-    """A record, or what it holds, as plain JSON types; `from_json` brings it back bit for bit, float32 included."""
+def to_json(value, apart: list[np.ndarray] | None = None):
+    """A record, or what it holds, as plain JSON types; `from_json` brings it back bit for bit, float32 included.
+
+    apart: where arrays go that are to stay what they are; their places are then written in their stead.
+    """
     if dataclasses.is_dataclass(value):
-        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: to_json(getattr(value, field.name), apart) for field in dataclasses.fields(value)}
+    if isinstance(value, np.ndarray) and apart is not None:
+        apart.append(value)
+        return len(apart) - 1
     if isinstance(value, np.ndarray):
         return value.astype(int).tolist() if value.dtype == bool else value.tolist()
     if isinstance(value, (list, tuple)):
-        return [to_json(item) for item in value]
+        return [to_json(item, apart) for item in value]
     return value
 
 
-def from_json(kind: Any, data: Any) -> Any:
+def from_json(kind: Any, data: Any, apart: Sequence[np.ndarray] | None = None) -> Any:
     """The record of the dataclass `kind` that `to_json` wrote; also what one of its fields holds, by the field's type.
+
+    apart: the arrays of which `data` holds the places.
 
     Raises: KeyError, TypeError or ValueError where `data` is no such record.
     """
@@ -157,20 +168,41 @@ def from_json(kind: Any, data: Any) -> Any:
             raise KeyError(missing[0])
         if foreign := [name for name in data if name not in hints]:
             raise TypeError(f"{record.__name__} has no field {foreign[0]!r}")
-        return record(**{name: from_json(hints[name], value) for name, value in data.items()})
+        return record(**{name: from_json(hints[name], value, apart) for name, value in data.items()})
     if kind is Verdict:
         return Verdict(*data)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is np.ndarray:  # NDArray[np.int32] is ndarray[Any, dtype[np.int32]]
-        return np.asarray(data, typing.get_args(args[1])[0])
+        return np.asarray(data if apart is None else apart[data], typing.get_args(args[1])[0])
     # tuple[int, ...], any number of one type; below, tuple[int, str], each its own.
     if origin is tuple and args[-1] is Ellipsis:
-        return tuple(from_json(args[0], item) for item in data)
+        return tuple(from_json(args[0], item, apart) for item in data)
     if origin is tuple:
-        return tuple(from_json(each, item) for each, item in zip(args, data, strict=True))
+        return tuple(from_json(each, item, apart) for each, item in zip(args, data, strict=True))
     if origin is types.UnionType:  # X | None
-        return None if data is None else from_json(args[0], data)
+        return None if data is None else from_json(args[0], data, apart)
     return data
+
+
+def to_bytes(values: list) -> bytes:
+    """Records, or what they hold, as `to_json` has them, but for their arrays, whose bytes stand behind the text."""
+    arrays: list[np.ndarray] = []
+    text = json.dumps(
+        [to_json(values, arrays), [(array.dtype.str, array.shape) for array in arrays]]
+    ).encode()
+    return b"".join([len(text).to_bytes(8, "little"), text, *(array.tobytes() for array in arrays)])
+
+
+def from_bytes(kind: Any, data: bytes) -> list:
+    """The values, each of the type `kind` (`from_json`), that `to_bytes` was given."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    values, forms = json.loads(data[8:end])
+    arrays = []
+    for dtype, shape in forms:
+        flat = np.frombuffer(data, dtype, math.prod(shape), end)
+        end += flat.nbytes
+        arrays.append(flat.reshape(shape).copy())  # a view would keep all the bytes in memory
+    return [from_json(kind, value, arrays) for value in values]
 
 
 @functools.cache

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sessions import Batches
 
 import int_jax
 from experiments import build, rollouts, store
@@ -87,6 +88,9 @@ class Toy:
     def _logp(self, params) -> np.ndarray:
         score_V = np.asarray(params["score_V"], np.float64)
         return (score_V - np.log(np.exp(score_V).sum())).astype(np.float32)
+
+    def session(self, params, sampling, tokenizer=None):
+        return Batches(self, params, sampling, tokenizer)
 
     def generate(self, params, requests, sampling, progress=None, tokenizer=None) -> list[Response]:
         out = [self._draw(self._logp(params), request, sampling) for request in requests]

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from sessions import Batches
 
 from int_jax import check, domains, proposers, rollout
 from int_jax.check import proposer as contract
@@ -46,6 +47,9 @@ class Scripted:
 
     def __init__(self, tokenizer, say, max_len=10**6):
         self.tokenizer, self.say, self.max_len, self.asked = tokenizer, say, max_len, []
+
+    def session(self, params, sampling, tokenizer=None):
+        return Batches(self, params, sampling, tokenizer)
 
     def generate(self, params, requests: list[Request], sampling, progress=lambda done: None, tokenizer=None):
         self.asked.append((requests, sampling))
@@ -226,7 +230,7 @@ def test_a_first_turn_that_is_too_long_is_noted_and_not_asked(tokenizer, traces)
     limit = sorted(turns)[len(turns) // 2]
     engine = Scripted(tokenizer, lambda prompt, k: "\\boxed{1}")
     _, drops = propose("self_verify", engine, None, domain, traces, samples=1, max_prompt=limit)
-    (first, _), _ = engine.asked
+    (first, _), *_ = engine.asked
     assert [len(r.prompt) for r in first] == [n for n in turns if n <= limit]
     assert 0 < len(first) < len(traces)
     assert all(drops[i] == "too_long" for i, n in enumerate(turns) if n > limit)

@@ -1,15 +1,19 @@
 """Traces on the host: spliced, continued, told something by a partner, written to JSON and back."""
 
 import json
+import threading
+import time
 
 import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sessions import Batches, Dice, NewestFirst, Scattered
 
 from int_jax import batching, rollout, types
 from int_jax.domains.arithmetic import Arithmetic
+from int_jax.rows import RolloutRow
 from int_jax.sampler import Sampling
 from int_jax.types import Intervention, Task, Trace, Verdict
 
@@ -203,6 +207,122 @@ def test_a_partner_is_heard_and_never_trained(engine, params, tokenizer, tasks):
         np.testing.assert_allclose(trace.logp[trace.sampled], logp[trace.sampled], atol=1e-5)
 
 
+# --- one queue, and a grader beside it ---
+
+
+class Slow(Talkative):
+    """A partner that replies to some, and a grader that is late now and then; says what it judged together."""
+
+    def __init__(self, tokenizer, seed=0):
+        super().__init__(tokenizer)
+        self.rng, self.batches = np.random.default_rng(seed), []
+
+    def reply(self, trace):
+        return super().reply(trace) if int(trace.tokens[-1]) % 2 else []
+
+    def verify_many(self, traces):
+        self.batches.append(len(traces))
+        time.sleep(float(self.rng.choice([0, 0, 0.003])))
+        return super().verify_many(traces)
+
+    def verify(self, trace):
+        odd = bool(int(trace.response.sum()) % 2)
+        return Verdict(odd, float(odd), "correct" if odd else "wrong")
+
+
+def as_bytes(groups) -> bytes:
+    return types.to_bytes([trace for group in groups for trace in group])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 3), st.randoms(use_true_random=False))
+def test_in_whatever_order_turns_end_and_are_judged_the_traces_are_the_same(
+    tokenizer, tasks, count, samples, first, random
+):
+    opened = [rollout.open_trace(Arithmetic(tokenizer), task) for task in tasks[:count]]
+    found = []
+    for kind in (Batches, NewestFirst, Scattered):
+        domain, done, ended = Slow(tokenizer, random.randrange(99)), [], []
+
+        def fold(index, group, ended=ended):
+            ended.append(index)
+            return group
+
+        found.append(
+            rollout.continue_traces(
+                Dice(kind),
+                None,
+                domain,
+                opened,
+                samples,
+                SAMPLING,
+                rollout.Stream("s"),
+                first,
+                7,
+                done.append,
+                fold,
+            )
+        )
+        assert sum(domain.batches) == count * samples and sorted(ended) == [*range(count)]
+        assert sum(done) >= count * samples  # of turns
+    assert as_bytes(found[0]) == as_bytes(found[1]) == as_bytes(found[2])
+    for group in found[0]:
+        assert [trace.key for trace in group] == [(SAMPLING.seed, first + g) for g in range(samples)]
+        assert all(trace.verdict == domain.verify(trace) for trace in group)
+
+
+def test_a_partners_reply_is_answered_before_other_traces_end(tokenizer, tasks):
+    domain, sampler = Talkative(tokenizer), Dice(NewestFirst)
+    opened = [rollout.open_trace(domain, task) for task in tasks[:3]]
+    rollout.continue_traces(sampler, None, domain, opened, 1, SAMPLING)
+    assert [request.task for request in sampler.asked] == [
+        f"{tasks[i].id}/samples" for i in (2, 2, 2, 1, 1, 1, 0, 0, 0)
+    ]
+
+
+class Gate(Dice):
+    """Draws the last trace only after the grader has begun with another one, and lets it end then."""
+
+    def __init__(self):
+        super().__init__(NewestFirst)
+        self.begun, self.drawn = threading.Event(), threading.Event()
+
+    def generate(self, params, requests, *rest, **named):
+        if len(self.asked) == 3:
+            assert self.begun.wait(60)
+            self.drawn.set()
+        return super().generate(params, requests, *rest, **named)
+
+
+def test_traces_are_judged_while_others_are_drawn(tokenizer, tasks):
+    gate, batches = Gate(), []
+
+    class Waits(Arithmetic):
+        def verify_many(self, traces):
+            batches.append(len(traces))
+            gate.begun.set()
+            assert gate.drawn.wait(60)
+            return super().verify_many(traces)
+
+    domain = Waits(tokenizer)
+    opened = [rollout.open_trace(domain, task) for task in tasks[:4]]
+    groups = rollout.continue_traces(gate, None, domain, opened, 1, SAMPLING)
+    assert all(trace.verdict for group in groups for trace in group)
+    assert batches == [1, 3]  # what ended while it was busy goes to it together
+
+
+@pytest.mark.parametrize("kind", [Batches, NewestFirst])
+def test_what_a_grader_raises_reaches_the_caller(tokenizer, tasks, kind):
+    class Broken(Arithmetic):
+        def verify(self, trace):
+            raise ZeroDivisionError(f"of {trace.task.id}")
+
+    domain = Broken(tokenizer)
+    opened = [rollout.open_trace(domain, task) for task in tasks[:3]]
+    with pytest.raises(ZeroDivisionError, match="of "):
+        rollout.continue_traces(Dice(kind), None, domain, opened, 2, SAMPLING)
+
+
 # --- JSON ---
 
 FLOATS = st.floats(width=32, allow_nan=True, allow_subnormal=True)
@@ -248,6 +368,19 @@ def test_a_trace_survives_json_bit_for_bit(trace):
             assert (np.isnan(new) == nan).all() and new[~nan].tobytes() == old[~nan].tobytes()
         else:
             assert new == old and type(new) is type(old), field
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(traces(), max_size=3), st.lists(st.booleans(), min_size=3, max_size=3))
+def test_records_survive_bytes_bit_for_bit(some, kept):
+    """Rows of traces, some of them none; the arrays are their own, which may be written to."""
+    rows = [RolloutRow(t, i, 0.5, np.arange(i) / 3 if kept[i] else None) for i, t in enumerate(some)]
+    back = types.from_bytes(RolloutRow, types.to_bytes(rows))
+    assert types.to_bytes(back) == types.to_bytes(rows) and len(back) == len(rows)
+    for old, new in zip(rows, back, strict=True):
+        assert new.trace.task == old.trace.task and new.trace.tokens.dtype == old.trace.tokens.dtype
+        assert new.trace.logp.tobytes() == old.trace.logp.tobytes() and new.trace.logp.flags.writeable
+        assert (new.advantage is None) == (old.advantage is None)
 
 
 def test_a_trace_without_a_verdict_says_so(domain, tasks):

@@ -5,6 +5,7 @@ of the same conversation (InT's propose_interventions: one answer, then K candid
 """
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from int_jax.domains import Domain
@@ -38,37 +39,48 @@ def propose(
     tokenizer = domain.tokenizer if tokenizer is None else tokenizer
     sampling = dataclasses.replace(sampling, seed=key, stop_ids=stops)
     longest = room(engine, sampling, max_prompt)
+    roles = domain.proposal_roles
+    session = engine.session(params, sampling, tokenizer)
     chats: dict[int, list[dict[str, str]]] = {i: [] for i in range(len(traces))}
+    asked: list[
+        tuple[int, int, int, int]
+    ] = []  # of each request: trace, turn, candidate, length of its prompt
+    answers: dict[int, dict[int, str]] = {}  # to the last turn, by trace and candidate
 
-    def asked(role: str, count: int) -> dict[int, list[str]]:
-        """Adds the role's turn to each chat, drops the chats that are too long, and draws `count` answers to others."""
-        prompts = {}
-        for i, chat in chats.items():
-            chat += domain.view(traces[i].task, domain.step_texts(traces[i]), role)
-            prompts[i] = tuple(tokenizer.render(chat))
-        for i in [i for i, prompt in prompts.items() if len(prompt) > longest]:
-            drops[i] = "too_long"
-            del prompts[i], chats[i]
-        last = role == domain.proposal_roles[-1]
-        requests = [
-            Request(prompt, stream(traces[i], "check" if last else role), k)
-            for i, prompt in prompts.items()
-            for k in range(count)
-        ]
-        # In the order of the requests, `count` for each prompt.
-        responses = iter(engine.generate(params, requests, sampling, progress if last else silent))
-        return {
-            i: [tokenizer.text(next(responses).tokens[len(prompt) :]) for _ in range(count)]
-            for i, prompt in prompts.items()
-        }
+    def ask(turns: Iterable[tuple[int, int]]) -> None:
+        """Add to each trace's chat the role of the turn, and queue what is not too long."""
+        requests: list[Request] = []
+        for i, turn in turns:
+            # The earlier roles answer once, and their answers become turns of the conversation.
+            last = turn == len(roles) - 1
+            name, count = ("check", samples) if last else (roles[turn], 1)
+            chats[i] += domain.view(traces[i].task, domain.step_texts(traces[i]), roles[turn])
+            prompt = tuple(tokenizer.render(chats[i]))
+            if len(prompt) > longest:
+                drops[i] = "too_long"
+                continue
+            requests += [Request(prompt, stream(traces[i], name), k) for k in range(count)]
+            asked.extend((i, turn, k, len(prompt)) for k in range(count))
+        session.add(requests)
 
-    # The earlier roles answer once, and their answers become turns of the conversation.
-    for role in domain.proposal_roles[:-1]:
-        for i, (answer,) in asked(role, 1).items():
-            chats[i].append({"role": "assistant", "content": answer})
+    ask((i, 0) for i in chats)
+    # A conversation's next turn waits for its own last one, not for those of others.
+    while session:
+        again, finished = [], 0
+        for number, response in session.take():
+            i, turn, k, start = asked[number]
+            answer = tokenizer.text(response.tokens[start:])
+            if turn < len(roles) - 1:
+                chats[i].append({"role": "assistant", "content": answer})
+                again.append((i, turn + 1))
+            else:
+                answers.setdefault(i, {})[k] = answer
+                finished += 1
+        progress(finished)
+        ask(again)
     out: list[Intervention | None] = [None] * len(traces)
-    for i, answers in asked(domain.proposal_roles[-1], samples).items():
-        candidates = [named(answer) for answer in answers]
+    for i in sorted(answers):
+        candidates = [named(answers[i][k]) for k in range(samples)]
         out[i] = screen(domain, i, traces[i], candidates, drops)
     return out
 
