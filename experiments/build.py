@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 import int_jax
 from experiments.preflight import check, planned
 from experiments.progress import show
-from int_jax import domains, losses, proposers
+from int_jax import domains, losses, proposers, samplers
 from int_jax.batching import intervention_weights
 from int_jax.domains import Domain
 from int_jax.engine import Engine
@@ -38,7 +38,7 @@ def models(config: ConfigDict) -> tuple[LM, LM | None]:
     check(config)
     mesh = make_mesh(config.mesh.data, config.mesh.model)
     show(planned(config, mesh))
-    lm = loaded(config, mesh, config.model, config.param_dtype)
+    lm = served(config, mesh, loaded(config, mesh, config.model, config.param_dtype))
     domains.load(config.domain.name, lm.tokenizer, **config.domain.knobs.to_dict())
     other = config.proposals.model
     return lm, loaded(config, mesh, other, None, config.proposals.chat, "") if other else None
@@ -57,6 +57,22 @@ def loaded(
     family = config.family if family is None else family
     lm = int_jax.load(name, mesh, config.dtype, param_dtype, chat.to_dict(), family)
     return dataclasses.replace(lm, engine=Engine(lm.model, mesh, config.slots, config.decode_steps))
+
+
+def served(config: ConfigDict, mesh, lm: LM) -> LM:
+    """The policy with its responses drawn by the config's server, where it names one."""
+    c = config.sampler
+    if not c.kind:
+        return lm
+    made = samplers.load(c.kind)(
+        c.url,
+        weights=c.weights,
+        config=lm.model.config if c.weights else None,
+        scorer=lm.engine,
+        at_once=c.at_once,
+    )
+    place = lm.model, mesh, config.slots, config.decode_steps
+    return dataclasses.replace(lm, engine=samplers.ServedEngine(*place, sampler=made))
 
 
 def sampling(knobs, domain: Domain, seed: int) -> Sampling:

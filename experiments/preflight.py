@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from experiments import arms, plan
 from experiments.configs import default
-from int_jax import domains, hf_format, memory, policy_gradient, proposers, rollout
+from int_jax import domains, hf_format, memory, policy_gradient, proposers, rollout, samplers
 from int_jax.knobs import Knob
 from int_jax.lab import Lab
 from int_jax.lm import directory
@@ -33,6 +33,7 @@ def clashes(c: ConfigDict) -> Iterator[str]:
             proposers.load(name)
         except ValueError as error:
             yield f"proposals: {error}"
+    yield from sampler_clashes(c)
     for name in c.writers:
         try:
             writers.load(name)
@@ -100,6 +101,26 @@ def arm_clashes(c: ConfigDict, name: str, domain) -> Iterator[str]:
         section, field = knob.split(".")
         if c[section][field] < least:
             yield f"{known} {knob} of at least {least}, and it is {c[section][field]}; set it so"
+
+
+def sampler_clashes(c: ConfigDict) -> Iterator[str]:
+    """A server that cannot be asked, or to which a trained policy has no way."""
+    kind, knobs = c.sampler.kind, c.sampler
+    if not kind:
+        for name in (name for name in ("url", "weights") if knobs[name]):
+            yield f"sampler.{name} = {knobs[name]!r}: sampler.kind = '' asks no server; set it, or leave that empty"
+        return
+    try:
+        samplers.load(kind)
+    except ValueError as error:
+        yield f"sampler.kind: {error}"
+    if not knobs.url:
+        yield f"sampler.kind = {kind!r} and sampler.url = '': say where the server is"
+    if not knobs.weights:
+        yield (
+            f"sampler.kind = {kind!r} and sampler.weights = '': the policies that are trained do not reach the server, "
+            "which is to draw from them; name a folder that both see"
+        )
 
 
 def checkpoint_clashes(c: ConfigDict) -> Iterator[str]:

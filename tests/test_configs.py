@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from test_memory import shape
 
-from experiments import command_line, knobs, plan
+from experiments import command_line, knobs, plan, preflight
 from experiments.configs import code, default, grpo, reasoning_gym
 from experiments.configs import int as intervention
 from int_jax import domains, memory
@@ -308,3 +308,21 @@ def test_validation_is_planned_where_it_takes_place(every, there):
     assert ("validation" in stages) == there
     if there:
         assert "policy in training" in {item.name for item in stages["validation"].items}
+
+
+@pytest.mark.parametrize(
+    "knobs, said",
+    [
+        ({"url": "http://x"}, "sampler.url = 'http://x': sampler.kind = '' asks no server"),
+        ({"weights": "w"}, "sampler.weights = 'w': sampler.kind = '' asks no server"),
+        ({"kind": "vllm", "weights": "w"}, "sampler.url = '': say where the server is"),
+        ({"kind": "vllm", "url": "http://x"}, "sampler.weights = '': .* do not reach the server"),
+        ({"kind": "lab.none", "url": "http://x", "weights": "w"}, "no sampler 'lab.none'"),
+    ],
+    ids=str,
+)
+def test_a_server_that_cannot_draw_is_refused(knobs, said):
+    c = intervention.get_config("smoke")
+    c.sampler.update(knobs)
+    with pytest.raises(ValueError, match=said):
+        preflight.check(c)

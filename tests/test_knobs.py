@@ -28,7 +28,7 @@ from experiments import run as runs
 from experiments.configs import default
 from experiments.configs import int as intervention
 from experiments.knobs import rows
-from int_jax import checkpoint, hf_format, losses, report
+from int_jax import checkpoint, hf_format, losses, report, samplers
 from int_jax.domains.arithmetic import block, boxed, parse_problem
 from int_jax.lm import LM
 from int_jax.report.writers import tensorboard
@@ -179,6 +179,10 @@ class Watch:
             left = {key: value for key, value in found.items() if key not in ("config", "versions", "wall_s")}
             story.tell("results", found["config"]["name"], json.dumps(report.plain(left)))
 
+        def load_sampler(name):
+            samplers.KIND.load(name)  # refuses what is none
+            return lambda url, *, config, scorer, **more: story.tell("server", url, more)
+
         saved = {}
 
         class Checkpoints(contextlib.nullcontext):
@@ -195,6 +199,8 @@ class Watch:
         with self.patch.context() as patch:
             patch.setattr(int_jax, "load", load, raising=False)
             patch.setattr(build, "Engine", Toy)
+            patch.setattr(samplers, "ServedEngine", lambda *place, sampler: Toy(*place))
+            patch.setattr(samplers, "load", load_sampler)
             patch.setattr(runs, "CONFIG", SimpleNamespace(value=config))
             patch.setattr(runs, "WORKDIR", SimpleNamespace(value=str(workdir)))
             patch.setattr(runs, "DISTRIBUTED", SimpleNamespace(value=False))
@@ -264,6 +270,7 @@ RFT = RL | {"arms": ("rft",), "attempts.tries": 8, "attempts.keep_right": 1}
 SEVERAL = RL | {"rl.passes": 2, "rl.minibatches": 2, "rl.updates": 4}
 CLIPPED = SEVERAL | {"rl.clip_low": 0.1, "rl.clip_high": 0.1, "rl.passes": 4, "rl.updates": 8}
 VALIDATED = RL | {"validation.every": 1}
+SERVED = RL | {"sampler.kind": "vllm", "sampler.url": "http://localhost:1", "sampler.weights": "w"}
 OVERLONG = RL | {"rl.rewards": {"score": 1.0, "overlong": 1.0}, "rl.overlong": 90}
 
 # knob -> (where a run first goes another way, the other value, the rest of the config where it is not `configured`).
@@ -280,6 +287,10 @@ SHOWN = {
     "mesh.model": ("load", 2),
     "slots": ("engine", 16),
     "decode_steps": ("engine", 4),
+    "sampler.kind": ("load -> refusal", "lab.missing", SERVED),
+    "sampler.url": ("server", "http://localhost:2", SERVED),
+    "sampler.weights": ("server", "other", SERVED),
+    "sampler.at_once": ("server", 2, SERVED),
     "domain.name": ("load -> refusal", "math"),
     "export": ("export", ("base",)),
     "arms": ("draws: check -> draws: update", ("rl",), {"export": (), "rl.pool": "hard"}),

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import arms
-from int_jax import domains, knobs, losses, policy_gradient, proposers
+from int_jax import domains, knobs, losses, policy_gradient, proposers, samplers
 from int_jax.knobs import SAMPLING, Knob
 from int_jax.report import writers
 
@@ -91,6 +91,22 @@ TABLE: dict[str, Any] = {
     },
     "slots": count(128, "rows of the sampler's cache; a multiple of the mesh's data axis"),
     "decode_steps": count(16, "tokens drawn a row between two synchronisations with the host"),
+    # Drawn by a server that holds the policy; scored and trained here all the same.
+    "sampler": {
+        "kind": Knob(
+            "",
+            "a server that draws the policy's responses: a module of int_jax/samplers; empty: none",
+            choices=("", *samplers.names()),
+            own=True,
+        ),
+        "url": Knob("", "where it is: http://localhost:8000"),
+        "weights": Knob(
+            "",
+            "a folder that it sees, too, through which the policy's weights reach it; empty: it keeps those with which "
+            "it was started, and no other policy can be drawn from",
+        ),
+        "at_once": count(64, "requests under way at a time"),
+    },
     "domain": {
         "name": Knob(
             "arithmetic",

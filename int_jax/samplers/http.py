@@ -315,7 +315,7 @@ def kept(scores: np.ndarray, sampling: Sampling) -> np.ndarray:
     # The likeliest tokens, up to the one with which their probability reaches top_p.
     if sampling.top_p < 1:
         enough = np.cumsum(weights) >= sampling.top_p * weights.sum()
-        least = max(least, order[np.argmax(enough)])
+        least = order[np.argmax(enough)]
     if sampling.min_p:
         least = max(least, order[0] + np.log(sampling.min_p))
     return scores >= least
