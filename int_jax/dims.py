@@ -23,15 +23,17 @@ KEY = {
     "L": "layers",
     "M": "micro-batches",
     "N": "key/value heads",
-    "P": "prompt tokens",
+    "P": "pages of one row",
     "Q": "queries per key/value head",
     "R": "response tokens",
     "S": "cache positions",
     "T": "sequence tokens",
     "U": "distinct prompts",
     "V": "vocabulary",
+    "W": "pages of the pool",
     "X": "queries of one key/value head, Q x T",
     "Y": "ids allowed in one of the states A",
+    "Z": "tokens of a page",
 }
 
 

@@ -38,7 +38,10 @@ def build(config: Config) -> Model:
 
 
 KIND = modules.Kind(
-    "model family", __name__, ("NAMES", "config_from_hf", "config_to_hf"), apart=("hf", "transformer")
+    "model family",
+    __name__,
+    ("NAMES", "config_from_hf", "config_to_hf"),
+    apart=("hf", "kernels", "transformer"),
 )
 families = KIND.names
 
