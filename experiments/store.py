@@ -1,9 +1,11 @@
 """The store of a run (`int_jax.lab.Store`): rows as shards of the workdir, trainings as checkpoints and scalars.
 
-A shard that exists is not computed again; a training goes on from its last checkpoint.
+A shard that exists is not computed again; a training goes on from its last checkpoint. Responses are kept as they end,
+in a log each of a stage and of a batch of a training (response_log.py), until its shards or a checkpoint are there.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import time
@@ -16,11 +18,12 @@ from ml_collections import ConfigDict
 
 from experiments import arms, rollouts
 from experiments.progress import bar
-from int_jax import checkpoint, processes, report
+from int_jax import checkpoint, processes, report, response_log
 from int_jax.checkpoint import Checkpoints, Keep
 from int_jax.engine import Engine
 from int_jax.lab import Trained, Training, as_line
 from int_jax.report import writers
+from int_jax.response_log import LoggedSampler, ResponseLog
 from int_jax.rows import ROWS, Stage, id_of
 from int_jax.sampler import Request, Sampler, Sampling, ScoringSampler
 from int_jax.stages import Matching, StageError, Workdir, write_atomically
@@ -29,6 +32,7 @@ from int_jax.types import State, Trace, from_json, to_json
 # What an update tells of itself, in the order in which one number spoils the next.
 WATCHED = ("reward", "drawn_logp", "loss", "grad_norm", "update_norm", "param_norm")
 VALIDATED = "validation/pass_at_1"  # of a line: what the best checkpoints are told apart by
+LOG = "responses"  # the folder of a stage or training that has the logs of what was drawn for it
 GIVEN = ("attempts", "proposals", "guided")  # stages whose rows may come from a file
 
 
@@ -76,27 +80,41 @@ class WorkdirStore:
         self._report()
         kind = ROWS[stage.kind]
         unit = "text" if stage.kind == "drift" else "sample"
+        log = self.work.path / stage.name / LOG
         with bar(stage.name, len(items) * samples, unit) as shown:
-            finished = 0
 
-            def done(part):
-                nonlocal finished
-                finished += len(part) * samples
-                # `work` tells of each response; a shard that was there already is told of here, as a whole.
-                shown.update(finished - shown.n)
-
-            def counted(part):
+            def counted(parts, lap):
                 self._new = True
-                rows, tokens = work(sampler, part, shown.update)
-                return to_json(rows), {"tokens": tokens}
+                sizes = [len(part) for part in parts]
+                # `work` tells of each response; shards that were there already are told of here.
+                shown.update((len(items) - sum(sizes)) * samples)
+                with ResponseLog(log, self._about(stage.name), self.config.log_every, lap) as responses:
+                    some = [item for part in parts for item in part]
+                    rows, tokens = work(LoggedSampler(sampler, responses), some, shown.update)
+                cut = zip(consecutive(to_json(rows), sizes), shares(tokens, sizes), strict=True)
+                return [(made, {"tokens": count}) for made, count in cut]
 
             matching = matching_of(stage, items) if stage.name in GIVEN else None
             parts = chunks(items, size or self.sizes[stage.kind])
-            rows, counts = self.work.rows(stage.name, parts, counted, done, matching, stage.kind)
+            rows, counts = self.work.rows(stage.name, parts, counted, matching, stage.kind)
+            response_log.remove(log)
+            shown.update(len(items) * samples - shown.n)
         return [from_json(kind, row) for row in rows], int(counts.get("tokens", 0))
 
-    def drawing(self, name: str, update: int, sampler: Sampler):
-        return contextlib.nullcontext(sampler)
+    def _about(self, what: str) -> str:
+        return f"{what}, seed {self.seed}"
+
+    @contextlib.contextmanager
+    def drawing(self, name: str, update: int, sampler: ScoringSampler):
+        """See `lab.Store`. The logs of all updates since the last checkpoint stay: a restart makes these anew."""
+        folder = self.work.path / name
+        newest = max(checkpoint.saved(folder / "state"), default=0)
+        for old in (folder / LOG).glob("*"):
+            if int(old.name) < newest:
+                response_log.remove(old)
+        about = self._about(f"{name} at update {update}")
+        with ResponseLog(folder / LOG / f"{update:06d}", about, self.config.log_every) as responses:
+            yield LoggedSampler(sampler, responses)
 
     def record(
         self, name: str, update: int, groups: list[list[Trace]], rewards: np.ndarray, advantages: list
@@ -155,6 +173,7 @@ class WorkdirStore:
                     if processes.is_main_process():
                         write_atomically(note, json.dumps(found, indent=1) + "\n")
         self.running = None
+        response_log.remove(folder / LOG)
         return Trained(None if found else state, lines, found)
 
     def _drive(self, training: Training, state: State, lines: list[dict], log, folder: Path):
@@ -275,6 +294,19 @@ def passes(before: int, step: int, every: int) -> bool:
 
 def chunks(items: list, size: int) -> list[list]:
     return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def consecutive(items: list, sizes: list[int]) -> list[list]:
+    """Items as consecutive lists of these sizes."""
+    rest = iter(items)
+    return [[*itertools.islice(rest, size)] for size in sizes]
+
+
+def shares(total: int, sizes: list[int]) -> list[int]:
+    """A whole number as the sum of whole numbers that are in proportion to `sizes`, as near as can be."""
+    # 10 to 2, 2, 1: up to each end 4, 8, 10 of it, so 4, 4, 2.
+    ends = [total * end // sum(sizes) for end in itertools.accumulate(sizes)]
+    return [end - start for start, end in itertools.pairwise([0, *ends])]
 
 
 def _lines(folder: Path) -> list[dict]:

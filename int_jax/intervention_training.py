@@ -219,10 +219,10 @@ def unrecorded(update: int, groups: list[list[Trace]], rewards: np.ndarray, adva
 
 
 # What draws a batch: of the update that it begins at and the engine, a sampler for the time that it is drawn.
-Drawing = Callable[[int, Sampler], contextlib.AbstractContextManager[Sampler]]
+Drawing = Callable[[int, ScoringSampler], contextlib.AbstractContextManager[ScoringSampler]]
 
 
-def unlogged(update: int, sampler: Sampler) -> contextlib.AbstractContextManager[Sampler]:
+def unlogged(update: int, sampler: ScoringSampler) -> contextlib.AbstractContextManager[ScoringSampler]:
     """The engine itself: for callers that keep nothing of a batch that was not drawn to its end."""
     return contextlib.nullcontext(sampler)
 

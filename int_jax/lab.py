@@ -23,7 +23,7 @@ from int_jax.engine import Engine
 from int_jax.lm import LM
 from int_jax.rollout import Stream, splice
 from int_jax.rows import ATTEMPTS, GUIDED, PROPOSALS, ROWS, AttemptRow, GuidedRow, ProposalRow, Stage, id_of
-from int_jax.sampler import Sampler, ScoringSampler, independent, silent
+from int_jax.sampler import ScoringSampler, independent, silent
 from int_jax.types import State, Task, Trace
 
 ROUND_SEED = 1_000_003  # between the seeds with which a proposer is asked again about an attempt
@@ -109,7 +109,9 @@ class Store(Protocol):
         """
         ...
 
-    def drawing(self, name: str, update: int, sampler: Sampler) -> contextlib.AbstractContextManager[Sampler]:
+    def drawing(
+        self, name: str, update: int, sampler: ScoringSampler
+    ) -> contextlib.AbstractContextManager[ScoringSampler]:
         """What draws as `sampler` does from the policy that the training of that name has at an update
         (`intervention_training.Drawing`)."""
         ...

@@ -1,11 +1,13 @@
 """A run's working directory: stages as shards of typed JSONL, so that a killed run goes on where it stood.
 
 A shard is one file, written whole or not at all; its first line holds what is counted over it and how many rows it has,
-the others the rows. A shard's content depends on the config, on the files that the manifest knows by their hash, and on
-earlier stages alone, so one that exists is never computed again.
+the others the rows. All shards of a stage that are missing are made together, by one call, and then written: what that
+call has drawn so far is kept in a log (response_log.py). A shard's content depends on the config, on the files that the
+manifest knows by their hash, and on earlier stages alone, so one that exists is never computed again.
 """
 
 import codecs
+import contextlib
 import errno
 import glob
 import hashlib
@@ -37,26 +39,36 @@ class Matching(NamedTuple):
     id_of: Callable[[dict], tuple]
 
 
+@contextlib.contextmanager
+def told_if_full(path: Path):
+    """Write to `path`; a full disk ends in a StageError that says what is safe."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StageError(
+                f"{path}: no space left on the disk. Finished shards, responses and checkpoints are kept: "
+                "free some space and run the same command again"
+            ) from None
+        raise
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all; a full disk ends in a StageError that says what is safe."""
     # Of this process alone, and in the same folder: a rename is atomic only within a file system.
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            # Else the new name could reach the disk before the content does.
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StageError(
-                f"{path}: no space left on the disk. Finished shards and checkpoints are kept: "
-                "free some space and run the same command again"
-            ) from None
-        raise
+    with told_if_full(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with scratch.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                # Else the new name could reach the disk before the content does.
+                os.fsync(file.fileno())
+            scratch.replace(path)
+        except OSError:
+            scratch.unlink(missing_ok=True)
+            raise
 
 
 def flat(tree: dict, prefix: str = "") -> dict:
@@ -163,15 +175,15 @@ class Workdir:
         stage: str,
         parts: list,
         work: Callable,
-        done: Callable = lambda part: None,
         matching: Matching | None = None,
         kind: str = "",
     ):
         """All rows of a stage, and the sums over its shards' counts: (list of dict, dict).
 
         Args:
-          parts: what each shard is made of. work(part) -> (rows, counts): rows and counts as JSON types, counts a flat
-            dict of numbers. It is called only for shards that do not exist yet. done(part): called after each shard.
+          parts: what each shard is made of. work(some, lap) -> [(rows, counts), ...]: of the parts whose shards do not
+            exist yet, all in one call; rows and counts as JSON types, counts a flat dict of numbers. lap(): notes the
+            time so far, so that it is not lost where the call does not come to its end.
           matching: for the rows of a file of the user's own; a stage without cannot be given.
           kind: under which its time is noted, the stage's name by default.
         """
@@ -182,22 +194,49 @@ class Workdir:
             if matching is None:
                 raise StageError(f"config.inputs.{stage} = {own!r}: the rows of this stage cannot be given")
             return matched(stage, own, matching)
-        for index, part in enumerate(parts):
-            path = self.path / stage / f"{index:05d}.jsonl"
-            # Process 0 says whether the shard exists, and reads it for all: another host's disk may not show it
-            # yet. All of them do the work, whose programs need every process.
-            if not processes.from_main_process(path.exists()):
-                start = time.perf_counter()
-                made, counts = work(part)
-                lines = [json.dumps({"counts": counts, "rows": len(made)}), *map(json.dumps, made)]
-                if processes.is_main_process():
-                    write_atomically(path, "\n".join(lines) + "\n")
-                self.clock(kind or stage, time.perf_counter() - start)
-            counts, made = processes.from_main_process(shard(path) if processes.is_main_process() else None)
-            rows += made
-            done(part)
+        paths = [self.path / stage / f"{index:05d}.jsonl" for index in range(len(parts))]
+        # Process 0 says which shards exist, and reads them for all: another host's disk may not show them yet.
+        there = processes.from_main_process([path.exists() for path in paths])
+        if missing := [index for index, exists in enumerate(there) if not exists]:
+            lap = self.stopwatch(kind or stage)
+            made = work([parts[index] for index in missing], lap)
+            if processes.is_main_process():
+                self._write_shards({paths[i]: one for i, one in zip(missing, made, strict=True)})
+            lap()
+        for path in paths:
+            counts, found = processes.from_main_process(shard(path) if processes.is_main_process() else None)
+            rows += found
             add(totals, counts)
         return rows, totals
+
+    def _write_shards(self, made: dict[Path, tuple[list[dict], dict[str, float]]]) -> None:
+        """Write the rows and counts of each shard.
+
+        What was counted over the call that made them all is noted before the first is written, and holds for the last:
+        a run that is killed between two of them makes fewer shards anew, and counts less.
+        """
+        noted = next(iter(made)).parent / "counts.json"
+        counts = {path.name: counted for path, (_, counted) in made.items()}
+        if noted.exists():
+            counts |= json.loads(noted.read_text())
+        elif len(made) > 1:  # one alone is written whole or not at all
+            write_atomically(noted, json.dumps(counts))
+        for path, (rows, _) in made.items():
+            lines = [json.dumps({"counts": counts[path.name], "rows": len(rows)}), *map(json.dumps, rows)]
+            write_atomically(path, "\n".join(lines) + "\n")
+        noted.unlink(missing_ok=True)
+
+    def stopwatch(self, stage: str) -> Callable[[], None]:
+        """A function that notes the time on a stage since it was last called, or since now."""
+        then = time.perf_counter()
+
+        def lap() -> None:
+            nonlocal then
+            now = time.perf_counter()
+            self.clock(stage, now - then)
+            then = now
+
+        return lap
 
     def clock(self, stage: str, seconds: float) -> None:
         """Note time spent on a stage; a run's restarts add up."""

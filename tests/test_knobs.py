@@ -28,7 +28,7 @@ from experiments import run as runs
 from experiments.configs import default
 from experiments.configs import int as intervention
 from experiments.knobs import rows
-from int_jax import checkpoint, hf_format, losses, report, samplers
+from int_jax import checkpoint, hf_format, losses, report, response_log, samplers
 from int_jax.domains.arithmetic import block, boxed, parse_problem
 from int_jax.lm import LM
 from int_jax.report.writers import tensorboard
@@ -157,9 +157,9 @@ class Watch:
         scores_V = np.random.default_rng(0).normal(size=self.tokenizer.vocab)
         self.params = {"score_V": jnp.asarray(scores_V, jnp.float32)}
 
-    def run(self, config, story: Story, reports: bool = False, main=None) -> Path:
+    def run(self, config, story: Story, reports: bool = False, main=None, saved: dict | None = None) -> Path:
         """The workdir of the run. reports: its scalars, results and page are written, and not told. main: what is run,
-        over the workdir, in place of `run.main`."""
+        over the workdir, in place of `run.main`. saved: the checkpoints, by folder, of a run that it goes on with."""
         self.count += 1
         workdir = self.folder / str(self.count)
         tokenizer = self.tokenizer
@@ -177,13 +177,19 @@ class Watch:
                     story.tell("unfinished", report.plain(found["rl"]))
                 return
             left = {key: value for key, value in found.items() if key not in ("config", "versions", "wall_s")}
-            story.tell("results", found["config"]["name"], json.dumps(report.plain(left)))
+            files = sorted(str(file.relative_to(path.parent)) for file in path.parent.glob("*/*.jsonl"))
+            story.tell("results", found["config"]["name"], json.dumps(report.plain(left)), files)
+
+        def log(folder, about, every_s, *rest):
+            if every_s != KNOBS["log_every"].value:
+                story.tell("log", every_s)
+            return response_log.ResponseLog(folder, about, every_s, *rest)
 
         def load_sampler(name):
             samplers.KIND.load(name)  # refuses what is none
             return lambda url, *, config, scorer, **more: story.tell("server", url, more)
 
-        saved = {}
+        saved = {} if saved is None else saved
 
         class Checkpoints(contextlib.nullcontext):
             """In place of checkpoint.Checkpoints: what is saved, and which it is told to keep."""
@@ -210,6 +216,7 @@ class Watch:
                 patch.setattr(report, "Scalars", functools.partial(Silent, story))
             patch.setattr(checkpoint, "restore", lambda folder, like: saved.get(folder))
             patch.setattr(store, "Checkpoints", Checkpoints)
+            patch.setattr(store, "ResponseLog", log)
             patch.setattr(rollouts, "write", lambda folder, update, *_: story.tell("rollouts", update))
             patch.setattr(hf_format, "save", lambda folder, *rest: story.tell("export", folder.name))
             try:
@@ -287,6 +294,7 @@ SHOWN = {
     "mesh.model": ("load", 2),
     "slots": ("engine", 16),
     "decode_steps": ("engine", 4),
+    "log_every": ("draws: attempts -> log", 1.0),
     "sampler.kind": ("load -> refusal", "lab.missing", SERVED),
     "sampler.url": ("server", "http://localhost:2", SERVED),
     "sampler.weights": ("server", "other", SERVED),
@@ -311,7 +319,7 @@ SHOWN = {
     "problems.test_file_split": ("draws: attempts", "train", {"problems.test_file": "{data}/bare"}),
     "problems.skip_bad": ("refusal -> draws: probe", True, {"problems.train_file": "{data}/bad.jsonl"}),
     "problems.test_split": ("draws: attempts", "hard_validation"),
-    "problems.shard": ("draws: attempts", 2),
+    "problems.shard": ("results", 2),
     "attempts.tries": ("draws: attempts", 3),
     "attempts.keep": ("draws: check", 1),
     "attempts.keep_right": ("update: sft", 2, RFT),
@@ -322,12 +330,12 @@ SHOWN = {
     "proposals.compare_attempts": ("results", 2),
     "proposals.samples": ("draws: check", 1),
     "proposals.max_prompt": ("draws: probe -> refusal", 1),
-    "proposals.shard": ("draws: check", 2),
+    "proposals.shard": ("results", 2),
     "guided.tries": ("draws: guided", 3),
     "guided.stop_at_success": ("draws: guided", False),
     "guided.at_once": ("draws: guided", 1),
     "guided.keep": ("load -> refusal", False, {"arms": ("int_suffix",), "guided.keep": True, "export": ()}),
-    "guided.shard": ("draws: guided", 2),
+    "guided.shard": ("results", 2),
     "effect.problems": ("draws: effect", 1),
     "effect.samples": ("draws: effect", 3),
     "sft.epochs": ("update: sft", 3),
@@ -382,7 +390,7 @@ SHOWN = {
     "eval.samples": ("draws: eval", 3, RL),
     "eval.ks": ("results", (1,), RL),
     "eval.train_problems": ("draws: eval", 1, RL),
-    "eval.shard": ("draws: eval", 1, RL),
+    "eval.shard": ("results", 1, RL),
     "train.row_length": ("program", 192, RL),
     "train.rows": ("program", 4, RL),
     "train.remat": ("program", True, RL),

@@ -1,5 +1,6 @@
 """The working directory of a run: what survives a kill, a full disk, a changed config, a bad file."""
 
+import contextlib
 import errno
 import json
 import os
@@ -22,9 +23,12 @@ def workdir(**kwargs):
 def square(calls):
     """A stage's work, which notes what it was called for."""
 
-    def work(part):
-        calls.append(part)
-        return [{"part": part, "square": part**2}, {"part": part}], {"rows": 2, "sum": part / 2}
+    def work(some, lap):
+        calls.append(some)
+        return [
+            ([{"part": part, "square": part**2}, {"part": part}], {"rows": 2, "sum": part / 2})
+            for part in some
+        ]
 
     return work
 
@@ -69,12 +73,13 @@ def test_another_config_is_refused_with_every_differing_key_and_both_values(tmp_
 
 
 def test_rows_come_in_order_counts_are_summed_and_nothing_is_computed_twice(tmp_path):
-    calls, seen = [], []
-    rows, totals = workdir(path=tmp_path).rows("stage", [3, 1, 2], square(calls), seen.append)
+    calls = []
+    rows, totals = workdir(path=tmp_path).rows("stage", [3, 1, 2], square(calls))
     assert rows == [row for p in (3, 1, 2) for row in ({"part": p, "square": p**2}, {"part": p})]
-    assert totals == {"rows": 6, "sum": 3.0} and calls == seen == [3, 1, 2]
-    again = workdir(path=tmp_path).rows("stage", [3, 1, 2], square(calls), seen.append)
-    assert again == (rows, totals) and calls == [3, 1, 2] and seen == [3, 1, 2] * 2
+    assert totals == {"rows": 6, "sum": 3.0} and calls == [[3, 1, 2]]  # one call for all that is missing
+    again = workdir(path=tmp_path).rows("stage", [3, 1, 2], square(calls))
+    assert again == (rows, totals) and len(calls) == 1
+    assert not [path for path in (tmp_path / "stage").iterdir() if path.suffix != ".jsonl"]
 
 
 JSON = st.recursive(
@@ -90,29 +95,56 @@ def test_rows_come_back_as_they_were(tmp_path_factory, made):
     """Also with line separators of Unicode, quotes, and floats of any size in them."""
     run = workdir(path=tmp_path_factory.mktemp("run"))
     for _ in range(2):
-        assert run.rows("stage", [0], lambda part: (made, {})) == (made, {})
+        assert run.rows("stage", [0], lambda some, lap: [(made, {})]) == (made, {})
 
 
 @pytest.mark.parametrize("stopper", [KeyboardInterrupt, MemoryError])
-@pytest.mark.parametrize("where", ["work", "write"])
-def test_an_interrupted_shard_is_done_again_and_no_other(tmp_path, monkeypatch, stopper, where):
-    calls = []
-
-    def stop(*_):
+def test_an_interrupted_call_writes_nothing_but_its_time(tmp_path, stopper):
+    def work(some, lap):
+        lap()
         raise stopper
 
-    def work(part):
-        if part == 2:
-            stop() if where == "work" else monkeypatch.setattr(os, "fsync", stop)
-        return square(calls)(part)
-
     with pytest.raises(stopper):
-        workdir(path=tmp_path).rows("stage", [0, 1, 2, 3], work)
+        workdir(path=tmp_path).rows("stage", [0, 1], work)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clock.jsonl", "manifest.json"]
+    assert workdir(path=tmp_path).wall_s().keys() == {"stage"}
+
+
+def by_share(calls):
+    """A stage's work that knows what it counted over the whole call alone, and gives each part its share."""
+
+    def work(some, lap):
+        calls.append(some)
+        total = sum(10 ** (part + 1) for part in some)
+        shares = [total // len(some) + (index < total % len(some)) for index in range(len(some))]
+        return [([{"part": part}], {"sum": share}) for part, share in zip(some, shares, strict=True)]
+
+    return work
+
+
+@pytest.mark.parametrize("stopper", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("files", range(7))
+def test_a_kill_between_two_shards_changes_neither_rows_nor_counts(tmp_path, monkeypatch, stopper, files):
+    """However many files are written by then, and however often it is killed there."""
+    expected = workdir(path=tmp_path / "whole").rows("stage", [0, 1, 2, 3], by_share([]))
+    run, calls, left = workdir(path=tmp_path / "run"), [], []
+
+    def replace(one, other):
+        if not left:
+            raise stopper
+        os.replace(left.pop() and one, other)
+
+    monkeypatch.setattr(pathlib.Path, "replace", replace)
+    for count in (files, 0, 1, 2):
+        left[:] = [True] * count
+        with contextlib.suppress(stopper):
+            run.rows("stage", [0, 1, 2, 3], by_share(calls))
     monkeypatch.undo()
-    assert sorted(p.name for p in (tmp_path / "stage").glob("*.jsonl")) == ["00000.jsonl", "00001.jsonl"]
-    calls.clear()
-    rows, totals = workdir(path=tmp_path).rows("stage", [0, 1, 2, 3], square(calls))
-    assert calls == [2, 3] and [r["part"] for r in rows] == [0, 0, 1, 1, 2, 2, 3, 3] and totals["rows"] == 8
+    assert workdir(path=tmp_path / "run").rows("stage", [0, 1, 2, 3], by_share(calls)) == expected
+    missing = [len(some) for some in calls]
+    assert missing == sorted(missing, reverse=True)  # a shard that exists is not made again
+    for path in (tmp_path / "whole" / "stage").iterdir():
+        assert (tmp_path / "run" / "stage" / path.name).read_text() == path.read_text()
 
 
 def test_stages_do_not_share_shards(tmp_path):
@@ -138,7 +170,7 @@ def test_a_file_of_the_users_own_is_read_instead(tmp_path):
     source = own(tmp_path, '{"x": 1}', '{"x": 2}')
     assert given_rows(tmp_path, source, [1, 2]) == ([{"x": 1}, {"x": 2}], {})
     run, calls = workdir(path=tmp_path / "run", config={**CONFIG, "inputs": {"a": source}}), []
-    assert len(run.rows("b", [1], square(calls))[0]) == 2 and calls == [1]
+    assert len(run.rows("b", [1], square(calls))[0]) == 2 and calls == [[1]]
     with pytest.raises(StageError, match=r"config\.inputs\.a = .*own\.jsonl': the rows of this stage cannot"):
         run.rows("a", [1], square(calls))
 
@@ -282,7 +314,7 @@ def test_a_damaged_shard_is_named_and_alone_is_computed_again(tmp_path, damaged)
         workdir(path=tmp_path).rows("stage", [1, 2], square([]))
     path.unlink()  # as it says
     calls = []
-    assert workdir(path=tmp_path).rows("stage", [1, 2], square(calls)) == rows and calls == [2]
+    assert workdir(path=tmp_path).rows("stage", [1, 2], square(calls)) == rows and calls == [[2]]
 
 
 @pytest.mark.parametrize("line", ["{", "{}", '{"stage": "a"}', "3", '{"stage": "a", "sec'])
@@ -386,7 +418,7 @@ def test_a_shard_that_exists_costs_no_time(tmp_path):
     workdir(path=tmp_path).rows("stage", [0, 1], square([]))
     before = (tmp_path / "clock.jsonl").read_text()
     workdir(path=tmp_path).rows("stage", [0, 1], square([]))
-    assert (tmp_path / "clock.jsonl").read_text() == before and len(before.splitlines()) == 2
+    assert (tmp_path / "clock.jsonl").read_text() == before and len(before.splitlines()) == 1
 
 
 class Half:

@@ -91,6 +91,12 @@ TABLE: dict[str, Any] = {
     },
     "slots": count(128, "rows of the sampler's cache; a multiple of the mesh's data axis"),
     "decode_steps": count(16, "tokens drawn a row between two synchronisations with the host"),
+    "log_every": Knob(
+        120.0,
+        "seconds after which responses that have ended are forced to the disk, in the log that a restart reads; until "
+        "then the system alone has them, and they are lost only with the machine",
+        at_least=0,
+    ),
     # Drawn by a server that holds the policy; scored and trained here all the same.
     "sampler": {
         "kind": Knob(
@@ -180,7 +186,9 @@ TABLE: dict[str, Any] = {
             "of the domain's own problems: hard_validation while choosing knobs",
             choices=("hard_test", "hard_validation"),
         ),
-        "shard": count(64, "problems a shard: what a killed run has to do again at most"),
+        "shard": count(
+            64, "problems a file of the stages attempts; of writing alone, a stage is drawn as one"
+        ),
     },
     "attempts": {
         "tries": count(64, "samples a problem; a problem counts as hard if none is right", "InT: 64 to 128"),
@@ -208,7 +216,7 @@ TABLE: dict[str, Any] = {
         "compare_attempts": count(256, "attempts they are compared on"),
         "samples": count(4, "candidates an attempt: retries against parsing and leaks", "InT"),
         "max_prompt": count(30_000, "tokens; longer conversations are counted and dropped (InT cuts them)"),
-        "shard": count(256, "attempts a shard"),
+        "shard": count(256, "attempts a file of the stages proposals and compare; of writing alone"),
         "sampling": sampling(),
     },
     "guided": {
@@ -218,7 +226,7 @@ TABLE: dict[str, Any] = {
         "keep": Knob(
             False, "keep each one's first wrong and first right continuation, for arms that use them"
         ),
-        "shard": count(128, "guided attempts a shard"),
+        "shard": count(128, "guided attempts a file of the stages guided and rewrites; of writing alone"),
         "sampling": sampling(),
     },
     "effect": {
@@ -319,7 +327,9 @@ TABLE: dict[str, Any] = {
             why="greedy responses of a group are equal and have no advantage",
         ),
         "max_new_tokens": dataclasses.replace(SAMPLING["max_new_tokens"], value=16_384, source="InT"),
-        "checkpoint_every": count(50, "updates", "fork"),
+        "checkpoint_every": count(
+            50, "updates; what was drawn since the last checkpoint is in logs, and is not drawn again", "fork"
+        ),
         **kept(),
         "keep_rollouts": Knob(
             1, "batches between two whose rollouts are written (experiments/rollouts.py); 0: none", at_least=0
@@ -333,7 +343,7 @@ TABLE: dict[str, Any] = {
             "training problems evaluated beside the held-out ones",
             why="the report sets them beside the held-out ones",
         ),
-        "shard": count(64, "problems a shard"),
+        "shard": count(64, "problems of each set a file of the stages eval; of writing alone"),
         "sampling": sampling(),
     },
     # Policies while they are trained, on problems that are neither trained on nor reported in the end.
