@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import os
-import zlib
 from collections import Counter
 from types import SimpleNamespace
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sessions import Batches, Scattered
+from sessions import Batches, Dice, Scattered
 
 from int_jax import response_log
 from int_jax.response_log import HEAD, MAGIC, LoggedSampler, ResponseLog, key_of
@@ -167,34 +166,18 @@ class Killed(BaseException):
     """As a signal would: nothing catches it."""
 
 
-class Hashes:
-    """A sampler whose responses are a hash of what is asked; killed after so many, whatever the call."""
+class Mortal(Dice):
+    """Killed after so many responses, with all that its batch would have brought."""
 
-    max_len = 100
+    def __init__(self, left: int = 10**9, kind=Batches):
+        super().__init__(kind)
+        self.left = left
 
-    def __init__(self, left: int = 10**9, session=Batches, **how):
-        self.left, self.kind, self.how = left, session, how
-        self.drawn: Counter = Counter()
-
-    def decode_params(self, params):
-        return params
-
-    def session(self, params, sampling, tokenizer=None):
-        return self.kind(self, params, sampling, tokenizer, **self.how)
-
-    def generate(self, params, requests, sampling, progress=None, tokenizer=None):
+    def generate(self, params, requests, sampling, *rest, **named):
         if self.left < len(requests):
             raise Killed
         self.left -= len(requests)
-        self.drawn.update(requests)
-        return [self.response(params, request, sampling) for request in requests]
-
-    def response(self, params, request, sampling):
-        rng = np.random.default_rng(zlib.crc32(repr((params, request, sampling)).encode()))
-        count = int(rng.integers(0, sampling.max_new_tokens))
-        tokens = np.array([*request.prompt, *rng.integers(0, 9, count)], np.int32)
-        logp = np.concatenate([np.zeros(len(request.prompt)), rng.normal(size=count)]).astype(np.float32)
-        return Response(tokens, logp, "stop" if count % 2 else "length")
+        return super().generate(params, requests, sampling, *rest, **named)
 
 
 def bits(found: list[Response]) -> list[tuple]:
@@ -220,18 +203,18 @@ def test_killed_however_often_it_draws_each_response_once_and_counts_all(
 ):
     """Of a session that gives what ends a few at a time; one that ends as one batch loses the batch."""
     folder = tmp_path_factory.mktemp("log")
-    plain = Hashes()
+    plain = Mortal()
     expected = plain.generate("p", asked, SAMPLING)
     drawn: Counter = Counter()
     for left in [*lives, 10**9]:
-        inner = Hashes(left, kind)
+        inner = Mortal(left, kind)
         try:
             with opened(folder) as log:
                 logged = LoggedSampler(inner, log)
                 found, told = logged.generate("p", asked, SAMPLING, (progress := []).append), progress
         except Killed:
             pass
-        drawn += inner.drawn
+        drawn.update(inner.asked)
     assert bits(found) == bits(expected) and sum(told) == len(asked)
     assert drawn == Counter(asked)
     count = sum(len(response.tokens) - len(one.prompt) for one, response in zip(asked, expected, strict=True))
@@ -240,10 +223,10 @@ def test_killed_however_often_it_draws_each_response_once_and_counts_all(
 
 def test_requests_that_join_later_keep_their_numbers(tmp_path):
     asked = [Request((1,), "t", k) for k in range(8)]
-    expected = bits(Hashes().generate("p", asked, SAMPLING))
+    expected = bits(Mortal().generate("p", asked, SAMPLING))
     with opened(tmp_path) as log:
-        LoggedSampler(Hashes(), log).generate("p", asked[1::3], SAMPLING)
-    inner = Hashes(session=Scattered, most=1)
+        LoggedSampler(Mortal(), log).generate("p", asked[1::3], SAMPLING)
+    inner = Mortal(kind=Scattered)
     with opened(tmp_path) as log:
         session = LoggedSampler(inner, log).session("p", SAMPLING)
         assert not session
@@ -256,7 +239,7 @@ def test_requests_that_join_later_keep_their_numbers(tmp_path):
                 assert number not in found
                 found[number] = response
     assert bits([found[k] for k in range(8)]) == expected
-    assert inner.drawn == Counter(asked) - Counter(asked[1::3])
+    assert Counter(inner.asked) == Counter(asked) - Counter(asked[1::3])
 
 
 # --- the disk ---
@@ -280,7 +263,7 @@ def test_what_ended_is_with_the_system_at_once_and_on_the_disk_after_the_interva
     seen, laps = clock(monkeypatch), []
     asked = [Request((0,), "t", k) for k in range(4)]
     with ResponseLog(tmp_path, "int", 120.0, lambda: laps.append(seen.now)) as log:
-        sampler = LoggedSampler(Hashes(), log)
+        sampler = LoggedSampler(Mortal(), log)
         for request, now, forced in zip(asked, (60, 119, 121, 180), (0, 0, 1, 1), strict=True):
             seen.now = now
             [response] = sampler.generate("p", [request], SAMPLING)
@@ -293,7 +276,7 @@ def test_what_ended_is_with_the_system_at_once_and_on_the_disk_after_the_interva
 def test_a_full_disk_ends_in_one_message_and_what_was_written_is_kept(tmp_path, monkeypatch, code):
     asked = [Request((1,), "t", k) for k in range(6)]
     with opened(tmp_path) as log:
-        LoggedSampler(Hashes(), log).generate("p", asked[:3], SAMPLING)
+        LoggedSampler(Mortal(), log).generate("p", asked[:3], SAMPLING)
 
     def full(number):
         raise OSError(code, os.strerror(code))
@@ -305,9 +288,9 @@ def test_a_full_disk_ends_in_one_message_and_what_was_written_is_kept(tmp_path, 
         pytest.raises(kind, match=os.strerror(code) if code == errno.EIO else said) as error,
         opened(tmp_path, every_s=0) as log,
     ):
-        LoggedSampler(Hashes(), log).generate("p", asked, SAMPLING)
+        LoggedSampler(Mortal(), log).generate("p", asked, SAMPLING)
     assert error.value.__cause__ is None
     monkeypatch.undo()
     with opened(tmp_path) as log:
-        LoggedSampler(inner := Hashes(), log).generate("p", asked, SAMPLING)
-    assert not {*inner.drawn} & {*asked[:3]}
+        LoggedSampler(inner := Mortal(), log).generate("p", asked, SAMPLING)
+    assert not {*inner.asked} & {*asked[:3]}
