@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 KEY = {
     "A": "states of the beginnings that responses must have",
-    "B": "rows of a batch, or slots of the sampler",
+    "B": "rows of a batch",
     "C": "tokens of one chunk, of the vocabulary head or of decoding",
     "D": "model (residual stream)",
     "E": "stop ids of a row",
@@ -28,12 +28,11 @@ KEY = {
     "R": "response tokens",
     "S": "cache positions",
     "T": "sequence tokens",
-    "U": "distinct prompts",
     "V": "vocabulary",
     "W": "pages of the pool",
     "X": "queries of one key/value head, Q x T",
     "Y": "ids allowed in one of the states A",
-    "Z": "tokens of a page",
+    "Z": "tokens of a page, or the logits of one bin",
 }
 
 

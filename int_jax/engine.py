@@ -3,75 +3,27 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 
 from int_jax import losses, sample, splicing
-from int_jax.models import Model
+from int_jax.models import Model, pages
 from int_jax.processes import to_host
-from int_jax.request_queue import RequestQueue, Start
-from int_jax.sampler import Progress, Request, Response, Sampling, silent
-from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings
+from int_jax.sampler import Progress, Request, Response, Sampling, Session, in_order, silent
+from int_jax.schedule import Pool, Schedule
+from int_jax.session import EngineSession, bucket, row_bucket
+from int_jax.sharding import RULES, RULES_DECODE, make_mesh, on_mesh, shardings, submesh
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Batch, State
 
-
-def bucket(size: int, least: int = 64) -> int:
-    """The smallest of least, 1.5 least, 2 least, 3 least, 4 least ... that holds `size`."""
-    # 64, 96, 128, 192, 256 ...: two sizes an octave, so that few programs are compiled, and from the second size on at
-    # most a third is padding.
-    while least < size:
-        if least * 3 // 2 >= size:
-            return least * 3 // 2
-        least *= 2
-    return least
-
-
-def row_bucket(count: int, least: int, most: int) -> int:
-    """One of least, 4 least, 16 least ... most rows: the smallest that holds `count`, or the one before it where that
-    would leave more than half of the rows empty."""
-    # 5 rows, of 1, 4 or 16: 4, since 16 would be two thirds empty. The fifth goes into the next call.
-    rows = least
-    while rows < count and rows < most and min(4 * rows, most) <= 2 * count:
-        rows = min(4 * rows, most)
-    return rows
-
-
-def task_word(task: str) -> int:
-    """32 bits of a task's id for its random stream."""
-    # hash() differs from process to process, and a resumed run must draw the same.
-    return int.from_bytes(hashlib.blake2b(task.encode(), digest_size=4).digest(), "little")
-
-
-def spell(
-    begins: set[str], tokenizer: Tokenizer | None, vocab: int
-) -> tuple[dict[str, int], sample.Spellings]:
-    """The state in which each text to begin with starts ("" is 0, which is free), and the table of all states.
-
-    Raises: ValueError where there is such a text and no tokenizer, or no token of the model can begin with it.
-    """
-    allowed: dict[str, dict[int, str]] = {}
-    for text in sorted(begins - {""}):
-        if tokenizer is None:
-            raise ValueError(f"generate: a request begins with {text!r}: pass the model's tokenizer")
-        allowed |= tokenizer.spellings(text)
-    # {"": 0, "\n\n": 1, "\n": 2}. Unused places of the table hold the id `vocab`, which is no token's.
-    states = {"": 0} | {rest: state for state, rest in enumerate(allowed, 1)}
-    shape = bucket(len(states), 8), bucket(max(map(len, allowed.values()), default=0), 8)
-    ids_AY, next_AY = np.full(shape, vocab, np.int32), np.zeros(shape, np.int32)
-    for rest, tokens in allowed.items():
-        # The tokenizer may know tokens beyond the model's embedding.
-        inside = {token: after for token, after in tokens.items() if token < vocab}
-        if not inside:
-            raise ValueError(f"generate: no token of the model can begin with {rest!r}")
-        ids_AY[states[rest], : len(inside)] = list(inside)
-        next_AY[states[rest], : len(inside)] = [states[after] for after in inside.values()]
-    return states, sample.Spellings(ids_AY, next_AY)
+SHARE = (
+    0.9  # of a device's memory that may be in use while tokens are drawn; prefill and logits need the rest
+)
 
 
 @dataclasses.dataclass
@@ -79,8 +31,10 @@ class Engine:
     """A model on a mesh: a `sampler.ScoringSampler` that also trains.
 
     Attributes:
-      slots: rows of the sampler, kept full while samples wait. decode_steps: tokens drawn a row between two
-        synchronisations with the host.
+      slots: rows that are decoded together, at most. decode_steps: tokens drawn a row between two looks at it.
+      page: tokens of a page of keys and values. cache_gib: GiB of each device for them; 0: what is left.
+      prefill_width, prefill_tokens: tokens of a row that are prefilled together, and of all rows between two decodes.
+      ahead: the next decode is dispatched before the last one is read; by default where the device is not the host.
       programs: the names and shapes of the programs compiled so far. drawn: tokens drawn by `generate` so far.
     """
 
@@ -88,6 +42,11 @@ class Engine:
     mesh: Any = None
     slots: int = 128
     decode_steps: int = 16
+    page: int = 32
+    cache_gib: float = 0.0
+    prefill_width: int = 512
+    prefill_tokens: int = 8192
+    ahead: bool | None = None
     score_tokens: int = 8192
     programs: set = dataclasses.field(default_factory=set)
     drawn: int = 0
@@ -97,8 +56,19 @@ class Engine:
         data = self.mesh.shape["data"]
         if self.slots % data:
             raise ValueError(f"slots={self.slots} is not a multiple of the mesh's data axis, {data}")
+        # The rows of the mesh, along "data", that lie within this process: sampling needs no others, unless they span
+        # processes.
+        mine = [
+            all(device.process_index == jax.process_index() for device in row) for row in self.mesh.devices
+        ]
+        self.spans_processes = not any(mine)
+        self.local = self.mesh if all(mine) or not any(mine) else submesh(self.mesh, mine)
+        self.replicas = self.local.shape["data"]
+        self._kept: tuple[Any, list[Pool], Any] | None = None
+        if self.ahead is None:
+            self.ahead = self.mesh.devices.flat[0].platform != "cpu"
 
-    def _call(self, function, *args, **kwargs):
+    def _call(self, function, *args, mesh=None, **kwargs):
         """Run a jitted function on the mesh and remember its shapes."""
         # What a jitted function is compiled anew for: static values, and the shapes of the rest.
         statics = [a for a in jax.tree.leaves((args, kwargs)) if isinstance(a, (int, str))]
@@ -107,7 +77,7 @@ class Engine:
         # By default accelerators multiply float32 as bfloat16 (TPU) or TF32 (GPU): float32 means float32 here.
         exact = self.model.config.dtype == "float32"
         precision = jax.default_matmul_precision("highest") if exact else contextlib.nullcontext()
-        with jax.sharding.set_mesh(self.mesh), precision:
+        with jax.sharding.set_mesh(mesh or self.mesh), precision:
             return function(*args, **kwargs)
 
     def _put(self, tree, rules=RULES_DECODE):
@@ -119,11 +89,6 @@ class Engine:
     def max_len(self) -> int:
         """Positions of the model: tokens of prompt and response together, at most."""
         return self.model.config.max_len
-
-    @property
-    def spans_processes(self) -> bool:
-        """See `sampler.Sampler`."""
-        return len({device.process_index for device in self.mesh.devices.flat}) > 1
 
     def decode_params(self, params):
         """The parameters laid out for decoding: in the compute dtype, whole along the data axis."""
@@ -142,9 +107,10 @@ class Engine:
         places, structure = jax.tree.flatten(where)
         return self._call(_cast(dtype, structure, tuple(places)), params)
 
-    def session(self, params, sampling: Sampling, tokenizer: Tokenizer | None = None):
-        """See `sampler.Sampler`."""
-        return _Batches(self, params, sampling, tokenizer)
+    def session(self, params, sampling: Sampling, tokenizer: Tokenizer | None = None) -> Session:
+        """See `sampler.Sampler`. params: laid out by `decode_params`. tokenizer: the model's, where a request has a
+        text to begin with or `sampling` has one to stop at."""
+        return EngineSession(self, on_mesh(params, self.local), sampling, tokenizer)
 
     def generate(
         self,
@@ -154,88 +120,27 @@ class Engine:
         progress: Progress = silent,
         tokenizer: Tokenizer | None = None,
     ) -> list[Response]:
-        """Draw one response a request, keeping the slots full.
+        """Draw one response a request.
 
-        A response depends on (params, prompt, seed, task, sample) alone: not on the other requests, the slot, the
-        order of refilling, the padding or the mesh. Each distinct prompt is prefilled once and shared by its samples.
+        A response depends on (params, prompt, seed, task, sample) alone: not on the other requests, the row, the pages,
+        the order of refilling, the padding, the replica or the mesh. What requests share at their beginning is
+        prefilled once on each replica.
 
         A response ends with a stop id, behind a stop text, after `max_new_tokens`, or where the model's positions
         (`max_len`) end. The tokens of a text that it must begin with are drawn among those that spell it; their
         log-probabilities are the model's over the whole vocabulary, like all others.
 
         Args:
-          params: laid out by `decode_params`. requests: prompts of at least one token.
+          params, tokenizer: see `session`. requests: prompts of at least one token.
           progress: called with the number of responses finished since the last call.
-          tokenizer: the model's, where a request has a text to begin with or `sampling` has one to stop at.
 
         Returns: a Response for each request, in order.
         Raises: ValueError for a prompt that is empty, leaves no position for a response, or has an id outside the
           vocabulary.
         """
-        queue = RequestQueue([tuple(request.prompt) for request in requests], self.slots)
-        for prompt, (index, *_) in queue.samples.items():
-            self._check_prompt(prompt, f"request {index} (task {requests[index].task!r})")
-        if sampling.stop and tokenizer is None:
-            raise ValueError(f"generate: responses stop at {sampling.stop}: pass the model's tokenizer")
-        states, spellings = spell({request.begin for request in requests}, tokenizer, self.model.config.vocab)
-        stops = bucket(len(sampling.stop_ids), 8)  # a model has up to three; a separator adds many
-        responses: dict[int, Response] = {}
-        slots: Any = None
-        block, prefilled = -1, None
+        return in_order(self.session(params, sampling, tokenizer), requests, progress)
 
-        # Each round: put waiting requests into the free slots, let all rows decode, take the responses that ended.
-        # The queue gives out samples of a block of prompts together, so a block is prefilled when its first sample
-        # starts, and that prefill is copied into the slot of each of its samples. The cache grows before it is short:
-        # a row needs room for its prompt, then for the tokens of the next decode. Decode returns after `decode_steps`
-        # tokens, or as soon as few enough rows run that a block's worth of slots can be filled (`least_running`).
-        while queue:
-            for start in queue.fill():
-                if start.block != block:
-                    block, prefilled = start.block, self._prefill(params, start.prompts, queue.size)
-                slots = self._start(slots, prefilled, start, requests, sampling, states, stops, queue.size)
-            rows = queue.running()
-            known = to_host(slots.length_B)[rows]
-            slots = self._sized(slots, bucket(int(known.max()) + self.decode_steps), stops)
-            arguments = queue.owner_B >= 0, spellings, np.int32(queue.least_running()), self.decode_steps
-            slots = self._call(_decode, self.model, params, slots, *arguments)
-            ended = self._ended(
-                slots, rows, known, [requests[i] for i in queue.owner_B[rows]], sampling, tokenizer
-            )
-            for row, response in ended.items():
-                responses[queue.owner_B[row]] = response
-            if ended:
-                queue.release(np.array([*ended]))
-                progress(len(ended))
-        self.drawn += sum(len(response.tokens) - len(requests[i].prompt) for i, response in responses.items())
-        return [responses[i] for i in range(len(requests))]
-
-    def _ended(self, slots, rows, known, requests, sampling: Sampling, tokenizer) -> dict[int, Response]:
-        """The responses that ended in the last decode, by slot.
-
-        Args:
-          rows: [n] the slots in use. known: [n] their lengths before it. requests: [n] what runs there.
-        """
-        lengths, running = to_host(slots.length_B), to_host(slots.running_B)
-        found: dict[int, Response] = {}
-        if running[rows].all() and not sampling.stop:
-            return found
-        tokens, logps, unfinished = (to_host(a) for a in (slots.tokens_BS, slots.logp_BS, slots.begin_B))
-        for row, seen, request in zip(rows, known, requests, strict=True):
-            length, start = lengths[row], len(request.prompt)
-            end = None
-            if sampling.stop:
-                drawn, skip = tokens[row, start:length], len(request.begin)
-                end = tokenizer.stop_length(drawn, sampling.stop, seen - start, skip)
-            if end is None and running[row]:
-                continue
-            length = length if end is None else start + end
-            ids = tokens[row, :length].astype(np.int32)
-            by_id = ids[-1] in sampling.stop_ids and not unfinished[row]
-            stop = "stop" if end is not None or by_id else "length"
-            found[row] = Response(ids, logps[row, :length].astype(np.float32), stop)
-        return found
-
-    def _check_prompt(self, prompt, where: str) -> None:
+    def check_prompt(self, prompt, where: str) -> None:
         vocab, positions = self.model.config.vocab, self.max_len
         if not prompt:
             raise ValueError(f"{where} has an empty prompt")
@@ -254,62 +159,63 @@ class Engine:
         count, self.drawn = self.drawn, 0
         return count
 
-    def _prefill(self, params, prompts, part: int):
-        # Without the last token of each: it is the first that decoding reads (sample.py).
-        width = bucket(max(max(map(len, prompts)) - 1, 1), 32)
-        tokens_UP = np.zeros((part, width), np.int32)
-        for row, prompt in enumerate(prompts):
-            tokens_UP[row, : len(prompt) - 1] = prompt[:-1]
-        return self._call(_prefill, self.model, params, tokens_UP)
+    # What a session asks for ---------------------------------------------------------------------------------------
 
-    def _sized(self, slots, size: int, stops: int):
-        """Slots of at least `size` cache positions."""
-        if slots is None:
-            return _empty_slots(self.model, self.slots, size, stops, self.mesh)()
-        return slots if slots.tokens_BS.shape[1] >= size else self._call(_grow, slots, size)
+    def take_pool(self, params) -> tuple[Schedule, Any]:
+        """The pages that the last session with these parameters left, or none."""
+        kept, self._kept = self._kept, None
+        rows = self.slots // self.mesh.shape["data"]
+        if kept is not None and kept[0] is params:
+            return Schedule(kept[1], rows), kept[2]
+        return Schedule([Pool(0, self.page)] * self.replicas, rows), None
 
-    def _start(
-        self, slots, prefilled, start: Start, requests, sampling: Sampling, states, stops: int, size: int
-    ):
-        """The slots with the requests of `start` in them; arrays are padded to `size` entries."""
-        prompts = [start.prompts[which] for which in start.which]
-        begun = [requests[i] for i in start.requests]
-        lengths = np.array([len(prompt) for prompt in prompts])
-        width = prefilled.values_BNSK[0].shape[2]
-        slots = self._sized(slots, max(bucket(int(lengths.max()) + 1), bucket(width)), stops)
+    def keep_pool(self, params, pools: list[Pool], pool) -> None:
+        """Keep a session's pages for the next one, until the memory is needed."""
+        self._kept = params, pools, pool
 
-        def column(values, dtype, fill=0):
-            # Entries beyond the requests are padding: their slot is one past the last, so that they are dropped.
-            out = np.full(size, fill, dtype)
-            out[: len(prompts)] = values
-            return out
+    def pages_for(self, rows: int, longest: int) -> int:
+        """Pages of a replica for so many rows of up to `longest` tokens: of 4,096 tokens, of four times as many ..., as
+        far as memory goes."""
+        each = -(-longest // self.page)
+        rows = min(-(-rows // self.replicas), self.slots // self.mesh.shape["data"])
+        wanted = max(1, 4096 // self.page)
+        while wanted <= rows * each:  # one more is needed: page 0
+            wanted *= 4
+        return max(min(wanted, self._most_pages()), each + 2)
 
-        tokens_BP = np.zeros((size, width + 1), np.int32)
-        for row, prompt in enumerate(prompts):
-            tokens_BP[row, : len(prompt)] = prompt
-        stop_BE = np.full((size, stops), -1, np.int32)
-        # -1 fills up: no token has that id.
-        stop_BE[:, : len(sampling.stop_ids)] = sampling.stop_ids
-        draw = sample.Draw(
-            column(sampling.temperature, np.float32),
-            column(sampling.top_k, np.int32),
-            column(sampling.top_p, np.float32, 1),
-            column(sampling.min_p, np.float32),
-            stop_BE,
-            column(sampling.seed, np.uint32),
-            column([task_word(request.task) for request in begun], np.uint32),
-            column([request.sample for request in begun], np.uint32),
+    def _most_pages(self) -> int:
+        c = self.model.config
+        model = self.mesh.shape["model"]
+        heads = c.kv_heads // model if c.kv_heads % model == 0 else c.kv_heads
+        page = 2 * c.layers * heads * c.head_dim * self.page * jnp.dtype(c.dtype).itemsize
+        if self.cache_gib:
+            return int(self.cache_gib * 2**30) // page
+        stats = self.local.devices.flat[0].memory_stats()
+        if stats is None or "bytes_limit" not in stats:
+            return 2**31 // page  # a host: what it has left is not ours to take
+        return int(SHARE * stats["bytes_limit"] - stats["bytes_in_use"]) // page
+
+    def new_pool(self, count: int) -> tuple[Schedule, Any]:
+        """Pages with nothing on them, `count` for each replica."""
+        pools = [Pool(count, self.page) for _ in range(self.replicas)]
+        made = _empty_pages(self.model, self.replicas * count, self.page, self.local)()
+        return Schedule(pools, self.slots // self.mesh.shape["data"]), made
+
+    def prefill(self, params, pool, tokens_BT, start_B, count_B, table_BP, known: int):
+        """See `sample.prefill`."""
+        arguments = self.model, params, pool, tokens_BT, start_B, count_B, table_BP, known
+        return self._call(_prefill, *arguments, mesh=self.local)
+
+    def copy(self, pool, from_B, to_B):
+        """See `pages.copy`; each replica has an equal part of the pairs."""
+        return self._call(_copy, pool, from_B, to_B, mesh=self.local)
+
+    def decode(self, params, pool, *arguments):
+        """See `sample.decode`; `known` is last of the arguments."""
+        *arrays, known = arguments
+        return self._call(
+            _decode, self.model, params, pool, *arrays, known, self.decode_steps, mesh=self.local
         )
-        arguments = (
-            column(start.rows, np.int32, self.slots),
-            column(start.which, np.int32),
-            tokens_BP,
-            column(lengths, np.int32, 1),
-            column(np.minimum(lengths + sampling.max_new_tokens, self.max_len), np.int32, 1),
-            column([states[request.begin] for request in begun], np.int32),
-            draw,
-        )
-        return self._call(_insert, slots, prefilled, *arguments)
 
     # Scoring ------------------------------------------------------------------------------------------------------
 
@@ -327,6 +233,7 @@ class Engine:
 
         Returns: (logps, entropies), float32 arrays as long as the sequences; element 0 of each is 0.
         """
+        self._kept = None  # the memory of the pages
         logps: list = [None] * len(sequences)
         entropies: list = [None] * len(sequences)
         for width, rows, group in self._score_groups([len(s) for s in sequences]):
@@ -420,32 +327,12 @@ class Engine:
 
         Returns: (State, metrics), metrics a dict of float32 scalars.
         """
+        self._kept = None  # the memory of the pages
         return self._call(_update, state, self._put(batch, RULES), self.model, tx, config)
 
     def finite(self, tree) -> bool:
         """Whether every number of a tree of arrays (parameters, or a State with its moments) is finite."""
         return bool(to_host(self._call(_finite, tree)))
-
-
-class _Batches:
-    """A session that draws what waits in one batch."""
-
-    def __init__(self, engine, params, sampling, tokenizer):
-        self.arguments = engine, params, sampling, tokenizer
-        self.waiting: list[Request] = []
-        self.count = 0
-
-    def add(self, requests):
-        self.waiting += requests
-
-    def __bool__(self):
-        return bool(self.waiting)
-
-    def take(self):
-        engine, params, sampling, tokenizer = self.arguments
-        first, requests, self.waiting = self.count, self.waiting, []
-        self.count += len(requests)
-        return [*enumerate(engine.generate(params, requests, sampling, tokenizer=tokenizer), first)]
 
 
 @functools.lru_cache
@@ -471,16 +358,68 @@ def _start(tx: optax.GradientTransformation, structure, places: tuple):
 
 
 @functools.lru_cache
-def _empty_slots(model: Model, rows: int, size: int, stops: int, mesh):
-    """The program that makes empty slots where they live; its shardings are its own, hence one program a shape."""
-    make = functools.partial(sample.empty_slots, model, rows, size, stops)
+def _empty_pages(model: Model, count: int, size: int, mesh):
+    """The program that makes pages where they live; its shardings are its own, hence one program a shape."""
+    make = functools.partial(pages.empty_pages, model.config, count, size)
     return jax.jit(make, out_shardings=shardings(jax.eval_shape(make), mesh, RULES_DECODE))
 
 
-_prefill = jax.jit(sample.prefill, static_argnums=0)
-_insert = jax.jit(sample.insert, donate_argnums=0)
-_grow = jax.jit(sample.grow, static_argnums=1)
-_decode = jax.jit(sample.decode, static_argnums=(0, 6), donate_argnums=2)
+def _by_replica(function, params, arrays: dict, whole: dict):
+    """function(params, **arrays, **whole) of each replica by itself, with its own rows (B) and pages (W) of `arrays`:
+    (pool, what has its rows first). So nothing is exchanged along "data"; "model" is left to the compiler."""
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = jax.tree.map(
+        lambda where: PartitionSpec(*(axis if axis == "data" else None for axis in where.spec)),
+        shardings(arrays, mesh, RULES_DECODE),
+    )
+    # What is returned beside the pool has its rows first.
+    returned = (parts["pool"], PartitionSpec("data"))
+    return jax.shard_map(
+        lambda params, arrays, whole: function(params, **arrays, **whole),
+        in_specs=(PartitionSpec(), parts, PartitionSpec()),
+        out_specs=returned,
+        axis_names={"data"},
+        check_vma=False,
+    )(params, arrays, whole)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 7), donate_argnums=2)
+def _prefill(model: Model, params, pool, tokens_BT, start_B, count_B, table_BP, known: int):
+    def one(params, **arrays):
+        return sample.prefill(model, params, known=known, **arrays), ()
+
+    arrays = {
+        "pool": pool,
+        "tokens_BT": tokens_BT,
+        "start_B": start_B,
+        "count_B": count_B,
+        "table_BP": table_BP,
+    }
+    return _by_replica(one, params, arrays, {})[0]
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _copy(pool, from_B, to_B):
+    def one(params, **arrays):
+        return pages.copy(**arrays), ()
+
+    return _by_replica(one, (), {"pool": pool, "from_B": from_B, "to_B": to_B}, {})[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 11, 12), donate_argnums=2)
+def _decode(
+    model, params, pool, before, now, fresh_B, limit_B, draw, table_BP, spellings, least_B, known, steps
+):
+    def one(params, **arrays):
+        made, *drawn = sample.decode(model, params, known=known, steps=steps, **arrays)
+        return made, drawn
+
+    arrays = {"pool": pool, "before": before, "now": now, "fresh_B": fresh_B, "limit_B": limit_B}
+    arrays |= {"draw": draw, "table_BP": table_BP, "least_B": least_B}
+    made, drawn = _by_replica(one, params, arrays, {"spellings": spellings})
+    return made, *drawn
+
+
 _splice = jax.jit(splicing.splice)
 
 

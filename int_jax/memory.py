@@ -14,9 +14,10 @@ import jax
 import numpy as np
 
 from int_jax import dims
-from int_jax.engine import Engine, bucket
+from int_jax.engine import Engine
 from int_jax.models import Config, build
 from int_jax.models.transformer import LONG, SPAN
+from int_jax.session import bucket
 from int_jax.sharding import RULES, RULES_DECODE, spec
 
 GIB = 1 << 30
@@ -128,24 +129,25 @@ def sampling(
     Args:
       slots, decode_steps: the engine's. kept: what else is in memory meanwhile.
     """
-    # As `Engine.generate` rounds: the prefill leaves out the last token, the cache has room for one decode more.
-    c, part = sizes.config, max(1, slots // 4)
-    size, width = bucket(prompt + new_tokens + decode_steps), bucket(max(prompt - 1, 1), 32)
-    # The bucket below, 192 for 256: while the cache grows both exist.
-    smaller = max((s for s in map(bucket, range(64, size, 32)) if s < size), default=0)
+    # As `session.EngineSession` rounds.
+    c, data = sizes.config, sizes.mesh.shape["data"]
+    longest = prompt + new_tokens
+    size = Engine.page * bucket(-(-longest // Engine.page), 2) + decode_steps
+    width = min(bucket(max(prompt - 1, 1), 32), Engine.prefill_width)
+    part = data * max(1, min(slots // data, Engine.prefill_tokens // width))
+    known = Engine.page * bucket(-(-max(prompt - width, 0) // Engine.page), 2)
     items = (
         Item("parameters to sample from", sizes.params(c.dtype, RULES_DECODE), "mesh.model, dtype"),
-        Item("cache", sizes.cache(slots, size), "slots, max_new_tokens, mesh.model"),
-        Item("cache while it grows", sizes.cache(slots, smaller), "slots, max_new_tokens, mesh.model"),
-        Item("newest tokens", 2 * sizes.cache(slots, decode_steps), "slots, decode_steps"),
-        Item("prefilled prompts", sizes.cache(part, width), "slots, the prompt's length"),
+        # A pool takes what is left, but one row must go in.
+        Item("pages of one row", sizes.cache(data, longest + 2 * Engine.page), "max_new_tokens, mesh.model"),
+        Item("rows side by side", sizes.cache(slots, size), "slots, max_new_tokens, mesh.model"),
         Item(
             "prefill: attention scores",
-            2 * sizes.scores(part, width),
-            "slots (a quarter of them are prefilled at once), mesh.model, the prompt's length",
+            2 * sizes.held("BHTS", (part, c.heads, width, width + known), 4),
+            "mesh.model, slots",
         ),
-        Item("prefill: activations", sizes.layer(part, width), "slots, the prompt's length"),
-        # With the noise, the keys and the weights of top-k and top-p, and what is kept.
+        Item("prefill: activations", sizes.layer(part, width) + sizes.cache(part, width + known), "slots"),
+        # Their weights, and with filters the keys and weights of top-k and top-p, and what is kept.
         Item("decode: logits", 5 * sizes.held("BV", (slots, c.vocab), 4), "slots, mesh.data"),
     )
     return Stage(name, kept + items)

@@ -1,9 +1,10 @@
-"""The sampler's array functions: prefill, insert, decode. Pure; `engine.py` jits them and runs the slots.
+"""The sampler's array functions: prefill and decode, over rows whose keys and values lie on pages. Pure; `engine.py`
+jits them, one replica at a time.
 
-Slots are B rows of one cache. A row's last token is known but not yet in the cache: decoding reads it, writes its keys
-and values, and draws the next one. So prefill takes the prompt without its last token, draws nothing, and its result
-serves every sample of that prompt. Everything that shapes a draw is an array with one entry a row, so changing it
-compiles nothing; a row's draws depend on its key and its own position alone.
+A row's last token is known but not yet on its pages: decoding reads it, writes its keys and values, and draws the next
+one. So prefill leaves out the last token, draws nothing, and its result serves every sample of a prompt. Everything
+that shapes a draw is an array with one entry a row, so changing it compiles nothing; a row's draws depend on its key
+and its own position alone.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +14,8 @@ import jax.numpy as jnp
 
 from int_jax.dims import check
 from int_jax.losses import scaled_logits
-from int_jax.models import Cache, Model, empty_cache, empty_recent_tokens, flush
+from int_jax.models import Model, pages
+from int_jax.sharding import constrain
 
 
 class Draw(NamedTuple):
@@ -47,102 +49,31 @@ class Spellings(NamedTuple):
     next_AY: Any
 
 
-class Slots(NamedTuple):
-    """The sampler's state.
+class Rows(NamedTuple):
+    """Where each row stands; arrays [B].
 
     Attributes:
-      tokens_BS: int32 prompt and response. logp_BS: float32 of each drawn token, zero elsewhere.
-      length_B: known tokens. limit_B: the length at which a row ends. running_B: bool.
+      token_B: int32, the last known token. length_B: known tokens. running_B: bool.
       begin_B: int32, the state of Spellings from which the row's next token is drawn, 0 where it is free.
-      cache: keys and values of the first length - 1 tokens. draw: Draw.
     """
 
-    tokens_BS: Any
-    logp_BS: Any
+    token_B: Any
     length_B: Any
-    limit_B: Any
     running_B: Any
     begin_B: Any
-    cache: Cache
-    draw: Draw
 
 
-def empty_slots(model: Model, rows: int, size: int, stops: int) -> Slots:
-    """Slots with nothing running; `size` cache positions, `stops` stop ids a row."""
-
-    def ints(*shape):
-        return jnp.zeros((rows, *shape), jnp.int32)
-
-    def floats(*shape):
-        return jnp.zeros((rows, *shape), jnp.float32)
-
-    def words():
-        return jnp.zeros(rows, jnp.uint32)
-
-    # Top-p 1 keeps all, -1 is no token's id. Length 1, so that an idle row has a last token that can be read.
-    draw = Draw(floats(), ints(), floats() + 1, floats(), ints(stops) - 1, words(), words(), words())
-    cache = empty_cache(model.config, rows, size)
-    running_B = jnp.zeros(rows, bool)
-    return Slots(ints(size), floats(size), ints() + 1, ints() + 1, running_B, ints(), cache, draw)
-
-
-def grow(slots: Slots, size: int) -> Slots:
-    """The same slots with `size` cache positions; every row keeps what it has."""
-
-    more = size - slots.tokens_BS.shape[1]
-
-    def pad(array, axis):
-        return jnp.pad(array, [(0, more if a == axis else 0) for a in range(array.ndim)])
-
-    keys = tuple(pad(array, 3) for array in slots.cache.keys_BNKS)
-    values = tuple(pad(array, 2) for array in slots.cache.values_BNSK)
-    tokens_BS, logp_BS = pad(slots.tokens_BS, 1), pad(slots.logp_BS, 1)
-    return slots._replace(tokens_BS=tokens_BS, logp_BS=logp_BS, cache=Cache(keys, values))
-
-
-def prefill(model: Model, params, tokens_UP) -> Cache:
-    """Keys and values of U distinct prompts, right-padded; the padding is never attended to."""
-    positions = jnp.broadcast_to(jnp.arange(tokens_UP.shape[1])[None], tokens_UP.shape)
-    return model.apply(params, tokens_UP, positions)[1]
-
-
-def insert(
-    slots: Slots, prefilled: Cache, rows_B, prompts_B, tokens_BP, length_B, limit_B, begin_B, draw: Draw
-) -> Slots:
-    """Start samples in free slots.
+def prefill(model: Model, params, pool, tokens_BT, start_B, count_B, table_BP, known: int):
+    """The pool with the keys and values of further tokens of some rows.
 
     Args:
-      prefilled: of U prompts. rows_B: the slot of each new sample; one past the last slot drops the entry (padding).
-      prompts_B: which of the U prompts it continues. tokens_BP: its prompt, whole. The rest: as Slots.
+      tokens_BT: right-padded. start_B: what the rows have on their pages. count_B: how many of the T tokens are real.
+      table_BP: pages for all of these. known: pages of each row, at most, that hold anything already.
     """
-    # Both sizes are rounded up, and either may be the larger: what is cut off is padding.
-    width = min(prefilled.values_BNSK[0].shape[2], slots.tokens_BS.shape[1])
-    tokens_BP = tokens_BP[:, : slots.tokens_BS.shape[1]]
-
-    # rows_B = [2, 0, 4] in 4 slots: two samples start, in slots 2 and 0, and the third entry is padding.
-    def put(old, new):
-        return old.at[rows_B].set(new, mode="drop")
-
-    keys = [
-        old.at[rows_B, :, :, :width].set(new[prompts_B, :, :, :width], mode="drop")
-        for old, new in zip(slots.cache.keys_BNKS, prefilled.keys_BNKS, strict=True)
-    ]
-    # A prompt's keys and values are copied to each of its samples: prompts_B = [0, 0, 1].
-    values = [
-        old.at[rows_B, :, :width].set(new[prompts_B, :, :width], mode="drop")
-        for old, new in zip(slots.cache.values_BNSK, prefilled.values_BNSK, strict=True)
-    ]
-    return Slots(
-        tokens_BS=slots.tokens_BS.at[rows_B, : tokens_BP.shape[1]].set(tokens_BP, mode="drop"),
-        logp_BS=put(slots.logp_BS, jnp.zeros((), jnp.float32)),
-        length_B=put(slots.length_B, length_B),
-        limit_B=put(slots.limit_B, limit_B),
-        # A prompt that fills its limit is over before it starts.
-        running_B=put(slots.running_B, length_B < limit_B),
-        begin_B=put(slots.begin_B, begin_B),
-        cache=Cache(tuple(keys), tuple(values)),
-        draw=jax.tree.map(put, slots.draw, draw),
-    )
+    rows = pages.rows_of(model.config, pool, table_BP, known, start_B, tokens_BT.shape[1])
+    positions_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])[None]
+    _, rows = model.apply(params, tokens_BT, positions_BT, cache=rows)
+    return pages.filed(pool, rows, table_BP, count_B)
 
 
 def ordered(values):
@@ -219,19 +150,70 @@ def row_keys(draw: Draw):
     return jax.vmap(one)(draw.seed_B, draw.task_B, draw.sample_B)
 
 
-def choose(logits_BV, keys, draw: Draw):
-    """Draw one token a row (Gumbel-max), greedily where the temperature is 0. Returns token_B, int32."""
-    plain = jnp.all((draw.top_k_B <= 0) & (draw.top_p_B >= 1.0) & (draw.min_p_B <= 0.0))
-    kept_BV = jax.lax.cond(
-        plain,
-        lambda: jnp.ones(logits_BV.shape, bool),
-        lambda: keep(logits_BV, draw.top_k_B, draw.top_p_B, draw.min_p_B),
-    )
-    # argmax(logits + Gumbel noise) is a draw from softmax(logits). Each row has a key of its own: one key for [B, V]
-    # would make a row's noise depend on B.
-    noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:], jnp.float32))(keys)
-    noise_BV = jnp.where(draw.temperature_B[:, None] > 0, noise_BV, 0.0)
-    return jnp.argmax(jnp.where(kept_BV, logits_BV + noise_BV, -jnp.inf), axis=-1).astype(jnp.int32)
+BIN = 128  # weights that are summed up before one of them is looked for
+
+
+def pick(weight_BV, keys):
+    """Draw an index of each row by its weights, of which one is positive at least. int32.
+
+    By the inverse of the cumulative distribution, with a uniform number a row and level: first a bin of 128 weights by
+    the bins' sums (of more than 128 bins: a bin of bins before that), then one of the bin. Noise on each weight
+    (Gumbel-max) costs a random number an entry: 4,096 of them took 2.4 times as long on CPU.
+    """
+    levels = [weight_BV]
+    while levels[-1].shape[1] > BIN:
+        last = levels[-1]
+        padded = jnp.pad(last, [(0, 0), (0, -last.shape[1] % BIN)])
+        levels.append(jnp.sum(padded.reshape(len(last), -1, BIN), axis=-1))
+    uniform_BJ = jax.vmap(lambda key: jax.random.uniform(key, (len(levels),)))(keys)
+    found_B = jnp.zeros(len(weight_BV), jnp.int32)
+    for level, weights in enumerate(reversed(levels)):
+        size = weights.shape[1]
+        if level:
+            place_BZ = found_B[:, None] * BIN + jnp.arange(BIN)[None]
+            within_BZ = jnp.take_along_axis(weights, jnp.minimum(place_BZ, size - 1), axis=1)
+            within_BZ = jnp.where(place_BZ < size, within_BZ, 0.0)
+        else:
+            within_BZ = weights
+        found_B = found_B * BIN + _pick_few(within_BZ, uniform_BJ[:, level])
+    return found_B
+
+
+def _pick_few(weight_BZ, uniform_B):
+    # A product with a triangle: cumsum takes seven steps on CPU. The sums never fall along Z, as rounding keeps order.
+    size = weight_BZ.shape[1]
+    sum_BZ = jnp.matmul(weight_BZ, jnp.triu(jnp.ones((size, size))), precision=jax.lax.Precision.HIGHEST)
+    total_B = sum_BZ[:, -1]
+    # Weights 0 2 0 1 sum up to 0 2 2 3. With u = .5 the first sum above 1.5 is picked, the second: it has a weight.
+    # If u x total rounds to the total, it is the first sum that reaches it.
+    passed_BZ = (sum_BZ <= (uniform_B * total_B)[:, None]) & (sum_BZ < total_B[:, None])
+    return jnp.sum(passed_BZ, axis=-1, dtype=jnp.int32)
+
+
+def choose(logits_BV, keys, draw: Draw, begin_B, spellings: Spellings):
+    """Draw one token a row, the likeliest one where the temperature is 0.
+
+    Returns: (token_B, its log-probability over the whole vocabulary, whatever may be drawn), int32 and float32.
+    """
+    top_B = jnp.max(logits_BV, axis=-1)
+    weight_BV = jnp.exp(logits_BV - top_B[:, None])
+    filtered = jnp.any((draw.top_k_B > 0) | (draw.top_p_B < 1.0) | (draw.min_p_B > 0.0))
+    greedy = jnp.any(draw.temperature_B <= 0)
+
+    def some():
+        allowed_BV = restrict(logits_BV, begin_B, spellings)
+        # Whole on each device of "model": each of the 32 passes for a threshold would be a collective.
+        allowed_BV = constrain(allowed_BV, "BV", {"B": "data"})
+        kept_BV = keep(allowed_BV, draw.top_k_B, draw.top_p_B, draw.min_p_B)
+        kept_BV = jnp.where(kept_BV, allowed_BV, -jnp.inf)
+        # Of what is left: where all of it is unlikely, its weights would be 0.
+        drawn_B = pick(jnp.exp(kept_BV - jnp.max(kept_BV, axis=-1, keepdims=True)), keys)
+        return jnp.where(draw.temperature_B > 0, drawn_B, jnp.argmax(kept_BV, axis=-1).astype(jnp.int32))
+
+    # The settings are traced: cond does what a row asks for.
+    token_B = jax.lax.cond(filtered | greedy | jnp.any(begin_B > 0), some, lambda: pick(weight_BV, keys))
+    logit_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
+    return token_B, logit_B - top_B - jnp.log(jnp.sum(weight_BV, axis=-1))
 
 
 def restrict(logits_BV, begin_B, spellings: Spellings):
@@ -255,61 +237,64 @@ def advance(token_B, begin_B, spellings: Spellings):
     return jnp.max(jnp.where(taken_BY, spellings.next_AY[begin_B], 0), axis=-1)
 
 
-def decode(model: Model, params, slots: Slots, owned_B, spellings: Spellings, wanted, steps: int) -> Slots:
-    """Draw up to `steps` tokens a row; stops early once fewer than `wanted` rows are running.
+def decode(
+    model: Model,
+    params,
+    pool,
+    before: Rows,
+    now: Rows,
+    fresh_B,
+    limit_B,
+    draw: Draw,
+    table_BP,
+    spellings: Spellings,
+    least_B,
+    known: int,
+    steps: int,
+):
+    """Draw up to `steps` tokens a row; stops early once fewer than `least_B[0]` rows are running.
 
-    Running rows need `steps` free cache positions. A row that is not `owned_B` any more (the host has ended it) stands
-    still. A row in a state of `spellings` draws among what that allows, and no stop id ends it before the text that it
-    has to begin with is complete.
+    A row in a state of `spellings` draws among what that allows, and no stop id ends it before the text that it has to
+    begin with is complete.
 
-    The log-probability returned is that of the token at the row's temperature over the whole vocabulary, whatever
-    top-k, top-p and min-p kept: the same that `losses.token_logp` computes.
+    Args:
+      before: where the rows stood after the last call. now, fresh_B: where those stand that are `fresh`.
+      limit_B: the length at which a row ends. table_BP, known: as of `prefill`, for `steps` more tokens.
+
+    Returns: (pool, Rows, tokens_BC, logp_BC): what was drawn, of each row so many as its length has grown by.
     """
-    # A row may end on the host alone (a stop text is found by decoding), which this tells the device.
-    slots = slots._replace(running_B=slots.running_B & owned_B)
-    keys = row_keys(slots.draw)
-    rows = jnp.arange(slots.tokens_BS.shape[0])
+    rows = jax.tree.map(lambda old, new: jnp.where(fresh_B, new, old), before, now)
+    first_B, count = rows.length_B, len(fresh_B)
+    keys = row_keys(draw)
     head_DV = model.head_DV(params)
-    cache = slots.cache
+    seen = pages.rows_of(model.config, pool, table_BP, known, first_B - 1, steps)
 
     def step(carry):
-        slots, recent = carry
-        last_B = slots.length_B - 1
-        token_BT = slots.tokens_BS[rows, last_B][:, None]
-        hidden_BTD, recent = model.apply(params, token_BT, last_B[:, None], cache=cache, recent=recent)
-        logits_BV = scaled_logits(
-            hidden_BTD[:, 0], head_DV, slots.draw.temperature_B, model.config.logit_softcap
-        )
+        rows, seen, at, tokens_BC, logp_BC = carry
+        last_B = rows.length_B - 1
+        hidden_BTD, seen = model.apply(params, rows.token_B[:, None], last_B[:, None], cache=seen)
+        logits_BV = scaled_logits(hidden_BTD[:, 0], head_DV, draw.temperature_B, model.config.logit_softcap)
         # By the position of the token to be drawn: where a decode begins, or which rows are idle, changes no draw.
-        position_keys = jax.vmap(jax.random.fold_in)(keys, slots.length_B)
-        token_B = choose(restrict(logits_BV, slots.begin_B, spellings), position_keys, slots.draw)
-        # Of `logits_BV`, before restriction and filters.
-        logp_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
-        logp_B = logp_B - jax.nn.logsumexp(logits_BV, axis=-1)
-        # Rows that do not run write their last token again: the value that is there already.
-        at_B = jnp.where(slots.running_B, slots.length_B, last_B)
-        token_now_B = jnp.where(slots.running_B, token_B, slots.tokens_BS[rows, last_B])
-        logp_now_B = jnp.where(slots.running_B, logp_B, slots.logp_BS[rows, last_B])
-        length_B = slots.length_B + slots.running_B
-        ended_B = jnp.any(token_B[:, None] == slots.draw.stop_BE, axis=-1) & (slots.begin_B == 0)
-        stopped_B = ended_B | (length_B >= slots.limit_B)
-        slots = slots._replace(
-            tokens_BS=slots.tokens_BS.at[rows, at_B].set(token_now_B),
-            logp_BS=slots.logp_BS.at[rows, at_B].set(logp_now_B),
-            length_B=length_B,
-            running_B=slots.running_B & ~stopped_B,
-            begin_B=jnp.where(slots.running_B, advance(token_B, slots.begin_B, spellings), slots.begin_B),
+        position_keys = jax.vmap(jax.random.fold_in)(keys, rows.length_B)
+        token_B, logp_B = choose(logits_BV, position_keys, draw, rows.begin_B, spellings)
+        ended_B = jnp.any(token_B[:, None] == draw.stop_BE, axis=-1) & (rows.begin_B == 0)
+        length_B = rows.length_B + rows.running_B
+        rows = Rows(
+            jnp.where(rows.running_B, token_B, rows.token_B),
+            length_B,
+            rows.running_B & ~ended_B & (length_B < limit_B),
+            jnp.where(rows.running_B, advance(token_B, rows.begin_B, spellings), rows.begin_B),
         )
-        return slots, recent
+        # What idle rows have here is beyond their length.
+        tokens_BC = jax.lax.dynamic_update_slice_in_dim(tokens_BC, token_B[:, None], at, axis=1)
+        logp_BC = jax.lax.dynamic_update_slice_in_dim(logp_BC, logp_B[:, None], at, axis=1)
+        return rows, seen, at + 1, tokens_BC, logp_BC
 
     def going(carry):
-        slots, recent = carry
+        rows, _, at, *_ = carry
         # At least one row: with none the loop would go through its steps for nothing.
-        return (recent.count < steps) & (jnp.sum(slots.running_B) >= jnp.maximum(wanted, 1))
+        return (at < steps) & (jnp.sum(rows.running_B) >= jnp.maximum(least_B[0], 1))
 
-    # From length - 1 on: the last known token is not in the cache. The cache stays out of the loop's state, where it is
-    # only read; it is written once, at the end.
-    recent = empty_recent_tokens(model.config, slots.tokens_BS.shape[0], steps, slots.length_B - 1)
-    # The loop only reads the cache, and would copy what it carries.
-    slots, recent = jax.lax.while_loop(going, step, (slots._replace(cache=Cache((), ())), recent))
-    return slots._replace(cache=flush(cache, recent))
+    empty = jnp.zeros((count, steps), jnp.int32), jnp.zeros((count, steps), jnp.float32)
+    rows, seen, _, tokens_BC, logp_BC = jax.lax.while_loop(going, step, (rows, seen, jnp.int32(0), *empty))
+    return pages.filed(pool, seen, table_BP, rows.length_B - first_B), rows, tokens_BC, logp_BC

@@ -11,8 +11,8 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from int_jax import dims
 
-RULES = {"B": "data", "D": "data", "H": "model", "N": "model", "F": "model", "V": "model"}
-RULES_DECODE = {"B": "data", "H": "model", "N": "model", "F": "model", "V": "model"}
+RULES = {"B": "data", "W": "data", "D": "data", "H": "model", "N": "model", "F": "model", "V": "model"}
+RULES_DECODE = {"B": "data", "W": "data", "H": "model", "N": "model", "F": "model", "V": "model"}
 
 
 def make_mesh(data: int = -1, model: int = 1, devices=None) -> Mesh:
@@ -31,6 +31,25 @@ def make_mesh(data: int = -1, model: int = 1, devices=None) -> Mesh:
     return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
+def submesh(mesh: Mesh, rows: list[bool]) -> Mesh:
+    """Those rows of a mesh, along "data", that are named true."""
+    return Mesh(mesh.devices[np.asarray(rows)], mesh.axis_names, axis_types=mesh.axis_types)
+
+
+def on_mesh(tree, mesh: Mesh):
+    """Arrays that are whole along "data", on some rows of their mesh alone; nothing is copied."""
+
+    def one(leaf):
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            return leaf
+        where = leaf.sharding
+        assert isinstance(where, NamedSharding), where
+        parts = [shard.data for shard in leaf.addressable_shards if shard.device in {*mesh.devices.flat}]
+        return jax.make_array_from_single_device_arrays(leaf.shape, NamedSharding(mesh, where.spec), parts)
+
+    return jax.tree.map(one, tree)
+
+
 def spec(letters: str, shape, mesh: Mesh | AbstractMesh, rules: dict) -> PartitionSpec:
     """The partition of an array whose axes are `letters`; an axis that the mesh does not divide is replicated."""
     if len(letters) != len(shape):
@@ -46,7 +65,7 @@ def spec(letters: str, shape, mesh: Mesh | AbstractMesh, rules: dict) -> Partiti
     return PartitionSpec(*axes)
 
 
-def shardings(tree, mesh: Mesh, rules: dict):
+def shardings(tree, mesh: Mesh | AbstractMesh, rules: dict):
     """NamedShardings for every leaf of `tree`, read off the last name of its path; unnamed scalars are replicated."""
 
     def one(path, leaf):
@@ -65,10 +84,13 @@ def shardings(tree, mesh: Mesh, rules: dict):
 
 
 def constrain(value, letters: str, rules: dict = RULES_DECODE):
-    """Pin an activation's sharding to the table under the mesh in context; without a mesh it is the identity."""
+    """Pin an activation's sharding to the table under the mesh in context; without a mesh it is the identity. Axes that
+    `jax.shard_map` has cut by hand are left out."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    free = {axis for axis in mesh.axis_names if axis not in mesh.manual_axes}
+    if all(mesh.shape[axis] == 1 for axis in free):
         return value
+    rules = {letter: axis for letter, axis in rules.items() if axis in free}
     return jax.lax.with_sharding_constraint(
         value, NamedSharding(mesh, spec(letters, value.shape, mesh, rules))
     )

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from int_jax import rollout, sample
 from int_jax.check import byte_tokenizer
-from int_jax.engine import spell
 from int_jax.sampler import Request, Sampling
+from int_jax.session import spell
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Intervention, Task, Trace
 from tests.test_tokenizer import CORPUS, FAMILIES
@@ -270,7 +270,8 @@ def test_the_draw_is_the_model_s_among_the_tokens_allowed(blank):
     allowed = blank.spellings(".\n\n")[".\n\n"]
     count = 20_000
     begin_B = jnp.full(count, states[".\n\n"])
-    restricted = jax.jit(sample.restrict)(jnp.broadcast_to(logits, (count, blank.vocab)), begin_B, table)
+    logits_BV = jnp.broadcast_to(logits, (count, blank.vocab))
+    table = sample.Spellings(*map(jnp.asarray, table))
     words = [jnp.zeros(count, jnp.uint32)] * 3
     draw = sample.Draw(
         jnp.ones(count),
@@ -281,13 +282,17 @@ def test_the_draw_is_the_model_s_among_the_tokens_allowed(blank):
         *words,
     )
     keys, more = (jax.vmap(jax.random.key)(jnp.arange(count) + start) for start in (0, count))
-    tokens = np.asarray(jax.jit(sample.choose)(restricted, keys, draw))
+    tokens, logp = map(np.asarray, jax.jit(sample.choose)(logits_BV, keys, draw, begin_B, table))
+    np.testing.assert_allclose(logp, np.asarray(jax.nn.log_softmax(logits[0]))[tokens], atol=1e-5)
     assert set(tokens.tolist()) <= set(allowed)
     share = np.bincount(tokens, minlength=blank.vocab)[list(allowed)] / count
     wanted = jax.nn.softmax(logits[0, jnp.array(list(allowed))])
     np.testing.assert_allclose(share, wanted, atol=4 * 0.5 / np.sqrt(count))
-    narrow = np.asarray(
-        jax.jit(sample.choose)(restricted, more, draw._replace(top_k_B=jnp.ones(count, jnp.int32)))
+    narrow, _ = map(
+        np.asarray,
+        jax.jit(sample.choose)(
+            logits_BV, more, draw._replace(top_k_B=jnp.ones(count, jnp.int32)), begin_B, table
+        ),
     )
     assert set(narrow.tolist()) == {max(allowed, key=lambda i: float(logits[0, i]))}
 

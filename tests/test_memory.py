@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh
 from int_jax import engine, memory, sample
 from int_jax.batching import pack, supervised
 from int_jax.losses import LossConfig
-from int_jax.models import Config, build
+from int_jax.models import Config, build, pages
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings
 from int_jax.types import State
 
@@ -69,7 +69,7 @@ def on_device_zero(tree) -> int:
 
 
 @pytest.mark.parametrize(("data", "model"), [(4, 2), (1, 8)])
-def test_state_and_slots_are_what_a_device_holds(data, model):
+def test_state_and_pages_are_what_a_device_holds(data, model):
     """8 does not divide the 4 key/value heads: they are whole on every device then."""
     mesh, plan = make_mesh(data, model), sizes(data, model)
     made = engine.Engine(build(CONFIG), mesh, slots=16)
@@ -79,8 +79,8 @@ def test_state_and_slots_are_what_a_device_holds(data, model):
     counters = 2 * 4  # the step, here and in Adam
     assert item(stage, "Adam's two moments") == on_device_zero(state._replace(params=())) - counters
     assert plan.params("float32", RULES_DECODE) == on_device_zero(made.decode_params(state.params))
-    slots = made._sized(None, 96, 8)
-    assert plan.cache(16, 96) == on_device_zero(slots.cache)
+    _, pool = made.new_pool(3)
+    assert plan.cache(3 * data, made.page) == on_device_zero(pool)
 
 
 def peak(compiled) -> int:
@@ -105,22 +105,38 @@ def test_the_plan_is_near_the_compiled_programs(data, model):
     params = jax.eval_shape(made.init, jax.random.key(0))
     state = jax.eval_shape(lambda p: State(jnp.zeros((), jnp.int32), p, tx.init(p)), params)
     batch = pack([supervised(np.ones(250, np.int32), np.ones(250))] * 4, 256, 4)
-    slots = jax.eval_shape(lambda: sample.empty_slots(made, 16, 768, 8))
+    seats, steps, page = 16, 16, engine.Engine.page
+    known = 24  # pages of 700 tokens, rounded up
+    pool = jax.eval_shape(lambda: pages.empty_pages(CONFIG, data * (2 + 716 // page), page))
     decoding = placed(params, mesh, RULES_DECODE)
     with jax.sharding.set_mesh(mesh):
         update = engine._update.lower(
             placed(state, mesh, RULES), placed(batch, mesh, RULES), made, tx, LossConfig(logit_chunk=64)
         )
-        prompts = jax.ShapeDtypeStruct((4, 384), jnp.int32)
-        prefill = engine._prefill.lower(made, decoding, prompts)
-        free = sample.Spellings(*[jax.ShapeDtypeStruct((8, 8), jnp.int32)] * 2)
-        stepped = placed(slots, mesh, RULES_DECODE), np.ones(16, bool), free, np.int32(1), 16
-        decode = engine._decode.lower(made, decoding, *stepped)
+        pool = placed(pool, mesh, RULES_DECODE)
+        ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+        prefill = engine._prefill.lower(
+            made, decoding, pool, ints(16, 384), ints(16), ints(16), ints(16, 12), 0
+        )
+        rows = sample.Rows(ints(16), ints(16), np.ones(16, bool), ints(16))
+        floats, words = np.ones(16, np.float32), np.ones(16, np.uint32)
+        draw = sample.Draw(floats, ints(16), floats, floats, ints(16, 8), words, words, words)
+        free = sample.Spellings(ints(8, 8), ints(8, 8))
+        stepped = (
+            rows,
+            rows,
+            np.ones(seats, bool),
+            ints(seats),
+            draw,
+            ints(seats, known + 1),
+            free,
+            ints(data),
+        )
+        decode = engine._decode.lower(made, decoding, pool, *stepped, known, steps)
     drawing = sampling(plan)
-    once = item(drawing, "parameters to sample from")
-    names = ("prefilled prompts", "prefill: attention scores", "prefill: activations")
-    filling = once + sum(item(drawing, name) for name in names)
-    stepping = once + sum(item(drawing, name) for name in ("cache", "newest tokens", "decode: logits"))
+    once = item(drawing, "parameters to sample from") + item(drawing, "pages of one row")
+    filling = once + item(drawing, "prefill: attention scores") + item(drawing, "prefill: activations")
+    stepping = once + item(drawing, "rows side by side") + item(drawing, "decode: logits")
     planned = {update: training(plan).bytes, prefill: filling, decode: stepping}
     for lowered, count in planned.items():
         assert 1 / 2 < count / peak(lowered.compile()) < 2
@@ -131,7 +147,7 @@ def test_the_plan_is_near_the_compiled_programs(data, model):
 
 def test_twice_the_slots_twice_the_cache():
     one, two = sampling(sizes()), sampling(sizes(), slots=32)
-    for name in ("cache", "cache while it grows", "newest tokens", "prefilled prompts", "decode: logits"):
+    for name in ("rows side by side", "decode: logits"):
         assert item(two, name) == 2 * item(one, name) > 0
     assert item(two, "parameters to sample from") == item(one, "parameters to sample from")
 
@@ -155,7 +171,7 @@ def test_dtypes():
         sizes(dtype=d, param_dtype=p)
         for d, p in (("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16"))
     )
-    for name in ("cache", "parameters to sample from", "prefill: activations"):
+    for name in ("rows side by side", "parameters to sample from", "prefill: activations"):
         assert 2 * item(sampling(mixed), name) == item(sampling(full), name)
     for name in ("parameters trained", "Adam's two moments"):
         assert item(training(mixed), name) == item(training(full), name) == 2 * item(training(low), name)
@@ -186,7 +202,7 @@ def test_scoring_grows_with_the_sequence():
 
 
 def test_what_does_not_fit_is_refused_with_the_largest_item_and_its_knob():
-    stages = [sampling(sizes()), training(sizes())]
+    stages = [sampling(sizes()), training(sizes(), rows=32)]
     need = max(stage.bytes for stage in stages)
     memory.refuse(stages, need)
     memory.refuse(stages, None)

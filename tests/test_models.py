@@ -8,18 +8,7 @@ import numpy as np
 import pytest
 
 from int_jax import hf_format, losses
-from int_jax.models import (
-    Cache,
-    Config,
-    build,
-    empty_cache,
-    empty_recent_tokens,
-    families,
-    family,
-    family_of,
-    flush,
-    hf,
-)
+from int_jax.models import Config, build, families, family, family_of, hf, pages
 from int_jax.models.qwen3 import config_from_hf, config_to_hf
 
 # head_dim is not dim / heads, there is one kv head, no size divides another, and the vocabulary is odd.
@@ -157,30 +146,30 @@ def test_decoding_with_a_cache_equals_the_whole_pass(config):
     params, tokens_BT = random_params(config), some_tokens(rows=3)
     whole_BTD = hidden_of(config, params, tokens_BT)
     model, start = build(config), 4
-    positions_BT = positions_of(tokens_BT)
-    prefilled = jax.jit(model.apply)(params, tokens_BT[:, :start], positions_BT[:, :start])[1]
-    # caches longer than the sequence, with rubbish beyond it
-    cache, recent = (
-        empty_cache(config, 3, 20),
-        empty_recent_tokens(config, 3, 3, jnp.full(3, start, jnp.int32)),
-    )
-    cache, recent = jax.tree.map(lambda x: x + 99 if x.ndim == 4 else x, (cache, recent))
-    keys = (
-        wide.at[..., :start].set(new) for wide, new in zip(cache.keys_BNKS, prefilled.keys_BNKS, strict=True)
-    )
-    values = (
-        wide.at[:, :, :start].set(new)
-        for wide, new in zip(cache.values_BNSK, prefilled.values_BNSK, strict=True)
-    )
-    cache = Cache(tuple(keys), tuple(values))
-    step = jax.jit(
-        lambda token, at, cache, recent: model.apply(params, token, at, cache=cache, recent=recent)
-    )
-    for t in range(start, tokens_BT.shape[1]):
-        if t in (start + 2, start + 5):  # once before the recent tokens fill their room, once when they have
-            cache = flush(cache, recent)
-            recent = recent._replace(start_B=jnp.full(3, t, jnp.int32), count=jnp.zeros((), jnp.int32))
-        hidden_BTD, recent = step(tokens_BT[:, t : t + 1], positions_BT[:, t : t + 1], cache, recent)
+    # Pages of 3 tokens with rubbish on them, those of a row anywhere; 6 at a time are added to the 4 that stand there.
+    table_BP = np.random.default_rng(0).permutation(15).reshape(3, 5) + 1
+    pool = jax.tree.map(lambda x: x + 99, pages.empty_pages(config, 16, 3))
+
+    @jax.jit
+    def opened(pool, start_B):
+        return pages.rows_of(config, pool, table_BP, 4, start_B, 6)
+
+    @jax.jit
+    def extended(rows, token_BT, position_BT):
+        return model.apply(params, token_BT, position_BT, cache=rows)
+
+    def at(first, count):
+        return np.broadcast_to(np.arange(first, first + count)[None], (3, count))
+
+    rows = opened(pool, jnp.zeros(3, jnp.int32))
+    hidden_BTD, rows = extended(rows, tokens_BT[:, :start], at(0, start))
+    np.testing.assert_allclose(hidden_BTD, whole_BTD[:, :start], atol=1e-5)
+    pool = pages.filed(pool, rows, table_BP, jnp.full(3, start))
+    rows = opened(pool, jnp.full(3, start))
+    for t in range(start, start + 6):
+        if t == start + 3:  # as many are kept as are counted, and the rest is drawn anew
+            rows = opened(pages.filed(pool, rows, table_BP, jnp.full(3, 3)), jnp.full(3, t))
+        hidden_BTD, rows = extended(rows, tokens_BT[:, t : t + 1], at(t, 1))
         np.testing.assert_allclose(hidden_BTD[:, 0], whole_BTD[:, t], atol=1e-5)
 
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from int_jax.engine import Engine, bucket, row_bucket
+from int_jax.engine import Engine
 from int_jax.models import Config, build
+from int_jax.session import bucket, row_bucket
 from int_jax.sharding import make_mesh
 
 

@@ -3,31 +3,16 @@
 from types import ModuleType
 
 from int_jax import modules
-from int_jax.models.transformer import (
-    Cache,
-    Config,
-    Model,
-    RecentTokens,
-    RopeScaling,
-    empty_cache,
-    empty_recent_tokens,
-    flush,
-    softcap,
-)
+from int_jax.models.transformer import Config, Model, RopeScaling, softcap
 
 __all__ = [
-    "Cache",
     "Config",
     "Model",
-    "RecentTokens",
     "RopeScaling",
     "build",
-    "empty_cache",
-    "empty_recent_tokens",
     "families",
     "family",
     "family_of",
-    "flush",
     "softcap",
 ]
 
@@ -41,7 +26,7 @@ KIND = modules.Kind(
     "model family",
     __name__,
     ("NAMES", "config_from_hf", "config_to_hf"),
-    apart=("hf", "kernels", "transformer"),
+    apart=("hf", "kernels", "pages", "transformer"),
 )
 families = KIND.names
 

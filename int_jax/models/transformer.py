@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from int_jax import dims
+from int_jax.models.pages import View
 from int_jax.sharding import constrain
 
 
@@ -80,68 +81,15 @@ class Config:
     dtype: str = "float32"
     param_dtype: str = "float32"
 
+    @property
+    def scale(self) -> float:
+        """What attention scores are multiplied with."""
+        return (self.query_scalar or self.head_dim) ** -0.5
+
     def shape(self, letters: str) -> tuple[int, ...]:
         sizes = {"D": self.dim, "H": self.heads, "N": self.kv_heads, "K": self.head_dim}
         sizes |= {"F": self.ffw, "V": self.vocab}
         return tuple(sizes[letter] for letter in letters)
-
-
-class Cache(NamedTuple):
-    """Keys and values of every layer, by position: tuples of L arrays [B, N, K, S] and [B, N, S, K].
-
-    Keys end in the position and values in the head, so that both products of a decoding step read memory in order:
-    on CPU 2.6x (S = 96) to 5.3x (S = 256) as fast as with [B, S, N, K] for both.
-    """
-
-    keys_BNKS: tuple
-    values_BNSK: tuple
-
-
-class RecentTokens(NamedTuple):
-    """The newest tokens' keys and values, not yet in the cache: tuples of L arrays [B, N, K, C] and [B, N, C, K].
-
-    Rows stand at different positions, so writing each new token into the cache would be a scatter a layer and step.
-    Here all rows write at one index; `file` moves what has gathered into the cache, once a chunk.
-
-    Attributes:
-      start_B: the position of each row's first recent token; everything before it is in the cache.
-      count: how many recent tokens there are.
-    """
-
-    keys_BNKC: tuple
-    values_BNCK: tuple
-    start_B: Any
-    count: Any
-
-
-def empty_cache(config: Config, rows: int, size: int) -> Cache:
-    keys, values = (
-        (rows, config.kv_heads, config.head_dim, size),
-        (rows, config.kv_heads, size, config.head_dim),
-    )
-    return Cache(*(tuple(jnp.zeros(s, config.dtype) for _ in range(config.layers)) for s in (keys, values)))
-
-
-def empty_recent_tokens(config: Config, rows: int, size: int, start_B) -> RecentTokens:
-    return RecentTokens(*empty_cache(config, rows, size), start_B, jnp.zeros((), jnp.int32))
-
-
-@dims.check
-def flush(cache: Cache, recent: RecentTokens) -> Cache:
-    """The cache with each row's recent tokens from its start on. There must be room for all C of them in a row whose
-    cache is still read: where there is none, the row's last C positions are overwritten."""
-
-    def put(axis, old, new):
-        # Of one row: keys [N, K, S] and values [N, S, K] have their position on `axis`. All C entries are written: the
-        # unused ones are zeros behind the row's last token, where no mask looks and the next flush writes.
-        def row(old, new, start):
-            return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis)
-
-        return jax.vmap(row)(old, new, recent.start_B)
-
-    keys = map(functools.partial(put, 2), cache.keys_BNKS, recent.keys_BNKC)
-    values = map(functools.partial(put, 1), cache.values_BNSK, recent.values_BNCK)
-    return Cache(tuple(keys), tuple(values))
 
 
 def rms_norm(hidden, scale, eps: float, zero_centred: bool = False):
@@ -198,41 +146,32 @@ def rope(positions_BT, head_dim: int, theta: float, scaling: RopeScaling | None 
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def attention(query_BTHK, parts, scale: float, cap: float | None = None):
-    """softmax(scale q k^T where the mask is true) v, each key/value head shared by Q = H / N query heads.
-
-    The keys may come in several parts, (key [B, N, K, S], value [B, N, S, K], mask [B or 1, T, S]), which share one
-    softmax. The weights are normalised after the product with the values. cap: a soft cap of the scores.
-    """
+def attention(query_BTHK, key_BNKS, value_BNSK, mask_BTS, scale: float, cap: float | None = None):
+    """softmax(scale q k^T where the mask, [B or 1, T, S], is true) v, each key/value head shared by Q = H / N query
+    heads. The weights are normalised after the product with the values. cap: a soft cap of the scores."""
     rows, length, heads, head_dim = query_BTHK.shape
-    kv_heads = parts[0][0].shape[1]
+    kv_heads = key_BNKS.shape[1]
     # H = 4 and N = 2: query heads 0 and 1 read key/value head 0, heads 2 and 3 read head 1.
     shape_BNQT = (rows, kv_heads, heads // kv_heads, length)
     query_BTNQK = query_BTHK.reshape(rows, length, *shape_BNQT[1:3], head_dim) * scale
     # X folds Q and T: as one plain batched product decoding is 2.4x (S = 96) to 2.8x (S = 256) as fast on CPU.
     query_BNXK = jnp.einsum("BTNQK->BNQTK", query_BTNQK).reshape(rows, kv_heads, -1, head_dim)
-
-    def masked(key_BNKS, mask_BTS):
-        score_BNXS = jnp.einsum("BNXK,BNKS->BNXS", query_BNXK, key_BNKS, preferred_element_type=jnp.float32)
-        # The cap comes before the mask: it would bring the masked scores back to -cap.
-        score_BNXS = softcap(score_BNXS, cap)
-        # Finite: a query that sees nothing (padding of the last span) gets a mean of the values. With -inf it would
-        # be NaN, and so would the gradient of the whole row.
-        score_BNQTS = jnp.where(mask_BTS[:, None, None], score_BNXS.reshape(*shape_BNQT, -1), -1e30)
-        return score_BNQTS.reshape(score_BNXS.shape)
-
-    scores = [masked(key_BNKS, mask_BTS) for key_BNKS, _, mask_BTS in parts]
-    # One maximum over all parts: no exp overflows, and the parts' sums are in one scale and may be added. The softmax
-    # does not depend on it, so that no gradient is lost by stopping it.
-    tops = [jnp.max(score_BNXS, axis=-1, keepdims=True) for score_BNXS in scores]
-    top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
-    weights = [jnp.exp(score_BNXS - top) for score_BNXS in scores]
-    totals = [jnp.sum(weight_BNXS, axis=-1) for weight_BNXS in weights]
-    outs = [
-        jnp.einsum("BNXS,BNSK->BNXK", w.astype(value.dtype), value, preferred_element_type=jnp.float32)
-        for w, (_, value, _) in zip(weights, parts, strict=True)
-    ]
-    total_BNX, out_BNXK = functools.reduce(jnp.add, totals), functools.reduce(jnp.add, outs)
+    score_BNXS = jnp.einsum("BNXK,BNKS->BNXS", query_BNXK, key_BNKS, preferred_element_type=jnp.float32)
+    # The cap comes before the mask: it would bring the masked scores back to -cap.
+    score_BNXS = softcap(score_BNXS, cap)
+    # Finite: a query that sees nothing (padding of the last span) gets a mean of the values. With -inf it would
+    # be NaN, and so would the gradient of the whole row.
+    score_BNQTS = jnp.where(mask_BTS[:, None, None], score_BNXS.reshape(*shape_BNQT, -1), -1e30)
+    score_BNXS = score_BNQTS.reshape(score_BNXS.shape)
+    # No exp overflows. The softmax does not depend on the maximum: no gradient is lost by stopping it.
+    weight_BNXS = jnp.exp(score_BNXS - jax.lax.stop_gradient(jnp.max(score_BNXS, axis=-1, keepdims=True)))
+    total_BNX = jnp.sum(weight_BNXS, axis=-1)
+    out_BNXK = jnp.einsum(
+        "BNXS,BNSK->BNXK",
+        weight_BNXS.astype(value_BNSK.dtype),
+        value_BNSK,
+        preferred_element_type=jnp.float32,
+    )
     out_BNQTK = (out_BNXK / total_BNX[..., None]).reshape(*shape_BNQT, head_dim)
     return jnp.einsum("BNQTK->BTNQK", out_BNQTK).reshape(query_BTHK.shape).astype(query_BTHK.dtype)
 
@@ -270,7 +209,7 @@ def long_attention(query_BTHK, key_BNKS, value_BNSK, mask: LongMask, scale: floa
         mask_BCS = mask_BCS & within_window(own.positions_BT, mask.positions_BT, mask.window)
         if mask.segments_BT is not None:
             mask_BCS = mask_BCS & (own.segments_BT[:, :, None] == mask.segments_BT[:, None, :])
-        return attention(query_BCHK, [(key_BNKS, value_BNSK, mask_BCS)], scale, cap)
+        return attention(query_BCHK, key_BNKS, value_BNSK, mask_BCS, scale, cap)
 
     own = mask._replace(
         positions_BT=cut(mask.positions_BT),
@@ -292,7 +231,39 @@ def attention_mask(positions_BT, segments_BT, window: int):
     mask_BTS = jnp.tril(jnp.ones((length, length), bool))[None]
     if segments_BT is not None:
         mask_BTS = mask_BTS & (segments_BT[:, :, None] == segments_BT[:, None, :])
-    return (mask_BTS & within_window(positions_BT, positions_BT, window) if window else mask_BTS,)
+    return mask_BTS & within_window(positions_BT, positions_BT, window) if window else mask_BTS
+
+
+def over_view(config, rows: View, positions_BT, windows):
+    """For each layer the attention of T new tokens over rows that lie side by side, as `Block` calls it."""
+    size = rows.values_BNSK[0].shape[2]
+    base = size - len(rows.new_C)
+    place_S, first = jnp.arange(size), base + rows.count
+    # start 4, base 6 and two new tokens, of which the second is asked: 1111001100.
+    old_BTS = (place_S[None] < jnp.minimum(rows.start_B, base)[:, None])[:, None]
+    last_T = first + jnp.arange(positions_BT.shape[1])
+    new_BTS = ((place_S >= base)[None] & (place_S[None] <= last_T[:, None]))[None]
+    seen_BTS = old_BTS | new_BTS
+    position_BS = jnp.where(
+        (place_S < base)[None], place_S[None], rows.start_B[:, None] + place_S[None] - base
+    )
+    masks = {
+        window: seen_BTS & within_window(positions_BT, position_BS, window) if window else seen_BTS
+        for window in {*windows}
+    }
+
+    def of(window, keys_BNKS, values_BNSK):
+        def attend(query_BTHK, key_BTNK, value_BTNK):
+            new = jnp.einsum("BTNK->BNKT", key_BTNK), jnp.einsum("BTNK->BNTK", value_BTNK)
+            # One index for all rows. The tokens attend to themselves, too.
+            keys = jax.lax.dynamic_update_slice_in_dim(keys_BNKS, new[0], first, axis=3)
+            values = jax.lax.dynamic_update_slice_in_dim(values_BNSK, new[1], first, axis=2)
+            heads = attention(query_BTHK, keys, values, masks[window], config.scale, config.attention_softcap)
+            return heads, (keys, values)
+
+        return attend
+
+    return [*map(of, windows, rows.keys_BNKS, rows.values_BNSK)]
 
 
 def within_window(query_BT, key_BS, window: int):
@@ -336,7 +307,9 @@ class Block(Weights):
     """One layer: attention, then the gated feed-forward, each normed before and added to the residual stream."""
 
     @nn.compact
-    def __call__(self, hidden_BTD, rotation, masks, past=(), recent=None, count=None):
+    def __call__(self, hidden_BTD, rotation, masks, attend=None):
+        """attend(query_BTHK, key_BTNK, value_BTNK): attention over a cache; returns the heads and what it has become.
+        None: over the row itself, as `masks` say."""
         config = self.config
         normed_BTD = self.norm("attn_norm_D", hidden_BTD)
         query_BTHK = jnp.einsum("BTD,DHK->BTHK", normed_BTD, self.weight("q_DHK"))
@@ -350,21 +323,15 @@ class Block(Weights):
             query_BTHK = self.norm("q_norm_K", query_BTHK)
             key_BTNK = self.norm("k_norm_K", key_BTNK)
         query_BTHK, key_BTNK = rotate(query_BTHK, *rotation), rotate(key_BTNK, *rotation)
-        # In the layouts of Cache, so that what a prefill makes is a cache without another copy.
-        new = jnp.einsum("BTNK->BNKT", key_BTNK), jnp.einsum("BTNK->BNTK", value_BTNK)
-        # Into the recent tokens first: the token attends to itself, too. One index for all rows, axis C of each array.
-        if recent is not None:
-            new = (
-                jax.lax.dynamic_update_slice_in_dim(recent[0], new[0], count, axis=3),
-                jax.lax.dynamic_update_slice_in_dim(recent[1], new[1], count, axis=2),
-            )
-        scale = (config.query_scalar or config.head_dim) ** -0.5
-        if isinstance(masks, LongMask):
-            heads_BTHK = long_attention(query_BTHK, *new, masks, scale, config.attention_softcap)
+        kept = None
+        if attend is not None:
+            heads_BTHK, kept = attend(query_BTHK, key_BTNK, value_BTNK)
         else:
-            # Decoding has two parts, the cache and the recent tokens; otherwise there is one, the row itself.
-            parts = [(*kv, mask) for kv, mask in zip((*past, new), masks, strict=True)]
-            heads_BTHK = attention(query_BTHK, parts, scale, config.attention_softcap)
+            new = jnp.einsum("BTNK->BNKT", key_BTNK), jnp.einsum("BTNK->BNTK", value_BTNK)
+            if isinstance(masks, LongMask):
+                heads_BTHK = long_attention(query_BTHK, *new, masks, config.scale, config.attention_softcap)
+            else:
+                heads_BTHK = attention(query_BTHK, *new, masks, config.scale, config.attention_softcap)
         out_BTD = jnp.einsum("BTHK,HKD->BTD", heads_BTHK, self.weight("o_HKD"))
         if config.o_bias:
             out_BTD = out_BTD + self.weight("o_bias_D")[None, None]
@@ -380,7 +347,7 @@ class Block(Weights):
         )
         if config.post_norm:
             down_BTD = self.norm("ffw_post_norm_D", down_BTD)
-        return constrain(hidden_BTD + down_BTD, "BTD"), new
+        return constrain(hidden_BTD + down_BTD, "BTD"), kept
 
 
 class Transformer(Weights):
@@ -389,7 +356,7 @@ class Transformer(Weights):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, tokens_BT, positions_BT, segments_BT=None, cache=None, recent=None):
+    def __call__(self, tokens_BT, positions_BT, segments_BT=None, cache=None):
         embed_VD = self.weight("embed_VD")
         # Declared so that `init` makes it; it is applied where log-probabilities are computed.
         if not self.config.tied:
@@ -404,42 +371,16 @@ class Transformer(Weights):
         rotations = {window: self.rotation(positions_BT, window) for window in sorted(set(windows))}
         block = nn.remat(Block) if self.remat else Block
         blocks = [block(self.config, name=f"layer_{layer}") for layer in range(self.config.layers)]
-        made = []
         if cache is None:
             masks = {window: attention_mask(positions_BT, segments_BT, window) for window in rotations}
             for layer, window in zip(blocks, windows, strict=True):
-                hidden_BTD, new = layer(hidden_BTD, rotations[window], masks[window])
-                made.append(new)
-        else:
-            size, chunk = cache.values_BNSK[0].shape[2], recent.values_BNCK[0].shape[2]
-            # S = 6 and start 4: 111100. C = 4 with 2 tokens there: 1110, of which the third is this token's own, which
-            # the block writes at `count` before it attends.
-            filed_BTS = jnp.arange(size)[None, None, :] < recent.start_B[:, None, None]
-            recent_BTS = (jnp.arange(chunk) <= recent.count)[None, None, :]
-
-            def seen(window):
-                if not window:
-                    return filed_BTS, recent_BTS
-                filed_BS = jnp.arange(size)[None]
-                # Positions differ by row: recent token c of a row stands at its start + c.
-                recent_BS = recent.start_B[:, None] + jnp.arange(chunk)[None]
-                return (
-                    filed_BTS & within_window(positions_BT, filed_BS, window),
-                    recent_BTS & within_window(positions_BT, recent_BS, window),
-                )
-
-            masks = {window: seen(window) for window in rotations}
-            old = zip(*cache, strict=True), zip(recent.keys_BNKC, recent.values_BNCK, strict=True)
-            for layer, window, past, newest in zip(blocks, windows, *old, strict=True):
-                hidden_BTD, new = layer(
-                    hidden_BTD, rotations[window], masks[window], (past,), newest, recent.count
-                )
-                made.append(new)
-        keys, values = zip(*made, strict=True)
-        hidden_BTD = self.norm("final_norm_D", hidden_BTD)
-        if cache is None:
-            return hidden_BTD, Cache(keys, values)
-        return hidden_BTD, RecentTokens(keys, values, recent.start_B, recent.count + 1)
+                hidden_BTD, _ = layer(hidden_BTD, rotations[window], masks[window])
+            return self.norm("final_norm_D", hidden_BTD), None
+        made: list[tuple] = []
+        for layer, attend in zip(blocks, over_view(self.config, cache, positions_BT, windows), strict=True):
+            hidden_BTD, kept = layer(hidden_BTD, rotations[windows[len(made)]], None, attend)
+            made.append(kept)
+        return self.norm("final_norm_D", hidden_BTD), cache.after(made, tokens_BT.shape[1])
 
     def rotation(self, positions_BT, window: int):
         """cos and sin for the layers with this window (0: none)."""
@@ -462,22 +403,20 @@ class Model:
         return Transformer(self.config).init(key, tokens_BT, tokens_BT)["params"]
 
     @dims.check
-    def apply(self, params, tokens_BT, positions_BT, segments_BT=None, cache=None, recent=None, remat=False):
-        """Hidden states of each token, and the keys and values.
+    def apply(self, params, tokens_BT, positions_BT, segments_BT=None, cache=None, remat=False):
+        """Hidden states of each token, and the cache.
 
-        Without a cache: causal attention within each row, and within each segment where segments are given. With a
-        cache: T is 1, and the token attends to its row's cache below `recent.start_B`, to the recent tokens, to itself.
+        Causal attention within each row, and within each segment where segments are given; with a cache a token also
+        attends to what its row has there.
 
         Args:
           params: as `init` makes them. tokens_BT, positions_BT, segments_BT: int32.
-          cache, recent: both or neither. remat: recompute each block in the backward pass instead of storing it.
+          cache: a pages.View, or Paged. remat: recompute each block in the backward pass instead of storing it.
 
-        Returns:
-          (hidden_BTD after the final norm, a Cache of this call's own keys and values, S = T); with a cache
-          (hidden_BTD, the RecentTokens with this token added).
+        Returns: (hidden_BTD after the final norm, the cache with the keys and values of these tokens, or None).
         """
         return Transformer(self.config, remat=remat).apply(
-            {"params": params}, tokens_BT, positions_BT, segments_BT, cache, recent
+            {"params": params}, tokens_BT, positions_BT, segments_BT, cache
         )
 
     def head_DV(self, params):

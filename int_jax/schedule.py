@@ -1,0 +1,392 @@
+"""Which request runs in which row, and on which pages: the host's side of sampling. It knows no model and no device.
+
+The keys and values of a row lie on pages of one pool; each replica (a place along the mesh axis "data") has rows and a
+pool of its own. Pages are known by their content: a request whose first tokens stand on some page shares it, whoever
+wrote it. So samples share their prompt, candidates of a proposal their conversation, continuations of a splice the
+attempt before the cut, and a reply is added to a conversation, without a second prefill.
+"""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+SCANNED = 64  # pages, at most, that are looked at for one whose first tokens alone are shared
+
+
+@dataclasses.dataclass(eq=False)
+class Page:
+    """A page of keys and values.
+
+    Attributes:
+      number: where it lies in its pool; 0 is scrap, which nobody reads. parent: the page before it.
+      tokens: what stands on it, or will once its prefill has run. written: how many of them stand there.
+      users: rows that hold it. below: pages that follow it, held or not.
+      copied: while its first tokens, so many, are to be copied from another page: (that page, so many).
+    """
+
+    number: int
+    parent: "Page | None"
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    written: int = 0
+    users: int = 0
+    below: dict["Page", None] = dataclasses.field(default_factory=dict)
+    copied: "tuple[Page, int] | None" = None
+
+
+class Pool:
+    """The pages of one replica: free ones, held ones, and those that nobody holds but whose content may be asked for
+    again. Of these the one that was let go first is taken when no page is free.
+
+    Args:
+      count: pages, page 0 included. size: tokens of a page.
+    """
+
+    def __init__(self, count: int, size: int):
+        self.count, self.size = count, size
+        self.root = Page(0, None)
+        self._free = list(range(count - 1, 0, -1))
+        # In the order in which they were let go. A row lets go of its last page first, and holds a page's parents as
+        # long as the page: so the first one here has nothing below it.
+        self._unused: dict[Page, None] = {}
+        self._full: dict[tuple[Page, tuple[int, ...]], Page] = {}
+
+    @property
+    def available(self) -> int:
+        """Pages that can be taken."""
+        return len(self._free) + len(self._unused)
+
+    def find(self, tokens: Sequence[int], most: int) -> tuple[list[Page], Page | None, int]:
+        """The pages that hold the first of the tokens, whole ones, `most` tokens at most; a further page, perhaps, that
+        holds some of those that follow; and how many of its tokens these are."""
+        found: list[Page] = []
+        page, size = self.root, self.size
+        while (start := len(found) * size) + size <= most:
+            after = self._full.get((page, tuple(tokens[start : start + size])))
+            if after is None:
+                break
+            found.append(page := after)
+        rest = tokens[start : min(most, start + size)]
+        best, shared = None, 0
+        for other in itertools.islice(reversed(page.below), SCANNED):
+            # Its first tokens: none where it holds another text.
+            same = next((i for i, (a, b) in enumerate(zip(other.tokens, rest, strict=False)) if a != b), None)
+            same = min(len(other.tokens), len(rest)) if same is None else same
+            if same > shared:
+                best, shared = other, same
+            if shared == len(rest):
+                break
+        # Not from one that is still to be copied itself: all samples of a prompt can then begin together.
+        while best is not None and best.copied is not None and best.copied[1] >= shared:
+            best = best.copied[0]
+        # A copy is worth its while where nothing is left to be prefilled, or much is shared.
+        worth = shared and (shared == len(rest) or (found and 2 * shared >= size))
+        return (found, best, shared) if worth else (found, None, 0)
+
+    def hold(self, page: Page) -> None:
+        page.users += 1
+        self._unused.pop(page, None)
+
+    def take(self, parent: Page) -> Page | None:
+        """A page behind another, held; None where all are held."""
+        if self._free:
+            number = self._free.pop()
+        elif self._unused:
+            oldest = next(iter(self._unused))
+            del self._unused[oldest]
+            self._forget(oldest)
+            number = oldest.number
+        else:
+            return None
+        page = Page(number, parent, users=1)
+        parent.below[page] = None
+        return page
+
+    def _forget(self, page: Page) -> None:
+        assert page.parent is not None and not page.below
+        del page.parent.below[page]
+        key = (page.parent, tuple(page.tokens))
+        if self._full.get(key) is page:
+            del self._full[key]
+
+    def wrote(self, page: Page, tokens: Sequence[int]) -> None:
+        """Tokens were written behind those of a page."""
+        page.tokens += tokens
+        page.written = len(page.tokens)
+        self.completed(page)
+
+    def completed(self, page: Page) -> None:
+        """Let a page be found, where it is full: in one look-up instead of a search."""
+        if len(page.tokens) == self.size:
+            assert page.parent is not None
+            self._full.setdefault((page.parent, tuple(page.tokens)), page)
+
+    def release(self, pages: Sequence[Page]) -> None:
+        """Let go of a row's pages, in its order."""
+        for page in reversed(pages):
+            page.users -= 1
+            if not page.users and page.tokens:
+                self._unused[page] = None
+            elif not page.users:  # taken for tokens that never came
+                self._forget(page)
+                self._free.append(page.number)
+
+
+@dataclasses.dataclass(eq=False)
+class Row:
+    """A request that is drawn.
+
+    Attributes:
+      number: of the request. tokens: its prompt, of `prompt` tokens, and what was drawn after it; logp: of the latter.
+      limit: the length at which it ends. begin: the text that comes next, as far as that is given.
+      replica, pages: where it is drawn. cached: its first tokens, whose keys and values are on its pages; all but the
+        last one, once it is ready. copy: the page of it of which a part is to be copied (`Page.copied`), None for none.
+      ahead: tokens that may have been drawn of which the host does not know yet.
+    """
+
+    number: int
+    tokens: list[int]
+    prompt: int
+    limit: int
+    begin: str = ""
+    logp: list[float] = dataclasses.field(default_factory=list)
+    replica: int = -1
+    pages: list[Page] = dataclasses.field(default_factory=list)
+    cached: int = 0
+    copy: Page | None = None
+    ahead: int = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can be decoded."""
+        return self.copy is None and self.cached >= len(self.tokens) - 1
+
+
+class Schedule:
+    """Requests that wait, in their order, and those that have a row.
+
+    A row is given out while there are pages for its expected length: the mean of what ended so far. Where that was too
+    short and no page is left, the youngest row of the replica is put back to wait, with what it has drawn.
+
+    Args:
+      pools: of each replica, all of one size; what an earlier schedule left on them may be shared. rows: of each.
+
+    Attributes:
+      rows: those of each replica, oldest first. most: of each. pages: of each pool.
+      prefilled, shared, put_back: tokens that went through a prefill, tokens that did not since they stood on a page,
+        and rows that were put back, so far.
+    """
+
+    def __init__(self, pools: list[Pool], rows: int):
+        self.pools, self.most = pools, rows
+        self.pages, self.size = pools[0].count, pools[0].size
+        self.rows: list[list[Row]] = [[] for _ in pools]
+        self._waiting: collections.deque[Row] = collections.deque()
+        self._ended, self._drawn = 0, 0
+        self.prefilled = self.shared = self.put_back = 0
+
+    def __bool__(self) -> bool:
+        """Whether anything waits or runs."""
+        return bool(self._waiting) or any(self.rows)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def count(self) -> int:
+        """Requests that wait or run."""
+        return len(self._waiting) + sum(map(len, self.rows))
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Queue rows; behind those that wait, or, once something was drawn, before them: a reply or a further round
+        then finds the pages of what it continues."""
+        if self._drawn:
+            self._waiting.extendleft(reversed(rows))
+        else:
+            self._waiting.extend(rows)
+
+    def needs(self, tokens: int) -> int:
+        """Pages of so many tokens."""
+        return -(-tokens // self.size)
+
+    def _expected(self, row: Row) -> int:
+        """Pages that it will hold when it ends."""
+        length = row.limit
+        # Those that end first are short: a mean of few says little.
+        if self._ended >= 8:
+            length = min(length, max(len(row.tokens), row.prompt + self._drawn // self._ended) + self.size)
+        return self.needs(length)
+
+    def admit(self) -> None:
+        """Give rows and pages to what waits, first come, first served."""
+        promised = [sum(max(0, self._expected(row) - len(row.pages)) for row in rows) for rows in self.rows]
+        while self._waiting:
+            row = self._waiting[0]
+            # The emptiest replica that has a row left; of equal ones the first.
+            free = [r for r, rows in enumerate(self.rows) if len(rows) < self.most]
+            if not free:
+                return
+            replica = min(free, key=lambda r: (len(self.rows[r]), r))
+            pool = self.pools[replica]
+            pages, partial, shared = pool.find(row.tokens, len(row.tokens) - 1)
+            further = self._expected(row) - len(pages)
+            # What it shares and nobody holds counts as available: it is not, once the row holds it.
+            room = pool.available - sum(not page.users for page in pages)
+            if partial is not None and room - (not partial.users) < self.needs(len(row.tokens) - 1) - len(
+                pages
+            ):
+                partial, shared = None, 0
+            room -= partial is not None and not partial.users
+            if self.rows[replica] and room - promised[replica] < further:
+                return
+            self._waiting.popleft()
+            promised[replica] += further
+            self._begin(row, replica, pages, partial, shared)
+            promised[replica] -= len(row.pages) - len(pages)
+
+    def _begin(self, row: Row, replica: int, pages: list[Page], partial: Page | None, shared: int) -> None:
+        pool = self.pools[replica]
+        for page in pages:
+            pool.hold(page)
+        if partial is not None:  # not taken before it is copied
+            pool.hold(partial)
+        row.replica, row.pages, row.copy = replica, [*pages], None
+        row.cached = len(pages) * self.size
+        known = len(row.tokens) - 1
+        while len(row.pages) * self.size < known:
+            start = len(row.pages) * self.size
+            new = pool.take(row.pages[-1] if row.pages else pool.root)
+            if new is None:
+                raise MemoryError(
+                    f"a row of {len(row.tokens)} tokens needs {self.needs(known)} pages of {self.size} tokens, and a "
+                    f"replica's pool has {self.pages - 1}: shorten the prompt, or take more memory (pages)"
+                )
+            # What will stand there: those that come next wait for it instead of computing it, too.
+            new.tokens = row.tokens[start : min(start + self.size, known)]
+            pool.completed(new)
+            row.pages.append(new)
+        if partial is not None:
+            row.copy = row.pages[len(pages)]
+            row.copy.copied = partial, shared
+        self.shared += row.cached + shared
+        self.rows[replica].append(row)
+
+    def copies(self) -> list[tuple[int, int, int]]:
+        """Pages to be copied now, as (replica, from, to): the others' sources are not written yet."""
+        found = []
+        for row in itertools.chain(*self.rows):
+            if row.copy is not None and row.copy.copied is not None and self._shared_ready(row):
+                source, count = row.copy.copied
+                if source.written >= count:
+                    found.append((row, row.copy, source, count))
+        for row, page, source, count in found:
+            page.written, page.copied, row.copy = count, None, None
+            row.cached += count
+            self.pools[row.replica].release([source])
+        return [(row.replica, source.number, page.number) for row, page, source, _ in found]
+
+    def _shared_ready(self, row: Row) -> bool:
+        """Whether the pages that it shares are written."""
+        return all(page.written == self.size for page in row.pages[: row.cached // self.size])
+
+    def prefill(self, budget: int, most: int) -> list[tuple[Row, int]]:
+        """Rows whose next so many tokens, `most` each, are to be computed now, about `budget` tokens together. They
+        count as written from here on: what is dispatched later reads what was dispatched before."""
+        found = []
+        for row in itertools.chain(*self.rows):
+            missing = len(row.tokens) - 1 - row.cached
+            if budget <= 0 or missing <= 0 or row.copy is not None or not self._shared_ready(row):
+                continue
+            count = min(missing, most)
+            found.append((row, count))
+            budget -= count
+        for row, count in found:
+            self._written(row, count)
+            self.prefilled += count
+        return found
+
+    def _written(self, row: Row, count: int) -> None:
+        end = row.cached + count
+        for index in range(row.cached // self.size, self.needs(end)):
+            page = row.pages[index]
+            page.written = min(self.size, end - index * self.size)
+        row.cached = end
+
+    def decode(self, steps: int) -> list[list[Row]]:
+        """The rows of each replica that can be decoded, with pages for `steps` more tokens each; where there are none
+        left the youngest rows are put back."""
+        for replica, rows in enumerate(self.rows):
+            pool = self.pools[replica]
+            for row in [*rows]:
+                # The last known token is written by the next step.
+                end = min(len(row.tokens) - 1 + row.ahead + steps, row.limit - 1)
+                while row in rows and row.ready and len(row.pages) * self.size < end:
+                    page = pool.take(row.pages[-1] if row.pages else pool.root)
+                    if page is not None:
+                        row.pages.append(page)
+                        continue
+                    self._put_back(next(other for other in reversed(rows) if other.ready))
+        return [[row for row in rows if row.ready] for rows in self.rows]
+
+    def short(self, steps: int) -> bool:
+        """Whether pages for `steps` more tokens of each row would have to be taken from others."""
+        return any(
+            sum(
+                max(
+                    0,
+                    self.needs(min(len(row.tokens) - 1 + row.ahead + steps, row.limit - 1)) - len(row.pages),
+                )
+                for row in rows
+                if row.ready
+            )
+            > pool.available
+            for rows, pool in zip(self.rows, self.pools, strict=True)
+        )
+
+    def _put_back(self, row: Row) -> None:
+        if len(self.rows[row.replica]) == 1:
+            raise MemoryError(
+                f"a row of {len(row.tokens)} tokens does not fit into a replica's {self.pages - 1} pages of "
+                f"{self.size} tokens: "
+                "lower max_new_tokens, or take more memory (pages)"
+            )
+        assert not row.ahead
+        self._leave(row)
+        self.put_back += 1
+        self._waiting.appendleft(row)
+
+    def put_all_back(self) -> list[Row]:
+        """All rows and what waits, in their order, without pages: for another schedule."""
+        rows = [*itertools.chain(*self.rows), *self._waiting]
+        for row in [*itertools.chain(*self.rows)]:
+            self._leave(row)
+        self._waiting.clear()
+        return rows
+
+    def _leave(self, row: Row) -> None:
+        self.rows[row.replica].remove(row)
+        self.pools[row.replica].release(row.pages)
+        if row.copy is not None and row.copy.copied is not None:
+            self.pools[row.replica].release([row.copy.copied[0]])
+            row.copy.copied = None
+        row.pages, row.cached, row.copy, row.replica = [], 0, None, -1
+
+    def drew(self, row: Row, tokens: Sequence[int], logp: Sequence[float]) -> None:
+        """A row has so many more tokens."""
+        row.tokens += tokens
+        row.logp += logp
+        self._drawn += len(tokens)
+        pool = self.pools[row.replica]
+        # All but the last one are in the cache.
+        while row.cached < len(row.tokens) - 1:
+            page = row.pages[row.cached // self.size]
+            start = row.cached % self.size
+            some = row.tokens[row.cached : min(len(row.tokens) - 1, row.cached + self.size - start)]
+            pool.wrote(page, some)
+            row.cached += len(some)
+
+    def end(self, row: Row) -> None:
+        """A row has ended: its pages are kept as long as nobody needs the room."""
+        self._ended += 1
+        self._leave(row)
