@@ -10,14 +10,15 @@ WORKERS ?= 2
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input
 CORE := $(VENV)/.installed-core
 TEST := $(VENV)/.installed-test
+PEERS := benchmarks/.venv-peers
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo rehearsal real test slow check bench clean
+.PHONY: help demo rehearsal real test slow check bench bench-quick clean
 
 help:
 	@printf '\n  int_jax: Intervention Training in JAX\n\n'
-	@awk -F ' *## ' '/^[a-z]+:.*## / { split($$1, name, ":"); printf "  make %-10s %s\n", name[1], $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ' *## ' '/^[a-z-]+:.*## / { split($$1, name, ":"); printf "  make %-11s %s\n", name[1], $$2 }' $(firstword $(MAKEFILE_LIST))
 	@printf '\n  PYTHON=python3.12   another interpreter    ARGS="-k splice"   more for the command\n\n'
 
 demo: $(CORE)   ## the whole method on the embedded model, results in runs/demo
@@ -41,11 +42,15 @@ check: $(TEST)  ## ruff, mypy, then the tests: all of it must pass before a comm
 	@$(VENV)/bin/python -m mypy
 	@$(PYTEST) $(ARGS)
 
-bench: $(TEST)  ## the benchmarks
-	@$(VENV)/bin/python benchmarks/run.py $(ARGS)
+bench: $(TEST) $(PEERS) ## against other samplers on one machine, and grading: MINUTES minutes
+	@$(VENV)/bin/python benchmarks/sampling.py --peers $(PEERS)/bin/python $(ARGS)
+	@$(VENV)/bin/python benchmarks/grading.py
+
+bench-quick: $(TEST) ## the working tree against its parent commit, 2 minutes: what lost more than 15%?
+	@$(VENV)/bin/python benchmarks/quick.py $(ARGS)
 
 clean:          ## remove .venv, caches and build products; runs/ stays
-	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv $(PEERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find int_jax experiments tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
 
 $(CORE): pyproject.toml
@@ -59,4 +64,12 @@ $(CORE): pyproject.toml
 $(TEST): $(CORE)
 	@echo "Installing what the tests need (PyTorch for parity, ruff, mypy, ...): once, a minute or two ..."
 	@$(PIP) --editable '.[test]'
+	@touch $@
+
+# Other samplers have an environment of their own: what they need is not what int_jax needs. The same jax for both.
+$(PEERS): $(CORE)
+	@echo "Installing google-tunix into $(PEERS): once, a minute or two ..."
+	@$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check --no-input google-tunix \
+		$$($(VENV)/bin/python -m pip freeze | grep -E '^(jax|jaxlib|flax)==') || { rm -rf $(PEERS); exit 1; }
 	@touch $@

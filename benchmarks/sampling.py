@@ -61,6 +61,22 @@ def chat_model(folder: Path) -> tuple[Path, list[list[int]]]:
     ]
 
 
+def record(out: Path, tree: Path, scenario: str, hellos: dict[str, dict], **figures) -> None:
+    """Append a line of what was measured. hellos: what each process said of itself (worker.py)."""
+    first = next(iter(hellos.values()))
+    line = {
+        "date": datetime.datetime.now().isoformat(timespec="minutes"),
+        "commit": commit(tree),
+        "scenario": scenario,
+        "device": first["device"],
+        "threads": first["threads"],
+        "versions": {name: hello["versions"] for name, hello in hellos.items()},
+        **figures,
+    }
+    with out.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
 @dataclasses.dataclass
 class Bench:
     """What is measured with which processes, and where it is written."""
@@ -78,19 +94,6 @@ class Bench:
 
     def task(self, scenario) -> dict:
         return scenario.task(self.models, self.chat_prompts)
-
-    def write(self, scenario: str, hellos: dict[str, dict], **figures) -> None:
-        line = {
-            "date": datetime.datetime.now().isoformat(timespec="minutes"),
-            "commit": commit(self.tree),
-            "scenario": scenario,
-            "device": next(iter(hellos.values()))["device"],
-            "threads": next(iter(hellos.values()))["threads"],
-            "versions": {name: hello["versions"] for name, hello in hellos.items()},
-            **figures,
-        }
-        with self.out.open("a") as file:
-            file.write(json.dumps(line) + "\n")
 
     def table(self, chosen) -> None:
         workers = {name: self.worker(name) for name in self.contenders}
@@ -122,8 +125,14 @@ class Bench:
                         row += f", aimed at {target}"
                 print(row, flush=True)
             hellos = {name: workers[name].hello for name in names}
-            self.write(
-                scenario.name, hellos, contenders=figures, ratios=compared, targets=dict(scenario.targets)
+            record(
+                self.out,
+                self.tree,
+                scenario.name,
+                hellos,
+                contenders=figures,
+                ratios=compared,
+                targets=dict(scenario.targets),
             )
         for worker in workers.values():
             worker.close()
@@ -153,7 +162,13 @@ class Bench:
                 else ""
             )
             print(f"  {count:3d} prompts {Spread.of(times)} s, share of 128: {share}{aim}", flush=True)
-        self.write("small calls", {"int_jax": next(iter(workers.values())).hello}, prompts=figures)
+        record(
+            self.out,
+            self.tree,
+            "small calls",
+            {"int_jax": next(iter(workers.values())).hello},
+            prompts=figures,
+        )
         for worker in workers.values():
             worker.close()
 
@@ -170,7 +185,7 @@ class Bench:
             worker.close()
             figures[name] = {"wall_s": wall, "programs": programs}
             print(f"  {name:10s} {wall:6.1f} s, {programs:3d} programs", flush=True)
-        self.write("ragged stream, cold", hellos, contenders=figures)
+        record(self.out, self.tree, "ragged stream, cold", hellos, contenders=figures)
 
     def memory(self) -> None:
         """The most that a fresh process held (ru_maxrss), before its first call and after two."""
@@ -186,7 +201,7 @@ class Bench:
             worker.close()
             figures[name] = {"one_token_mib": before, "peak_mib": peak}
             print(f"  {name:10s} {before:7,.0f} after one token, {peak:7,.0f} at the end", flush=True)
-        self.write(scenarios.MEMORY.name, hellos, contenders=figures)
+        record(self.out, self.tree, scenarios.MEMORY.name, hellos, contenders=figures)
 
 
 def main():

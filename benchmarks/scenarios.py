@@ -65,10 +65,11 @@ class Scenario:
         }
 
 
-PEERS = (("tunix", 3.0), ("pytorch", 2.5), ("floor", 0.85))
-PREFIXES = (("tunix", 6.0), ("pytorch", 4.0), ("floor", 0.85))
-LONG_PREFIX = (("tunix", 8.0), ("pytorch", 5.0), ("floor", 0.85))
-SKEWED = (("tunix", 4.0), ("pytorch", 4.0), ("floor", 0.85))
+FLOORS = (("floor", 0.85), ("floor_cdf", 0.85))
+PEERS = (("tunix", 3.0), ("pytorch", 2.5), *FLOORS)
+PREFIXES = (("tunix", 6.0), ("pytorch", 4.0), *FLOORS)
+LONG_PREFIX = (("tunix", 8.0), ("pytorch", 5.0), *FLOORS)
+SKEWED = (("tunix", 4.0), ("pytorch", 4.0), *FLOORS)
 FILTERS = (("temperature", 0.7), ("top_k", 20), ("top_p", 0.8))
 NO_TUNIX = ("int_jax", "pytorch", "floor", "floor_cdf")  # it has no model of this family under this name
 
@@ -113,5 +114,13 @@ RAGGED = tuple(
         ]
     )
 )
+# The working tree against its parent, in two minutes.
+QUICK = (
+    Scenario("64 rows", 64, 16, 1, 64, slots=64),
+    Scenario("16 rows, default engine", 16, 16, 1, 48),
+    Scenario("prefix of 500 x 16", 1, 500, 16, 32, slots=16),
+    Scenario("skewed 64", 64, 16, 1, 96, early=0.9, slots=64),
+)
+QUICK_ROUNDS = 7
 # What a process holds at its most: one fresh process a contender.
 MEMORY = Scenario("memory, 64 x 512", 64, 16, 1, 512, slots=64)

@@ -19,7 +19,7 @@ import resource
 import sys
 import time
 
-NAMES = ("int_jax", "jax", "torch", "transformers", "google-tunix")
+NAMES = ("int_jax", "jax", "torch", "transformers", "google-tunix", "math-verify")
 
 
 def main(contender: str, threads: str = "") -> None:

@@ -186,11 +186,12 @@ def prepare(task: dict, draw=by_noise):
         tokens_UP[row, pads_U[row] :] = prompt
     which_B = np.repeat(np.arange(len(prompts)), task["samples"])
 
-    def once(seed: int) -> list[int]:
+    def once(seed: int, whole: bool = False) -> list:
+        """The tokens of each response; `whole`: (ids, log-probabilities) of each."""
         key = jax.random.key(seed)
         drawn = generate(shape, params, tokens_UP, pads_U, which_B, task["new"], stops, key, draw)
         tokens, logps, counts = map(np.asarray, drawn)
         rows = [(tokens[i, :n], logps[i, :n]) for i, n in enumerate(counts)]
-        return [len(ids) for ids, _ in rows]
+        return rows if whole else [len(ids) for ids, _ in rows]
 
     return once

@@ -1,0 +1,154 @@
+"""The benchmarks measure what they say: the floor computes the same model, ratios pair rounds, quick compares with the
+parent. Nothing is timed here."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import int_jax
+from int_jax.sharding import make_mesh
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import answers  # noqa: E402
+import quick  # noqa: E402
+import random_model  # noqa: E402
+import scenarios  # noqa: E402
+from contenders import floor, floor_cdf  # noqa: E402
+from turns import ratios  # noqa: E402
+
+RATES = st.lists(st.floats(1, 1e6), min_size=1, max_size=9)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return random_model.write(tmp_path_factory.mktemp("random"))
+
+
+def drawn(model, prompts, samples=1, new=24, stops=(), draw=floor.by_noise):
+    """(prompt, ids, log-probabilities) of each response of the floor."""
+    asked = {"model": str(model), "dtype": "float32", "prompts": prompts, "samples": samples, "new": new}
+    found = floor.prepare(asked | {"stops": list(stops)}, draw)(0, True)
+    of_row = [prompt for prompt in prompts for _ in range(samples)]
+    return [(prompt, *row) for prompt, row in zip(of_row, found, strict=True)]
+
+
+# The suite broadcasts nothing between ranks; the floor is written as one would write it alone.
+@pytest.fixture
+def broadcasting():
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.mark.parametrize("draw", [floor.by_noise, floor_cdf.by_sums])
+def test_the_floor_and_the_scorer_agree_on_prompts_of_any_length(model, broadcasting, draw):
+    rng = np.random.default_rng(0)
+    prompts = [random_model.prompt(rng, length) for length in (1, 5, 12)]
+    rows = drawn(model, prompts, samples=2, draw=draw)
+    lm = int_jax.load(model, mesh=make_mesh(devices=jax.devices()[:1]))
+    scored = lm.score([[*prompt, *ids] for prompt, ids, _ in rows])
+    for (prompt, ids, logp), found in zip(rows, scored, strict=True):
+        assert len(ids) == 24
+        np.testing.assert_allclose(logp, found[len(prompt) :], atol=1e-4)
+
+
+def test_which_responses_end_early_is_the_prompts_to_say(model, broadcasting):
+    rng = np.random.default_rng(1)
+    prompts = [random_model.prompt(rng, 8, early=i < 64) for i in range(80)]
+    lengths = np.array([len(ids) for _, ids, _ in drawn(model, prompts, new=48, stops=[random_model.STOP])])
+    assert (lengths[:64] <= 16).mean() >= 0.85
+    assert (lengths[64:] == 48).all()
+
+
+def test_the_cheap_draw_is_a_draw_from_the_softmax(broadcasting):
+    logits = jnp.log(jnp.array([0.0, 0.5, 0.2, 0.0, 0.3] + [0.0] * 95))
+    logits = jnp.roll(jnp.tile(logits, (4000, 1)), 62, axis=1)  # over the border of a block
+    tokens = np.asarray(floor_cdf.by_sums(jax.random.key(0), logits)) - 62
+    shares = np.bincount(tokens, minlength=5) / len(tokens)
+    np.testing.assert_allclose(shares, [0, 0.5, 0.2, 0, 0.3], atol=0.03)
+
+
+@given(RATES, st.floats(0.2, 5.0), st.data())
+def test_a_ratio_is_of_what_ran_side_by_side(rates, factor, data):
+    slowed = data.draw(st.lists(st.floats(0.01, 1.0), min_size=len(rates), max_size=len(rates)))
+    new = [rate * factor * slow for rate, slow in zip(rates, slowed, strict=True)]
+    old = [rate * slow for rate, slow in zip(rates, slowed, strict=True)]
+    found = ratios(new, old)
+    assert found.least == pytest.approx(factor) and found.most == pytest.approx(factor)
+    # Away from the border itself, where rounding decides.
+    if abs(factor - 0.85) > 1e-6:
+        assert quick.lost(new, old) == (factor < 0.85)
+
+
+def test_one_bad_round_loses_nothing():
+    assert not quick.lost([100, 10, 100, 100, 100], [100] * 5)
+    assert quick.lost([80, 800, 80, 80, 80], [100] * 5)
+
+
+def test_the_parent_is_head_where_the_tree_was_changed(tmp_path):
+    def git(*words):
+        return quick.git(tmp_path, "-c", "user.name=t", "-c", "user.email=t@t", *words)
+
+    git("init", "--quiet")
+    file = tmp_path / "int_jax" / "a.py"
+    file.parent.mkdir()
+    for text in ("1", "2"):
+        file.write_text(text)
+        git("add", ".")
+        git("commit", "--quiet", "-m", text)
+    first, second = git("rev-parse", "HEAD~1").strip(), git("rev-parse", "HEAD").strip()
+    assert quick.parent(tmp_path) == first
+    (tmp_path / "notes").write_text("not of the package")
+    assert quick.parent(tmp_path) == first
+    (file.parent / "new.py").write_text("a new module")
+    assert quick.parent(tmp_path) == second
+    with quick.checkout(tmp_path, first) as there:
+        assert (there / "int_jax" / "a.py").read_text() == "1"
+    assert not there.exists() and git("worktree", "list").count("\n") == 1
+
+
+def test_a_scenario_asks_all_the_same_each_time():
+    for scenario in (*scenarios.TABLE, *scenarios.QUICK, *scenarios.RAGGED, scenarios.MEMORY):
+        models = {"random": "r", "embedded": "e", "chat": "c"}
+        once, again = (scenario.task(models, [[3, 4]] * 9) for _ in range(2))
+        assert once == again and len(once["prompts"]) == scenario.prompts
+        assert scenario.length == 0 or {len(prompt) for prompt in once["prompts"]} == {scenario.length}
+        early = [prompt[-1] < random_model.HALF for prompt in once["prompts"]]
+        assert scenario.model != "random" or sum(early) == round(scenario.early * scenario.prompts)
+        assert {name for name, _ in scenario.targets} <= set(scenario.contenders)
+
+
+@pytest.mark.parametrize("kind", ["number", "latex"])
+def test_half_of_the_answers_are_right(kind):
+    given = answers.pairs(kind, 12, 8, seed=0)
+    assert len({gold for _, gold in given}) > 6
+    verdicts = [int_jax.verify(response, gold, "tolerant") for response, gold in given]
+    assert 0.35 < np.mean([verdict.passed for verdict in verdicts]) < 0.75
+    assert {verdict.reason for verdict in verdicts} <= {"correct", "wrong"}
+
+
+@pytest.mark.slow
+def test_a_worker_draws_what_it_is_asked(model):
+    from turns import Worker
+
+    task = scenarios.Scenario("t", 3, 6, 2, 5).task({"random": str(model)}, [])
+    for name in ("int_jax", "floor", "pytorch"):
+        worker = Worker(name, sys.executable, threads=1)
+        assert worker.hello["threads"] == 1
+        assert worker.ask(task=task)["tokens"] == worker.ask(seed=1)["tokens"] == 30
+        worker.close()
+        with pytest.raises(RuntimeError, match="no-such"):
+            Worker("no-such", sys.executable)
+
+
+def test_git_says_what_is_wrong(tmp_path):
+    with pytest.raises(subprocess.CalledProcessError):
+        quick.parent(tmp_path)
