@@ -79,6 +79,12 @@ def sampling(knobs, domain: Domain, seed: int) -> Sampling:
     return Sampling(**knobs, stop_ids=domain.tokenizer.stop_ids, seed=seed)
 
 
+def proposer(config: ConfigDict, name: str) -> proposers.Proposer:
+    """The proposer of that name; the teacher with where it is asked."""
+    found = proposers.load(name)
+    return functools.partial(found, **config.proposals.teacher) if name == "teacher" else found
+
+
 def policy_gradient(config: ConfigDict) -> PolicyGradient:
     """The knobs of a config. Raises: ValueError, naming the knob and its choices."""
     c, packing = config.rl, config.train
@@ -120,7 +126,7 @@ def lab(
             "sampling": drawn(c.attempts.sampling),
         },
         "proposals": {
-            "propose": proposers.load(c.proposals.proposer),
+            "propose": proposer(c, c.proposals.proposer),
             "samples": c.proposals.samples,
             "sampling": drawn(c.proposals.sampling),
             "max_prompt": c.proposals.max_prompt,

@@ -2,6 +2,8 @@
 how far policies have moved from the base model. Nothing here is used to filter or to train.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from int_jax import estimates, modules, proposers, report, rollout
@@ -168,15 +170,17 @@ def effect(lab: Lab, found: Interventions, problems: int, samples: int, sampling
     }
 
 
-def compare(lab: Lab, found: Interventions, ours: str, others: tuple[str, ...], attempts: int) -> dict:
+def compare(
+    lab: Lab, found: Interventions, ours: str, others: Mapping[str, proposers.Proposer], attempts: int
+) -> dict:
     """Exact-location accuracy of each proposer on the first wrong attempts; `ours` is the run's own."""
     some = found.wrong[:attempts]
     if not some or not lab.domain.oracle:
         return {}
     truth = [lab.domain.first_error(trace) for trace in some]
     rows = {ours: found.proposals[: len(some)]}
-    for name in others:
-        rows[name] = lab.proposals(some, Stage("compare", modules.file_stem(name)), proposers.load(name))
+    for name, propose in others.items():
+        rows[name] = lab.proposals(some, Stage("compare", modules.file_stem(name)), propose)
     table: dict[str, dict] = {}
     for name, proposals in rows.items():
         steps = [row.intervention.step if row.intervention else None for row in proposals]

@@ -12,6 +12,7 @@ from int_jax import domains, hf_format, memory, policy_gradient, proposers, roll
 from int_jax.knobs import Knob
 from int_jax.lab import Lab
 from int_jax.lm import directory
+from int_jax.proposers import teacher
 from int_jax.report import writers
 from int_jax.stages import StageError
 from int_jax.types import Task
@@ -34,6 +35,10 @@ def clashes(c: ConfigDict) -> Iterator[str]:
         except ValueError as error:
             yield f"proposals: {error}"
     yield from sampler_clashes(c)
+    if "teacher" in (c.proposals.proposer, *c.proposals.compare):
+        t, drawn = c.proposals.teacher, c.proposals.sampling
+        for one in teacher.faults(t.url, t.model, t.key_variable, drawn.top_k, drawn.min_p):
+            yield f"proposals.teacher: {one}"
     for name in c.writers:
         try:
             writers.load(name)
@@ -218,9 +223,9 @@ def reward_clashes(rl: ConfigDict, domain) -> Iterator[str]:
 
 
 def draws_proposals(c: ConfigDict) -> bool:
-    """Whether a model is asked for interventions: the oracle asks none, and they may come from a file."""
+    """Whether a model here is asked for interventions: oracle and teacher ask none, and they may come from a file."""
     asked = {*c.proposals.compare} | (set() if c.inputs.proposals else {c.proposals.proposer})
-    return "proposals" in arms.stages(c.arms) and bool(asked - {"oracle"})
+    return "proposals" in arms.stages(c.arms) and bool(asked - {"oracle", "teacher"})
 
 
 def check_lengths(c: ConfigDict, lab: Lab, test: list[Task]) -> None:

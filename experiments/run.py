@@ -122,7 +122,8 @@ def measure(run: Run, drawn: Sampling) -> None:
     """What one step is worth, and who finds the first error."""
     c, p = run.config.effect, run.config.proposals
     run.measured["effect"] = effect(run.lab, run.found, c.problems, c.samples, drawn)
-    run.measured["proposers"] = compare(run.lab, run.found, p.proposer, p.compare, p.compare_attempts)
+    others = {name: build.proposer(run.config, name) for name in p.compare}
+    run.measured["proposers"] = compare(run.lab, run.found, p.proposer, others, p.compare_attempts)
 
 
 def score(config: ConfigDict, lab: Lab, test: list[Task], stopped: dict[str, dict], drawn: Sampling) -> dict:

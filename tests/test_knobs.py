@@ -31,6 +31,7 @@ from experiments.knobs import rows
 from int_jax import checkpoint, hf_format, losses, report, response_log, samplers
 from int_jax.domains.arithmetic import block, boxed, parse_problem
 from int_jax.lm import LM
+from int_jax.proposers import oracle, teacher
 from int_jax.report.writers import tensorboard
 from int_jax.sampler import Response
 from int_jax.stages import StageError
@@ -189,6 +190,12 @@ class Watch:
             samplers.KIND.load(name)  # refuses what is none
             return lambda url, *, config, scorer, **more: story.tell("server", url, more)
 
+        def taught(engine, params, domain, traces, *args, at_once, drops, **more):
+            story.tell("teacher", at_once)
+            return oracle.propose(
+                engine, params, domain, traces, *args, drops=drops, samples=1, sampling=None, max_prompt=0
+            )
+
         saved = {} if saved is None else saved
 
         class Checkpoints(contextlib.nullcontext):
@@ -207,6 +214,7 @@ class Watch:
             patch.setattr(build, "Engine", Toy)
             patch.setattr(samplers, "ServedEngine", lambda *place, sampler: Toy(*place))
             patch.setattr(samplers, "load", load_sampler)
+            patch.setattr(teacher, "propose", taught)
             patch.setattr(runs, "CONFIG", SimpleNamespace(value=config))
             patch.setattr(runs, "WORKDIR", SimpleNamespace(value=str(workdir)))
             patch.setattr(runs, "DISTRIBUTED", SimpleNamespace(value=False))
@@ -277,6 +285,8 @@ RFT = RL | {"arms": ("rft",), "attempts.tries": 8, "attempts.keep_right": 1}
 SEVERAL = RL | {"rl.passes": 2, "rl.minibatches": 2, "rl.updates": 4}
 CLIPPED = SEVERAL | {"rl.clip_low": 0.1, "rl.clip_high": 0.1, "rl.passes": 4, "rl.updates": 8}
 VALIDATED = RL | {"validation.every": 1}
+TAUGHT = {"proposals.proposer": "teacher", "proposals.teacher.url": "http://localhost:1", "export": ()}
+TAUGHT |= {"proposals.teacher.model": "m", "proposals.compare": (), "proposals.sampling.top_k": 0}
 SERVED = RL | {"sampler.kind": "vllm", "sampler.url": "http://localhost:1", "sampler.weights": "w"}
 OVERLONG = RL | {"rl.rewards": {"score": 1.0, "overlong": 1.0}, "rl.overlong": 90}
 
@@ -326,6 +336,10 @@ SHOWN = {
     "proposals.proposer": ("draws: check -> draws: guided", "oracle"),
     "proposals.model": ("draws: probe -> load", "{data}/model"),
     "proposals.chat": ("load", {"enable_thinking": False}, RL | {"proposals.model": "{data}/model"}),
+    "proposals.teacher.url": ("load -> refusal", "", TAUGHT),
+    "proposals.teacher.model": ("load -> refusal", "", TAUGHT),
+    "proposals.teacher.key_variable": ("load -> refusal", "NO_SUCH_VARIABLE", TAUGHT),
+    "proposals.teacher.at_once": ("teacher", 3, TAUGHT),
     "proposals.compare": ("results", ()),
     "proposals.compare_attempts": ("results", 2),
     "proposals.samples": ("draws: check", 1),

@@ -469,7 +469,7 @@ def test_a_server_without_a_folder_keeps_its_parameters(fake, engine):
 
 
 def test_a_served_engine_scores_here_and_draws_there(fake, engine, domain):
-    served = ServedEngine(engine.model, engine.mesh, 8, 8, 1024, sampler=fake.sampler())
+    served = ServedEngine(engine.model, engine.mesh, 8, 8, sampler=fake.sampler())
     params = served.decode_params(engine.model.init(jax.random.key(0)))
     assert served.max_len == 200
     open_trace = rollout.open_trace(domain, domain.tasks("hard_train", 0, 1)[0])
@@ -482,7 +482,7 @@ def test_a_served_engine_scores_here_and_draws_there(fake, engine, domain):
     (ours,), _ = served.score(params, [trace.tokens])
     (theirs,), _ = engine.score(params, [trace.tokens])
     np.testing.assert_array_equal(ours, theirs)
-    assert served.take_drawn() == len(last) - start
+    assert not served.spans_processes and served.take_drawn() == len(last) - start
 
 
 def test_every_sampler_has_what_the_protocol_lists():

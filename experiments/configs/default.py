@@ -206,6 +206,18 @@ TABLE: dict[str, Any] = {
         ),
         "model": Knob("", "another model than the policy: a Hugging Face directory or hub id"),
         "chat": Knob({}, "told to that model's chat template"),
+        "teacher": {
+            "url": Knob(
+                "",
+                "of the proposer teacher: what /chat/completions stands behind (OpenAI's interface): "
+                "https://api.example.com/v1",
+            ),
+            "model": Knob("", "the teacher's name there"),
+            "key_variable": Knob(
+                "", "the environment variable that holds the key of the interface; empty: it needs none"
+            ),
+            "at_once": count(16, "attempts that it is asked about at a time"),
+        },
         "compare": Knob(
             (),
             "more proposers, whose location accuracy is reported",

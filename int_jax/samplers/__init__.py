@@ -55,6 +55,10 @@ class ServedEngine(Engine):
 
     sampler: Any = None  # a Sampler: the fields before it have defaults, and so must it
 
+    def __post_init__(self):
+        super().__post_init__()
+        self.spans_processes = self.sampler.spans_processes
+
     @property
     def max_len(self) -> int:
         """Positions of both the model here and the server's."""

@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from concurrent import futures
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -63,6 +63,7 @@ class HTTPSampler(abc.ABC):
     scorer: Scorer | None = None
     at_once: int = 64
     drawn: int = 0
+    spans_processes: ClassVar[bool] = False  # each process asks for its own
 
     def __post_init__(self):
         if bool(self.weights) != (self.config is not None):
@@ -100,7 +101,8 @@ class HTTPSampler(abc.ABC):
         return params
 
     def session(self, params, sampling: Sampling, tokenizer: Tokenizer | None = None) -> "HTTPSession":
-        """See `sampler.Sampler`. Parameters that the server does not hold are pushed to it; None: those that it holds.
+        """See `sampler.Sampler`. Parameters that the server does not hold are pushed to it, for which all processes call
+        this together; None: those that it holds.
 
         Raises: ValueError for parameters that it cannot be given; RuntimeError while it draws from others.
         """
@@ -174,7 +176,8 @@ class HTTPSampler(abc.ABC):
         reports = self.reports(prompt)
         if (sampling.temperature == 1 or reports.scaled) and (plain or not reports.filtered):
             return True
-        if self.scorer is not None and not plain:
+        # A process that scores waits for the others, which draw other responses.
+        if self.scorer is not None and not plain and jax.process_count() == 1:
             return False
         told = "at the sampling temperature" if reports.scaled else "at temperature 1"
         told += ", of what the filters kept" if reports.filtered else ""
@@ -182,7 +185,7 @@ class HTTPSampler(abc.ABC):
             f"{self.server.url} reports log-probabilities {told}, and responses are drawn with temperature="
             f"{sampling.temperature}, top_k={sampling.top_k}, top_p={sampling.top_p}, min_p={sampling.min_p}, of which "
             "those over the whole vocabulary are wanted: for a temperature other than 1 start vLLM with "
-            "--logprobs-mode processed_logprobs; for filters without that, or give a scorer"
+            "--logprobs-mode processed_logprobs; for filters without that, or, in one process, give a scorer"
         )
 
     def respond(self, request: Request, sampling: Sampling, tokenizer: Tokenizer | None) -> Response:
