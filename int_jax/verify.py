@@ -22,7 +22,9 @@ GRADERS = ("strict", "tolerant")
 MAX_CHARS = 1_000  # of an answer, and of a gold answer
 MAX_DIGITS = 100  # characters of a number compared here
 DEADLINE_S = 10.0  # per item; a simple check takes about 1 ms
-MAX_ITEMS = 1_000  # per worker process
+# Per worker process: one that starts takes 1 s to import, and its parser learns from the first thousand answers. What
+# memory they take has a limit of its own (verify_worker.RETIRE_BYTES).
+MAX_ITEMS = 20_000
 
 INTEGER = re.compile(r"[+-]?[0-9]+")
 # 5e-05 is how programs write 0.00005. Larger exponents are nobody's answer, and numbers of that many digits.
@@ -211,10 +213,14 @@ class Pool(workers.Pool):
                 raise ValueError(f"pair {index} has an empty gold answer {gold!r}: nothing to compare with")
         found = [(find_answer(response, answer), gold_answer(gold)) for response, gold in pairs]
         settled = [_settle(*pair) for pair in found]
-        hard = [index for index, verdict in enumerate(settled) if verdict is None]
-        told = self.ask({i: json.dumps([*found[i], grader]).encode("ascii") + b"\n" for i in hard})
+        # The same answer to the same gold answer is graded once: {pair: the first place where it stands}.
+        hard: dict[tuple, int] = {}
+        for index, verdict in enumerate(settled):
+            if verdict is None:
+                hard.setdefault(found[index], index)
+        told = self.ask({i: json.dumps([*pair, grader]).encode("ascii") + b"\n" for pair, i in hard.items()})
         reasons = {i: "timeout" if reply is None else json.loads(reply) for i, reply in told.items()}
-        return [verdict or _verdict(reasons[i]) for i, verdict in enumerate(settled)]
+        return [verdict or _verdict(reasons[hard[found[i]]]) for i, verdict in enumerate(settled)]
 
 
 _default = Pool()

@@ -13,6 +13,10 @@ import re
 import sys
 
 import sympy
+from antlr4.atn.PredictionMode import PredictionMode
+from antlr4.error.Errors import ParseCancellationException
+from antlr4.error.ErrorStrategy import BailErrorStrategy, DefaultErrorStrategy
+from latex2sympy2_extended import latex2sympy2
 from math_verify import LatexExtractionConfig, parse, verify
 
 from int_jax.verify_text import (
@@ -48,6 +52,26 @@ def grade(answer: str, gold: str, grader: str) -> str:
 
 
 # Strict: math-verify, and what it should not have passed ----------------------------------------------------------
+
+
+class TwoStageParser(latex2sympy2.PSParser):
+    """math-verify's parser of LaTeX, first without looking at the rules it came through (SLL), which is fast.
+
+    Where that finds no error, the parse is the one that it comes to with them (LL); where it finds one, it is done
+    again with them, as before. (Parr, Harwell and Fisher 2014, "Adaptive LL(*) Parsing", section 3.2)
+    """
+
+    def math(self):
+        self._interp.predictionMode, self._errHandler = PredictionMode.SLL, BailErrorStrategy()
+        try:
+            return super().math()
+        except ParseCancellationException:
+            self.reset()
+            self._interp.predictionMode, self._errHandler = PredictionMode.LL, DefaultErrorStrategy()
+            return super().math()
+
+
+latex2sympy2.PSParser = TwoStageParser  # math-verify has no setting for it
 
 
 @functools.lru_cache(maxsize=4096)  # a gold answer is compared with many answers
