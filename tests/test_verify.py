@@ -762,7 +762,18 @@ def test_all_workers_are_busy(fake):
         reasons(pool, [("x", "y")] * 4)
         # No deadline passes before all four hang: one after the other would never end.
         expire(pool, {0, 1, 2, 3}, lambda: {worker.item for worker in pool._staff} == {0, 1, 2, 3})
-        assert reasons(pool, [("hang", "y")] * 4) == ["timeout"] * 4
+        assert reasons(pool, [("hang", f"y{k}") for k in range(4)]) == ["timeout"] * 4
+
+
+def test_equal_pairs_are_asked_once(fake, monkeypatch):
+    with Pool(workers=1, deadline_s=PATIENCE_S) as pool:
+        asked, ask = [], pool.ask
+        monkeypatch.setattr(pool, "ask", lambda requests: asked.append([*requests]) or ask(requests))
+        # Of the same answer to another gold answer nothing is known, nor by another grader.
+        pairs = [("x", "y"), ("z", "y"), ("x", "y"), ("x", "w"), ("z", "y")]
+        assert reasons(pool, pairs) == ["correct", "wrong", "correct", "correct", "wrong"]
+        reasons(pool, pairs, "tolerant")
+        assert asked == [[0, 1, 3]] * 2
 
 
 def test_an_interrupted_batch_leaves_no_stale_answer(fake):
@@ -842,3 +853,27 @@ def test_the_default_pool():
     assert verify(boxed("1+x"), "x+1") == (True, 1.0, "correct")
     verdicts = verify_batch([(boxed("5"), "6"), (boxed("x+1"), "1+x")])
     assert [verdict.reason for verdict in verdicts] == ["wrong", "correct"]
+
+
+def test_the_parser_reads_as_it_does_with_all_its_context(monkeypatch):
+    from latex2sympy2_extended import latex2sympy2
+
+    from int_jax.verify_worker import TwoStageParser
+
+    def tree(text, parser):
+        monkeypatch.setattr(latex2sympy2, "PSParser", parser)
+        made = latex2sympy2._Latex2Sympy().create_parser(text)
+        try:
+            return made.math().toStringTree(recog=made)
+        except Exception:
+            return "error"  # what it says of the place may differ
+
+    lines = [
+        line
+        for name in ("different", "equal")
+        for line in (ROOT / "tests" / "answers" / f"{name}.tsv").read_text("utf-8").splitlines()[1::6]
+    ]
+    texts = sorted({text for line in lines for text in line.split("\t")})
+    plain = TwoStageParser.__base__
+    assert [text for text in texts if tree(text, TwoStageParser) != tree(text, plain)] == []
+    assert {tree(text, plain)[0] for text in texts} == {"(", "e"}  # trees and errors

@@ -101,8 +101,8 @@ class HTTPSampler(abc.ABC):
         return params
 
     def session(self, params, sampling: Sampling, tokenizer: Tokenizer | None = None) -> "HTTPSession":
-        """See `sampler.Sampler`. Parameters that the server does not hold are pushed to it, for which all processes call
-        this together; None: those that it holds.
+        """See `sampler.Sampler`. Parameters that the server does not hold are pushed to it, for which all processes
+        call this together; None: those that it holds.
 
         Raises: ValueError for parameters that it cannot be given; RuntimeError while it draws from others.
         """
