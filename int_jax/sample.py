@@ -7,6 +7,7 @@ that shapes a draw is an array with one entry a row, so changing it compiles not
 and its own position alone.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -156,27 +157,41 @@ BIN = 128  # weights that are summed up before one of them is looked for
 def pick(weight_BV, keys):
     """Draw an index of each row by its weights, of which one is positive at least. int32.
 
-    By the inverse of the cumulative distribution, with a uniform number a row and level: first a bin of 128 weights by
-    the bins' sums (of more than 128 bins: a bin of bins before that), then one of the bin. Noise on each weight
-    (Gumbel-max) costs a random number an entry: 4,096 of them took 2.4 times as long on CPU.
+    By the inverse of the cumulative distribution, with a uniform number a row and level: first a bin of up to 128
+    weights by the bins' sums (of more than 128 bins: a bin of bins before that), then one of the bin. Noise on each
+    weight (Gumbel-max) costs a random number an entry: 4,096 of them took 2.4 times as long on CPU.
     """
-    levels = [weight_BV]
-    while levels[-1].shape[1] > BIN:
-        last = levels[-1]
-        padded = jnp.pad(last, [(0, 0), (0, -last.shape[1] % BIN)])
-        levels.append(jnp.sum(padded.reshape(len(last), -1, BIN), axis=-1))
-    uniform_BJ = jax.vmap(lambda key: jax.random.uniform(key, (len(levels),)))(keys)
-    found_B = jnp.zeros(len(weight_BV), jnp.int32)
-    for level, weights in enumerate(reversed(levels)):
-        size = weights.shape[1]
-        if level:
-            place_BZ = found_B[:, None] * BIN + jnp.arange(BIN)[None]
-            within_BZ = jnp.take_along_axis(weights, jnp.minimum(place_BZ, size - 1), axis=1)
-            within_BZ = jnp.where(place_BZ < size, within_BZ, 0.0)
-        else:
-            within_BZ = weights
-        found_B = found_B * BIN + _pick_few(within_BZ, uniform_BJ[:, level])
-    return found_B
+    rows, vocab = weight_BV.shape
+    # No bin reaches over a part, so that a device of "model" sums up its own weights. 4,096 entries are 128 bins of 32;
+    # 151,936 are 128 parts of 1,187, each 10 bins of 119.
+    parts = math.gcd(vocab, BIN)
+    binned = _bins(weight_BV.reshape(rows, parts, -1))
+    sums_BX = constrain(jnp.sum(binned, axis=-1).reshape(rows, -1), "BX")
+    above = []
+    while sums_BX.shape[1] > BIN:
+        above.append(_bins(sums_BX[:, None])[:, 0])
+        sums_BX = jnp.sum(above[-1], axis=-1)
+    uniform_BJ = jax.vmap(lambda key: jax.random.uniform(key, (len(above) + 2,)))(keys)
+    found_B = _pick_few(sums_BX, uniform_BJ[:, 0])
+    for level, bins in enumerate(reversed(above), 1):
+        found_B = found_B * bins.shape[2] + _pick_few(_row(bins, found_B), uniform_BJ[:, level])
+    of_part = binned.shape[2]
+    within_B = _pick_few(_row(binned.reshape(rows, -1, binned.shape[3]), found_B), uniform_BJ[:, -1])
+    return (found_B // of_part) * (vocab // parts) + (found_B % of_part) * binned.shape[3] + within_B
+
+
+def _bins(weights):
+    """The last axis as bins of equal size, at most BIN; zeros fill up the last one."""
+    size = weights.shape[-1]
+    count = -(-size // BIN)
+    each = -(-size // count)
+    padded = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, count * each - size)])
+    return padded.reshape(*weights.shape[:-1], count, each)
+
+
+def _row(bins, found_B):
+    """The bin that was found in each row."""
+    return jnp.take_along_axis(bins, found_B[:, None, None], axis=1)[:, 0]
 
 
 def _pick_few(weight_BZ, uniform_B):

@@ -125,9 +125,9 @@ def test_greedy_is_the_argmax_whatever_is_kept(seed, top_k, top_p):
     np.testing.assert_array_equal(got, logits.argmax(1))
 
 
-@pytest.mark.parametrize("size", [1, 2, 127, 128, 129, 1_000, 20_000])
+@pytest.mark.parametrize("size", [1, 2, 127, 128, 129, 264, 1_000, 20_000, 128 * 137])
 def test_draws_follow_the_weights_at_every_size(size):
-    """One level of bins, two and three; most weights are 0, as after a filter."""
+    """One level of bins, two and three, of bins that are whole and that are not; most weights are 0, as after a filter."""
     rng, count = np.random.default_rng(size), 20_000
     weights = np.where(rng.random(size) < 12 / size, rng.random(size), 0).astype(np.float32)
     weights[-1] = 0.5
@@ -404,7 +404,7 @@ def test_changing_how_tokens_are_drawn_compiles_nothing(params, request):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     request.addfinalizer(lambda: jax.monitoring.unregister_event_duration_listener(listen))
-    engine = make(8, 9)  # nobody else's programs
+    engine = make(16, 9)  # nobody else's programs; all rows go together, whatever ends when
     base = Sampling(max_new_tokens=8, stop_ids=(1, 2))
     engine.generate(params, REQUESTS, base)
     programs, before = set(engine.programs), _decode._cache_size()
