@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Sequence
 
 SCANNED = 64  # pages, at most, that are looked at for one whose first tokens alone are shared
+FREE = 16  # of a pool one page in so many is left to the rows that run, where their lengths are guessed
 
 
 @dataclasses.dataclass(eq=False)
@@ -165,8 +166,9 @@ class Row:
 class Schedule:
     """Requests that wait, in their order, and those that have a row.
 
-    A row is given out while there are pages for its expected length: the mean of what ended so far. Where that was too
-    short and no page is left, the youngest row of the replica is put back to wait, with what it has drawn.
+    A row is given out while there are pages for what rows hold on average while they run, not for what they hold at
+    their end: some end while others grow. Where that was too little and no page is left, the youngest row of the
+    replica is put back to wait, with what it has drawn.
 
     Args:
       pools: of each replica, all of one size; what an earlier schedule left on them may be shared. rows: of each.
@@ -182,7 +184,8 @@ class Schedule:
         self.pages, self.size = pools[0].count, pools[0].size
         self.rows: list[list[Row]] = [[] for _ in pools]
         self._waiting: collections.deque[Row] = collections.deque()
-        self._ended, self._drawn = 0, 0
+        # Responses that ended; tokens drawn; of each of these, the tokens that were drawn before it, summed up.
+        self._ended, self._drawn, self._before = 0, 0, 0
         self.prefilled = self.shared = self.put_back = 0
 
     def __bool__(self) -> bool:
@@ -210,40 +213,70 @@ class Schedule:
         """Pages of so many tokens."""
         return -(-tokens // self.size)
 
-    def _expected(self, row: Row) -> int:
-        """Pages that it will hold when it ends."""
-        length = row.limit
+    def _held(self) -> int | None:
+        """Tokens behind its prompt that a row holds on average while it runs; None where too little is known."""
         # Those that end first are short: a mean of few says little.
-        if self._ended >= 8:
-            length = min(length, max(len(row.tokens), row.prompt + self._drawn // self._ended) + self.size)
-        return self.needs(length)
+        if self._ended < 8:
+            return None
+        # Lengths of 2 and 6: it holds 1 of 2 tokens on average, then 3 of 6, that is (2 x 1 + 6 x 3) / 8 = 2.5. At the
+        # beginning all are young; half of the mean length, which is then too high, is a bound that holds at the end.
+        return max(self._before // self._drawn, self._drawn // self._ended // 2)
+
+    def _growth(self, rows: Sequence[Row]) -> int:
+        """Pages that rows will hold together beyond those that they have; below 0 where many are long."""
+        held, size = self._held(), self.size
+        if held is None:
+            return sum(self.needs(row.limit) - len(row.pages) for row in rows)
+        return sum(-(-min(row.limit, row.prompt + held + size) // size) - len(row.pages) for row in rows)
+
+    def _expected(self, row: Row) -> int:
+        """Pages for a row that is to begin."""
+        held = self._held()
+        length = row.limit if held is None else max(len(row.tokens), row.prompt + held) + self.size
+        return self.needs(min(row.limit, length))
 
     def admit(self) -> None:
         """Give rows and pages to what waits, first come, first served."""
-        promised = [sum(max(0, self._expected(row) - len(row.pages)) for row in rows) for rows in self.rows]
+        if not self._waiting:
+            return
+        growth = [self._growth(rows) for rows in self.rows]
         while self._waiting:
             row = self._waiting[0]
-            # The emptiest replica that has a row left; of equal ones the first.
-            free = [r for r, rows in enumerate(self.rows) if len(rows) < self.most]
-            if not free:
-                return
-            replica = min(free, key=lambda r: (len(self.rows[r]), r))
-            pool = self.pools[replica]
-            pages, partial, shared = pool.find(row.tokens, len(row.tokens) - 1)
-            further = self._expected(row) - len(pages)
-            # What it shares and nobody holds counts as available: it is not, once the row holds it.
-            room = pool.available - sum(not page.users for page in pages)
-            if partial is not None and room - (not partial.users) < self.needs(len(row.tokens) - 1) - len(
-                pages
-            ):
-                partial, shared = None, 0
-            room -= partial is not None and not partial.users
-            if self.rows[replica] and room - promised[replica] < further:
+            found = self._place(row, growth)
+            if found is None:
                 return
             self._waiting.popleft()
-            promised[replica] += further
+            replica, pages, partial, shared = found
             self._begin(row, replica, pages, partial, shared)
-            promised[replica] -= len(row.pages) - len(pages)
+            growth[replica] += self._growth([row])
+
+    def _place(self, row: Row, growth: list[int]) -> tuple[int, list[Page], Page | None, int] | None:
+        """The replica for a row, and what it shares there (`Pool.find`); None where it has to wait.
+
+        That which has most of its pages, if it has no more rows than the others will have; of equal ones the emptiest,
+        then the first."""
+        fair = min(self.most, -(-self.count // len(self.pools)))
+        expected, known, kept = self._expected(row), len(row.tokens) - 1, 0
+        if self._ended >= 8:
+            kept = self.pages // FREE
+        best, found = None, None
+        for replica, (rows, pool) in enumerate(zip(self.rows, self.pools, strict=True)):
+            # What the rows there will take is not to be had.
+            taken = max(0, growth[replica]) + kept if rows else 0
+            if len(rows) >= fair or (rows and pool.available - taken < expected - self.needs(known)):
+                continue
+            pages, partial, shared = pool.find(row.tokens, known)
+            # What it shares and nobody holds counts as available: it is not, once the row holds it.
+            room = pool.available - sum(not page.users for page in pages)
+            if partial is not None and room - (not partial.users) < self.needs(known) - len(pages):
+                partial, shared = None, 0
+            room -= partial is not None and not partial.users
+            if rows and room - taken < expected - len(pages):
+                continue
+            order = -len(pages), len(rows)
+            if best is None or order < best:
+                best, found = order, (replica, pages, partial, shared)
+        return found
 
     def _begin(self, row: Row, replica: int, pages: list[Page], partial: Page | None, shared: int) -> None:
         pool = self.pools[replica]
@@ -291,16 +324,18 @@ class Schedule:
         return all(page.written == self.size for page in row.pages[: row.cached // self.size])
 
     def prefill(self, budget: int, most: int) -> list[tuple[Row, int]]:
-        """Rows whose next so many tokens, `most` each, are to be computed now, about `budget` tokens together. They
-        count as written from here on: what is dispatched later reads what was dispatched before."""
+        """Rows whose next so many tokens, `most` each, are to be computed now, about `budget` tokens of each replica.
+        They count as written from here on: what is dispatched later reads what was dispatched before."""
         found = []
-        for row in itertools.chain(*self.rows):
-            missing = len(row.tokens) - 1 - row.cached
-            if budget <= 0 or missing <= 0 or row.copy is not None or not self._shared_ready(row):
-                continue
-            count = min(missing, most)
-            found.append((row, count))
-            budget -= count
+        for rows in self.rows:
+            left = budget
+            for row in rows:
+                missing = len(row.tokens) - 1 - row.cached
+                if left <= 0:
+                    break
+                if missing > 0 and row.copy is None and self._shared_ready(row):
+                    found.append((row, min(missing, most)))
+                    left -= min(missing, most)
         for row, count in found:
             self._written(row, count)
             self.prefilled += count
@@ -319,9 +354,8 @@ class Schedule:
         for replica, rows in enumerate(self.rows):
             pool = self.pools[replica]
             for row in [*rows]:
-                # The last known token is written by the next step.
-                end = min(len(row.tokens) - 1 + row.ahead + steps, row.limit - 1)
-                while row in rows and row.ready and len(row.pages) * self.size < end:
+                end = self._end(row, steps)
+                while len(row.pages) * self.size < end and row.replica >= 0 and row.ready:
                     page = pool.take(row.pages[-1] if row.pages else pool.root)
                     if page is not None:
                         row.pages.append(page)
@@ -329,20 +363,22 @@ class Schedule:
                     self._put_back(next(other for other in reversed(rows) if other.ready))
         return [[row for row in rows if row.ready] for rows in self.rows]
 
+    def _end(self, row: Row, steps: int) -> int:
+        """Tokens that a row has on its pages after so many steps."""
+        # The last known token is written by the next step.
+        return min(len(row.tokens) - 1 + row.ahead + steps, row.limit - 1)
+
     def short(self, steps: int) -> bool:
         """Whether pages for `steps` more tokens of each row would have to be taken from others."""
-        return any(
-            sum(
-                max(
-                    0,
-                    self.needs(min(len(row.tokens) - 1 + row.ahead + steps, row.limit - 1)) - len(row.pages),
-                )
-                for row in rows
-                if row.ready
-            )
-            > pool.available
-            for rows, pool in zip(self.rows, self.pools, strict=True)
-        )
+        for rows, pool in zip(self.rows, self.pools, strict=True):
+            wanted = 0
+            for row in rows:
+                end = self._end(row, steps)
+                if len(row.pages) * self.size < end and row.ready:
+                    wanted += self.needs(end) - len(row.pages)
+            if wanted > pool.available:
+                return True
+        return False
 
     def _put_back(self, row: Row) -> None:
         if len(self.rows[row.replica]) == 1:
@@ -377,6 +413,7 @@ class Schedule:
         row.tokens += tokens
         row.logp += logp
         self._drawn += len(tokens)
+        self._before += len(tokens) * (len(row.tokens) - row.prompt - len(tokens) // 2)
         pool = self.pools[row.replica]
         # All but the last one are in the cache.
         while row.cached < len(row.tokens) - 1:

@@ -202,6 +202,48 @@ def test_replicas_are_filled_evenly_and_in_order():
     assert work.waiting == 2
 
 
+def test_samples_of_a_prompt_share_one_replica_as_far_as_all_have_their_share():
+    work = schedule(replicas=2, rows=8, pages=60)
+    prompts = [[*range(start, start + 9)] for start in (0, 100)]
+    work.add([Row(i, [*prompts[i // 4]], 9, 14) for i in range(8)])
+    Device(work).round(lambda row: answer(row, 1))
+    assert [[row.number for row in rows] for rows in work.rows] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert work.prefilled == 2 * 8
+    # Six of one prompt and two of another: four here, four there.
+    work = schedule(replicas=2, rows=8, pages=60)
+    work.add([Row(i, [*prompts[i // 6]], 9, 14) for i in range(8)])
+    work.admit()
+    assert [[row.number for row in rows] for rows in work.rows] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+@given(st.lists(st.integers(1, 12), min_size=8, max_size=40))
+def test_what_a_row_holds_on_average_is_what_rows_held_step_by_step(lengths):
+    work = schedule(rows=1, pages=20)
+    work.add([Row(i, [i], 1, 1 + length) for i, length in enumerate(lengths)])
+    device, held = Device(work), []
+    while work:
+        device.round(lambda row: held.append(len(row.tokens) - 1) or answer(row, 1))
+    # One row at a time, one token a step. Half of the mean length is less than that, but where it is rounded.
+    assert abs(work._held() - sum(held) / len(held)) <= 1
+
+
+def test_rows_longer_than_the_average_make_room_for_further_ones():
+    """12 pages: each row is expected to hold 4 of them, but one has 6 and will leave before the others have grown."""
+    work = schedule(rows=3, pages=13)
+    work._ended, work._drawn, work._before = 10, 100, 1100  # 11 tokens behind the prompt, and room for 4
+    work.add([Row(i, [*range(i * 50, i * 50 + length)], 1, 40) for i, length in enumerate((25, 5, 5))])
+    work.admit()
+    assert [len(row.pages) for row in work.rows[0]] == [6, 1, 1]
+
+
+def test_each_replica_prefills_up_to_the_budget():
+    work = schedule(replicas=2, rows=2, pages=40)
+    work.add([Row(i, [*range(i * 50, i * 50 + 21)], 21, 30) for i in range(4)])
+    work.admit()
+    pieces = work.prefill(8, 5)
+    assert [(row.number, count) for row, count in pieces] == [(0, 5), (2, 5), (1, 5), (3, 5)]
+
+
 def test_rows_are_let_in_while_there_are_pages_for_their_expected_length():
     work = schedule(rows=8, pages=13)
     work.add([Row(i, [i], 1, 16) for i in range(8)])
