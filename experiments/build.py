@@ -56,7 +56,12 @@ def loaded(
     chat = config.chat if chat is None else chat
     family = config.family if family is None else family
     lm = int_jax.load(name, mesh, config.dtype, param_dtype, chat.to_dict(), family)
-    return dataclasses.replace(lm, engine=Engine(lm.model, mesh, config.slots, config.decode_steps))
+    return dataclasses.replace(lm, engine=Engine(lm.model, mesh, **sampler_knobs(config)))
+
+
+def sampler_knobs(config: ConfigDict) -> dict:
+    """What an engine is told of its sampler."""
+    return {name: config[name] for name in ("slots", "decode_steps", "attention", "cache_gib")}
 
 
 def served(config: ConfigDict, mesh, lm: LM) -> LM:
@@ -71,8 +76,8 @@ def served(config: ConfigDict, mesh, lm: LM) -> LM:
         scorer=lm.engine,
         at_once=c.at_once,
     )
-    place = lm.model, mesh, config.slots, config.decode_steps
-    return dataclasses.replace(lm, engine=samplers.ServedEngine(*place, sampler=made))
+    engine = samplers.ServedEngine(lm.model, mesh, **sampler_knobs(config), sampler=made)
+    return dataclasses.replace(lm, engine=engine)
 
 
 def sampling(knobs, domain: Domain, seed: int) -> Sampling:

@@ -22,18 +22,23 @@ from experiments.command_line import define_config
 from experiments.configs import default
 from int_jax import hf_format, memory
 from int_jax.lm import directory
-from int_jax.models import Config
+from int_jax.models import Config, kernels
 from int_jax.sharding import RULES, RULES_DECODE
 
 PROBLEM = 1_024  # tokens of a prompt that shows a problem alone: assumed
 
 
-def stages(c: ConfigDict, model: Config, mesh, proposer_model: Config | None = None) -> list[memory.Stage]:
+def stages(
+    c: ConfigDict, model: Config, mesh, proposer_model: Config | None = None, platform: str = ""
+) -> list[memory.Stage]:
     """The stages of a run. A policy is kept as parameters alone once it is trained, the proposer's model all the time.
 
     Args:
       model: with the run's dtype and param_dtype. mesh: see memory.Sizes. proposer_model: the proposer's model with
-        the run's dtype, None for the policy itself.
+        the run's dtype, None for the policy itself. platform: the devices', which says what attends over pages where
+        the config does not; "": unknown, and planned as "xla", which needs the most.
+
+    Raises: ValueError where config.attention cannot serve a model.
     """
     sizes = memory.Sizes(model, mesh)
     knob = "mesh.data, mesh.model"
@@ -54,7 +59,10 @@ def stages(c: ConfigDict, model: Config, mesh, proposer_model: Config | None = N
     answer = c.attempts.sampling.max_new_tokens
 
     def sampling(name, prompt, new_tokens, kept=base, sizes=sizes):
-        return memory.sampling(name, sizes, c.slots, c.decode_steps, prompt, new_tokens, kept)
+        kind = attention(c, sizes.config, mesh, platform)
+        return memory.sampling(
+            name, sizes, c.slots, c.decode_steps, prompt, new_tokens, kept, kind, c.cache_gib
+        )
 
     def training(name, kept):
         t = c.train
@@ -82,13 +90,21 @@ def stages(c: ConfigDict, model: Config, mesh, proposer_model: Config | None = N
     ]
 
 
-def planned(c: ConfigDict, mesh) -> list[memory.Stage]:
+def attention(c: ConfigDict, model: Config, mesh, platform: str) -> str:
+    """What attends over a model's pages. Raises: ValueError where what the config names cannot."""
+    try:
+        return kernels.chosen(c.attention, platform, model, mesh.shape["model"])
+    except ValueError as error:
+        raise ValueError(f"config.{error}") from None
+
+
+def planned(c: ConfigDict, mesh, platform: str = "") -> list[memory.Stage]:
     """`stages` of a config, whose models' config.json are read and nothing else of them."""
     model = hf_format.read_config(directory(c.model), c.dtype, c.family)
     proposer_model = (
         hf_format.read_config(directory(c.proposals.model), c.dtype) if c.proposals.model else None
     )
-    return stages(c, dataclasses.replace(model, param_dtype=c.param_dtype), mesh, proposer_model)
+    return stages(c, dataclasses.replace(model, param_dtype=c.param_dtype), mesh, proposer_model, platform)
 
 
 def mesh_of(c: ConfigDict, devices: int) -> AbstractMesh:

@@ -287,8 +287,14 @@ def planned(config: ConfigDict, mesh) -> str:
             f"config.slots = {config.slots} is not a multiple of the mesh's data axis, {data}: set it to "
             f"{-(-config.slots // data) * data}, or config.mesh.data to a divisor of it"
         )
+    platform = mesh.devices.flat[0].platform
+    if config.attention not in ("", "xla", platform):
+        raise ValueError(
+            f"config.attention = {config.attention!r} is a kernel for other devices than these, {platform}: leave it "
+            "empty, or set it to xla"
+        )
     check_positions(config)
     limit = memory.device_bytes(jax.local_devices()[0]) or round(config.device_gib * memory.GIB) or None
-    stages = plan.planned(config, mesh)
+    stages = plan.planned(config, mesh, platform)
     memory.refuse(stages, limit)
     return memory.table(stages, limit)

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 from int_jax import losses, sample, splicing
-from int_jax.models import Model, pages
+from int_jax.models import Model, kernels, pages
 from int_jax.processes import to_host
 from int_jax.sampler import Progress, Request, Response, Sampling, Session, in_order, silent
 from int_jax.schedule import Pool, Schedule
@@ -32,7 +32,9 @@ class Engine:
 
     Attributes:
       slots: rows that are decoded together, at most. decode_steps: tokens drawn a row between two looks at it.
-      page: tokens of a page of keys and values. cache_gib: GiB of each device for them; 0: what is left.
+      attention: what attends over pages, "xla", "tpu" or "gpu"; "": the device's kernel where it can serve the model.
+      page: tokens of a page of keys and values; 0: what suits that. cache_gib: GiB of each device for them; 0: what is
+        left.
       prefill_width, prefill_tokens: tokens of a row that are prefilled together, and of all rows between two decodes.
       ahead: the next decode is dispatched before the last one is read; by default where the device is not the host.
       programs: the names and shapes of the programs compiled so far. drawn: tokens drawn by `generate` so far.
@@ -42,7 +44,8 @@ class Engine:
     mesh: Any = None
     slots: int = 128
     decode_steps: int = 16
-    page: int = 32
+    attention: str = ""
+    page: int = 0
     cache_gib: float = 0.0
     prefill_width: int = 512
     prefill_tokens: int = 8192
@@ -65,8 +68,11 @@ class Engine:
         self.local = self.mesh if all(mine) or not any(mine) else submesh(self.mesh, mine)
         self.replicas = self.local.shape["data"]
         self._kept: tuple[Any, list[Pool], Any] | None = None
+        platform, config = self.mesh.devices.flat[0].platform, self.model.config
+        self.attention = kernels.chosen(self.attention, platform, config, self.mesh.shape["model"])
+        self.page = self.page or kernels.tokens_of_page(self.attention, config)
         if self.ahead is None:
-            self.ahead = self.mesh.devices.flat[0].platform != "cpu"
+            self.ahead = platform != "cpu"
 
     def _call(self, function, *args, mesh=None, **kwargs):
         """Run a jitted function on the mesh and remember its shapes."""
@@ -184,10 +190,7 @@ class Engine:
         return max(min(wanted, self._most_pages()), each + 2)
 
     def _most_pages(self) -> int:
-        c = self.model.config
-        model = self.mesh.shape["model"]
-        heads = c.kv_heads // model if c.kv_heads % model == 0 else c.kv_heads
-        page = 2 * c.layers * heads * c.head_dim * self.page * jnp.dtype(c.dtype).itemsize
+        page = kernels.page_bytes(self.attention, self.model.config, self.page, self.mesh.shape["model"])
         if self.cache_gib:
             return int(self.cache_gib * 2**30) // page
         stats = self.local.devices.flat[0].memory_stats()
@@ -198,7 +201,7 @@ class Engine:
     def new_pool(self, count: int) -> tuple[Schedule, Any]:
         """Pages with nothing on them, `count` for each replica."""
         pools = [Pool(count, self.page) for _ in range(self.replicas)]
-        made = _empty_pages(self.model, self.replicas * count, self.page, self.local)()
+        made = _empty_pages(self.model, self.attention, self.replicas * count, self.page, self.local)()
         return Schedule(pools, self.slots // self.mesh.shape["data"]), made
 
     def prefill(self, params, pool, tokens_BT, start_B, count_B, table_BP, known: int):
@@ -358,10 +361,20 @@ def _start(tx: optax.GradientTransformation, structure, places: tuple):
 
 
 @functools.lru_cache
-def _empty_pages(model: Model, count: int, size: int, mesh):
+def _empty_pages(model: Model, attention: str, count: int, size: int, mesh):
     """The program that makes pages where they live; its shardings are its own, hence one program a shape."""
-    make = functools.partial(pages.empty_pages, model.config, count, size)
-    return jax.jit(make, out_shardings=shardings(jax.eval_shape(make), mesh, RULES_DECODE))
+    cut, sizes = mesh.shape["model"], (model.config, count, size)
+
+    def make() -> Any:
+        if attention == "xla":
+            return pages.empty_pages(*sizes)
+        return kernels.tpu_pool(*sizes, cut) if attention == "tpu" else kernels.gpu_pool(*sizes, cut)
+
+    # By heads, not by the size of U: of 2 heads that is 4, which 4 devices could cut, and must not.
+    rules = {"W": "data"}
+    if kernels.divides(attention, model.config, cut):
+        rules |= {"N": "model", "U": "model"}
+    return jax.jit(make, out_shardings=shardings(jax.eval_shape(make), mesh, rules))
 
 
 def _by_replica(function, params, arrays: dict, whole: dict):

@@ -15,7 +15,7 @@ import numpy as np
 
 from int_jax import dims
 from int_jax.engine import Engine
-from int_jax.models import Config, build
+from int_jax.models import Config, build, kernels
 from int_jax.models.transformer import LONG, SPAN
 from int_jax.session import bucket
 from int_jax.sharding import RULES, RULES_DECODE, spec
@@ -123,30 +123,40 @@ def sampling(
     prompt: int,
     new_tokens: int,
     kept: tuple[Item, ...],
+    attention: str = "xla",
+    cache_gib: float = 0.0,
 ) -> Stage:
     """Drawing up to `new_tokens` after prompts of up to `prompt` tokens.
 
     Args:
-      slots, decode_steps: the engine's. kept: what else is in memory meanwhile.
+      slots, decode_steps, attention, cache_gib: the engine's. kept: what else is in memory meanwhile.
     """
     # As `session.EngineSession` rounds.
     c, data = sizes.config, sizes.mesh.shape["data"]
-    longest = prompt + new_tokens
-    size = Engine.page * bucket(-(-longest // Engine.page), 2) + decode_steps
+    longest, page = prompt + new_tokens, kernels.tokens_of_page(attention, c)
+    size = page * bucket(-(-longest // page), 2) + decode_steps
     width = min(bucket(max(prompt - 1, 1), 32), Engine.prefill_width)
     part = data * max(1, min(slots // data, Engine.prefill_tokens // width))
-    known = Engine.page * bucket(-(-max(prompt - width, 0) // Engine.page), 2)
+    known = width + page * bucket(-(-max(prompt - width, 0) // page), 2)
+    # A pool takes what is left, or `cache_gib` of it; one row must go in.
+    pool = (-(-longest // page) + 2) * kernels.page_bytes(attention, c, page, sizes.mesh.shape["model"])
+    # The kernels take the pages where they are, but for a prefill on GPU, which puts one layer's side by side.
+    scores = 0 if attention == "tpu" else 2 * sizes.held("BHTS", (part, c.heads, width, known), 4)
+    beside = {"xla": 1.0, "tpu": 0.0, "gpu": 2 / c.layers}[attention] * sizes.cache(part, known)
     items = (
         Item("parameters to sample from", sizes.params(c.dtype, RULES_DECODE), "mesh.model, dtype"),
-        # A pool takes what is left, but one row must go in.
-        Item("pages of one row", sizes.cache(data, longest + 2 * Engine.page), "max_new_tokens, mesh.model"),
-        Item("rows side by side", sizes.cache(slots, size), "slots, max_new_tokens, mesh.model"),
         Item(
-            "prefill: attention scores",
-            2 * sizes.held("BHTS", (part, c.heads, width, width + known), 4),
-            "mesh.model, slots",
+            "pages" if cache_gib else "pages of one row",
+            max(pool, int(cache_gib * GIB)),
+            "max_new_tokens, mesh.model" + (", cache_gib" if cache_gib else ""),
         ),
-        Item("prefill: activations", sizes.layer(part, width) + sizes.cache(part, width + known), "slots"),
+        Item(
+            "rows side by side",
+            sizes.cache(slots, size) if attention == "xla" else 0,
+            "slots, max_new_tokens, mesh.model, attention",
+        ),
+        Item("prefill: attention scores", scores, "mesh.model, slots"),
+        Item("prefill: activations", sizes.layer(part, width) + int(beside), "slots"),
         # Their weights, and with filters the keys and weights of top-k and top-p, and what is kept.
         Item("decode: logits", 5 * sizes.held("BV", (slots, c.vocab), 4), "slots, mesh.data"),
     )

@@ -69,11 +69,11 @@ def prefill(model: Model, params, pool, tokens_BT, start_B, count_B, table_BP, k
 
     Args:
       tokens_BT: right-padded. start_B: what the rows have on their pages. count_B: how many of the T tokens are real.
-      table_BP: pages for all of these. known: pages of each row, at most, that hold anything already.
+      table_BP: pages for all T of them. known: pages of each row, at most, that hold anything already.
     """
-    rows = pages.rows_of(model.config, pool, table_BP, known, start_B, tokens_BT.shape[1])
+    rows = pages.rows_of(pool, table_BP, known, start_B, tokens_BT.shape[1])
     positions_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])[None]
-    _, rows = model.apply(params, tokens_BT, positions_BT, cache=rows)
+    _, rows = model.apply(params, tokens_BT, positions_BT, cache=rows.taking(count_B))
     return pages.filed(pool, rows, table_BP, count_B)
 
 
@@ -282,11 +282,13 @@ def decode(
     first_B, count = rows.length_B, len(fresh_B)
     keys = row_keys(draw)
     head_DV = model.head_DV(params)
-    seen = pages.rows_of(model.config, pool, table_BP, known, first_B - 1, steps)
+    seen = pages.rows_of(pool, table_BP, known, first_B - 1, steps)
 
     def step(carry):
         rows, seen, at, tokens_BC, logp_BC = carry
         last_B = rows.length_B - 1
+        # An idle row's pages may be another's by now, or shared.
+        seen = seen.taking(rows.running_B)
         hidden_BTD, seen = model.apply(params, rows.token_B[:, None], last_B[:, None], cache=seen)
         logits_BV = scaled_logits(hidden_BTD[:, 0], head_DV, draw.temperature_B, model.config.logit_softcap)
         # By the position of the token to be drawn: where a decode begins, or which rows are idle, changes no draw.

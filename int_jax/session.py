@@ -190,9 +190,20 @@ class EngineSession:
                 table_BP[seat, : len(numbers)] = numbers
         return table_BP
 
-    def _known(self, tokens: int) -> int:
-        """Pages that are read for rows of so many tokens: two sizes an octave."""
-        return bucket(self.schedule.needs(tokens), 2) if tokens else 0
+    def _pages(self, tokens: int, more: int, gathered: bool) -> tuple[int, int]:
+        """Pages of rows of so many tokens, and those of their tables, with room for `more`.
+
+        Where a program puts pages side by side (gathered) it costs what they hold: two sizes an octave. A kernel reads
+        of a table only what a row has, and is compiled for tables of 16, 64, 256 ... pages.
+        """
+        needs = self.schedule.needs
+        if gathered:
+            known = bucket(needs(tokens), 2) if tokens else 0
+            return known, known + needs(more)
+        pages = 16
+        while pages < needs(tokens + more):
+            pages *= 4
+        return 0, pages
 
     def _prefill(self) -> None:
         """Compute what is missing on the pages of rows, up to `Engine.prefill_tokens`; longer prompts go on next time,
@@ -232,8 +243,8 @@ class EngineSession:
                 start = row.cached - count  # they count as cached already
                 tokens_BT[seat, :count] = row.tokens[start : row.cached]
                 seats[seat], start_B[seat], count_B[seat] = row, start, count
-        known = self._known(int(start_B.max()))
-        table_BP = self._table(seats, known + self.schedule.needs(width))
+        known, count = self._pages(int(start_B.max()), width, self.engine.attention != "tpu")
+        table_BP = self._table(seats, count)
         arguments = self.pool, tokens_BT, start_B, count_B, table_BP
         self.pool = self.engine.prefill(self.params, *arguments, known)
 
@@ -286,8 +297,8 @@ class EngineSession:
                 task_B[seat], sample_B[seat] = self.task_word(request.task), request.sample
                 longest = max(longest, len(row.tokens) + row.ahead)
                 row.ahead += steps
-        known = self._known(longest)
-        table_BP = self._table(seats, known + schedule.needs(steps))
+        known, count = self._pages(longest, steps, engine.attention == "xla")
+        table_BP = self._table(seats, count)
         least_B = np.ones(engine.replicas, np.int32)
         if schedule.waiting:
             # 16 rows, all in use: on while 13 run, so that it stops when 4 are free.

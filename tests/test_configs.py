@@ -113,10 +113,30 @@ def test_full_size_runs_have_the_paper_s_settings_and_fit(name):
     memory.refuse(stages, round(c.device_gib * memory.GIB))
 
 
+def test_with_a_kernel_no_row_is_copied_and_a_cache_of_its_own_size_is_planned_for():
+    c = intervention.get_config("qwen3_4b")
+    plain = {stage.name: stage.bytes for stage in planned(c, "qwen3_4b")}
+    for attention in ("tpu", "gpu"):
+        c.attention = attention
+        for stage in planned(c, "qwen3_4b"):
+            less = stage.name in ("attempts", "proposals", "guided", "rl: rollouts", "eval")
+            assert stage.bytes < plain[stage.name] if less else stage.bytes == plain[stage.name]
+    c.cache_gib = 100.0
+    with pytest.raises(ValueError, match=r"attempts needs .* is pages, 100.0 GiB; turn .*cache_gib"):
+        memory.refuse(planned(c, "qwen3_4b"), round(90 * memory.GIB))
+
+
+def test_a_kernel_that_cannot_serve_the_model_is_refused():
+    c = intervention.get_config("qwen3_4b")
+    c.attention, c.dtype = "gpu", "float16"
+    with pytest.raises(ValueError, match=r"config.attention = 'gpu': .* the model computes in float16"):
+        planned(c, "qwen3_4b")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"slots": 128}, "proposals needs .* cache, .* turn slots"),
+        ({"slots": 256}, "proposals needs .* side by side, .* turn slots"),
         ({"train": {"rows": 32}}, "sft needs .* activations, .* turn train.rows"),
         ({"train": {"rows": 8, "remat": False}}, "sft needs .* activations, .* train.remat"),
     ],
@@ -161,7 +181,7 @@ def test_the_plan_is_printed_from_config_json_alone(tmp_path):
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("memory plan, GiB a device of 131.0") and "rl: updates" in done.stdout
-    done = subprocess.run([*command, "--config.slots=128"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([*command, "--config.slots=256"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("\nint_jax: proposals needs")
 
 

@@ -69,10 +69,10 @@ def bits(tree) -> list:
 class Toy:
     """An engine without a model. See the module's docstring."""
 
-    def __init__(self, model, mesh, slots: int, decode_steps: int):
+    def __init__(self, model, mesh, **sampler):
         self.model, self.programs, self.max_len = model, set(), model.config.max_len
         self.story: Story = model.story
-        self.story.tell("engine", mesh, slots, decode_steps)
+        self.story.tell("engine", mesh, sampler)
 
     def decode_params(self, params):
         return params
@@ -212,7 +212,7 @@ class Watch:
         with self.patch.context() as patch:
             patch.setattr(int_jax, "load", load, raising=False)
             patch.setattr(build, "Engine", Toy)
-            patch.setattr(samplers, "ServedEngine", lambda *place, sampler: Toy(*place))
+            patch.setattr(samplers, "ServedEngine", lambda *place, sampler, **knobs: Toy(*place, **knobs))
             patch.setattr(samplers, "load", load_sampler)
             patch.setattr(teacher, "propose", taught)
             patch.setattr(runs, "CONFIG", SimpleNamespace(value=config))
@@ -304,6 +304,8 @@ SHOWN = {
     "mesh.model": ("load", 2),
     "slots": ("engine", 16),
     "decode_steps": ("engine", 4),
+    "attention": ("engine", "xla"),
+    "cache_gib": ("engine", 1.0),
     "log_every": ("draws: attempts -> log", 1.0),
     "sampler.kind": ("load -> refusal", "lab.missing", SERVED),
     "sampler.url": ("server", "http://localhost:2", SERVED),

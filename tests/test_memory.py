@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh
 from int_jax import engine, memory, sample
 from int_jax.batching import pack, supervised
 from int_jax.losses import LossConfig
-from int_jax.models import Config, build, pages
+from int_jax.models import Config, build, kernels, pages
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings
 from int_jax.types import State
 
@@ -40,8 +40,8 @@ def item(stage, name: str) -> int:
     return found
 
 
-def sampling(sizes, slots=16, new_tokens=400):
-    return memory.sampling("sampling", sizes, slots, 16, 300, new_tokens, ())
+def sampling(sizes, slots=16, new_tokens=400, **knobs):
+    return memory.sampling("sampling", sizes, slots, 16, 300, new_tokens, (), **knobs)
 
 
 def training(sizes, rows=4, row_length=256, remat=False):
@@ -105,7 +105,7 @@ def test_the_plan_is_near_the_compiled_programs(data, model):
     params = jax.eval_shape(made.init, jax.random.key(0))
     state = jax.eval_shape(lambda p: State(jnp.zeros((), jnp.int32), p, tx.init(p)), params)
     batch = pack([supervised(np.ones(250, np.int32), np.ones(250))] * 4, 256, 4)
-    seats, steps, page = 16, 16, engine.Engine.page
+    seats, steps, page = 16, 16, kernels.tokens_of_page("xla", CONFIG)
     known = 24  # pages of 700 tokens, rounded up
     pool = jax.eval_shape(lambda: pages.empty_pages(CONFIG, data * (2 + 716 // page), page))
     decoding = placed(params, mesh, RULES_DECODE)
@@ -150,6 +150,24 @@ def test_twice_the_slots_twice_the_cache():
     for name in ("rows side by side", "decode: logits"):
         assert item(two, name) == 2 * item(one, name) > 0
     assert item(two, "parameters to sample from") == item(one, "parameters to sample from")
+
+
+@pytest.mark.parametrize("attention", ["tpu", "gpu"])
+def test_a_kernel_takes_pages_where_they_are(attention):
+    plain, kernel = sampling(sizes(head_dim=32)), sampling(sizes(head_dim=32), attention=attention)
+    assert item(kernel, "rows side by side") == 0 < item(plain, "rows side by side")
+    assert item(kernel, "prefill: activations") < item(plain, "prefill: activations")
+    assert (item(kernel, "prefill: attention scores") == 0) == (attention == "tpu")
+    # Of 700 tokens six pages of 128, and two more.
+    row = 8 * kernels.page_bytes(attention, sizes(head_dim=32).config, 128, 1)
+    assert item(kernel, "pages of one row") == row == 8 * 128 * 2 * 3 * 4 * 32 * 4
+
+
+def test_a_cache_of_a_given_size():
+    stage = sampling(sizes(), cache_gib=0.5)
+    assert item(stage, "pages") == memory.GIB // 2
+    # One row goes in all the same.
+    assert item(sampling(sizes(), cache_gib=1e-9), "pages") == item(sampling(sizes()), "pages of one row")
 
 
 def test_eight_devices_hold_an_eighth_each():

@@ -152,7 +152,7 @@ def test_decoding_with_a_cache_equals_the_whole_pass(config):
 
     @jax.jit
     def opened(pool, start_B):
-        return pages.rows_of(config, pool, table_BP, 4, start_B, 6)
+        return pages.rows_of(pool, table_BP, 4, start_B, 6)
 
     @jax.jit
     def extended(rows, token_BT, position_BT):

@@ -355,3 +355,12 @@ def test_slots_that_the_mesh_does_not_divide():
     config.slots = 30
     with pytest.raises(ValueError, match=r"config\.slots = 30 is not a multiple .* axis, 4: set it to 32"):
         preflight.planned(config, make_mesh(4, 2))
+
+
+def test_a_kernel_for_other_devices():
+    config = intervention.get_config("tiny")
+    config.attention = "tpu"
+    with pytest.raises(
+        ValueError, match=r"config\.attention = 'tpu' is a kernel for other devices than these, cpu"
+    ):
+        preflight.planned(config, make_mesh(4, 2))

@@ -90,6 +90,15 @@ TABLE: dict[str, Any] = {
         "model": count(1, "devices along this axis, which share the weights; -1: what is left", also=(-1,)),
     },
     "slots": count(128, "rows of the sampler's cache; a multiple of the mesh's data axis"),
+    "attention": Knob(
+        "",
+        "what attends over the pages of the sampler's cache: a kernel for tpu or gpu, or xla, which takes the pages of "
+        "a row side by side first; empty: the devices' kernel where it can serve the model, else xla",
+        choices=("", "xla", "tpu", "gpu"),
+    ),
+    "cache_gib": Knob(
+        0.0, "memory of each device for these pages; 0: what is left beside everything else", at_least=0
+    ),
     "decode_steps": count(16, "tokens drawn a row between two synchronisations with the host"),
     "log_every": Knob(
         120.0,

@@ -21,7 +21,7 @@ from jax.experimental.pallas.ops.gpu import paged_attention as gpu
 from jax.experimental.pallas.ops.tpu import ragged_paged_attention as tpu
 from jax.sharding import PartitionSpec
 
-from int_jax.dims import check
+from int_jax.dims import check, suffix
 
 LANES = (
     128  # what the TPU kernel wants a head to have: it loads keys and values by strides of whole registers
@@ -36,13 +36,13 @@ SPLITS = 16  # programs that share a row on GPU, at most: jax's default
 
 
 class TpuPool(NamedTuple):
-    """Keys and values by turns along N: tuples of L arrays.
+    """Keys and values by turns along U: tuples of L arrays.
 
-    Heads of less than 128 values share a place: with 64, heads 0 and 1 are one "head" of 128, and so on. The axis N is
-    cut over "model" only where each device gets whole pairs: where `kernel_heads` says so, not by its size.
+    Heads of less than 128 values share a place: with 64, heads 0 and 1 are one "head" of 128, and so on. The axis U is
+    cut over "model" only where each device gets whole pairs: where `divides` says so, not by its size.
     """
 
-    both_WZNK: tuple
+    both_WZUI: tuple
 
 
 class GpuPool(NamedTuple):
@@ -56,6 +56,44 @@ def kernel_heads(config) -> tuple[int, int]:
     """Key/value heads as the TPU kernel sees them, and how many of the model's share one: 8 of 64 are (4, 2)."""
     fold = max(1, LANES // config.head_dim)
     return config.kv_heads // fold, fold
+
+
+def page_size(pool) -> int:
+    """Tokens of a page."""
+    return pool[0][0].shape[suffix(pool._fields[0]).index("Z")]
+
+
+def chosen(asked: str, platform: str, config, model: int = 1) -> str:
+    """ "tpu" or "gpu", the kernel that attends, or "xla", which takes a row's pages side by side (pages.py).
+
+    Args:
+      asked: one of the three, or "": the platform's kernel where it can serve the model. model: devices over which the
+        heads are cut.
+
+    Raises: ValueError where a kernel that is asked for by name cannot serve the model.
+    """
+    kind = asked or (platform if platform in ("tpu", "gpu") else "xla")
+    why = "" if kind == "xla" else fits(kind, config, model)
+    if asked and why:
+        raise ValueError(f"attention = {asked!r}: {why}")
+    return "xla" if why else kind
+
+
+def tokens_of_page(kind: str, config) -> int:
+    """What a page has, where nobody says otherwise."""
+    # xla copies pages; of 128 tokens a kernel loads 256 KiB of each pair of heads at a time.
+    return {"xla": 32, "tpu": 128, "gpu": min(128, _most_tokens(config))}[kind]
+
+
+def divides(kind: str, config, model: int) -> bool:
+    """Whether each of so many devices has key/value heads of its own on its pages; else each has all."""
+    return (kernel_heads(config)[0] if kind == "tpu" else config.kv_heads) % model == 0
+
+
+def page_bytes(kind: str, config, size: int, model: int) -> int:
+    """Bytes a device of one page of `size` tokens, in all layers."""
+    heads = config.kv_heads // (model if divides(kind, config, model) else 1)
+    return 2 * config.layers * heads * config.head_dim * size * jnp.dtype(config.dtype).itemsize
 
 
 def fits(kind: str, config, model: int = 1) -> str:
@@ -94,20 +132,25 @@ def _tiles(heads: int, width: int) -> bool:
     return not rest and (units in (1, 2, 4, 8) or units % 8 == 0)
 
 
-def tpu_pool(config, pages: int, size: int) -> TpuPool:
-    """Pages of `size` tokens with zeros on them."""
-    if why := fits("tpu", config):
+def tpu_pool(config, pages: int, size: int, model: int = 1) -> TpuPool:
+    """Pages of `size` tokens with zeros on them. model: devices over which the heads are cut."""
+    if why := fits("tpu", config, model):
         raise ValueError(why)
     heads, fold = kernel_heads(config)
     shape = pages, size, 2 * heads, fold * config.head_dim
     return TpuPool(tuple(jnp.zeros(shape, config.dtype) for _ in range(config.layers)))
 
 
-def gpu_pool(config, pages: int, size: int) -> GpuPool:
-    """Pages of `size` tokens with zeros on them."""
-    if why := fits("gpu", config):
+def _most_tokens(config) -> int:
+    """Tokens of a page that the GPU kernel loads as one."""
+    return TILE_BYTES // (config.head_dim * jnp.dtype(config.dtype).itemsize)
+
+
+def gpu_pool(config, pages: int, size: int, model: int = 1) -> GpuPool:
+    """Pages of `size` tokens with zeros on them. model: devices over which the heads are cut."""
+    if why := fits("gpu", config, model):
         raise ValueError(why)
-    most = TILE_BYTES // (config.head_dim * jnp.dtype(config.dtype).itemsize)
+    most = _most_tokens(config)
     if size & (size - 1) or size > most:
         raise ValueError(
             f"pages of {size} tokens: the GPU kernel takes powers of two up to {most} for heads of "
@@ -121,11 +164,11 @@ def gpu_pool(config, pages: int, size: int) -> GpuPool:
 @check
 def tpu_write(layer, key_BTNK, value_BTNK, page_BT, place_BT):
     """The layer with token (b, t) at place `place_BT` of page `page_BT`."""
-    (both_WZNK,) = layer
+    (both_WZUI,) = layer
     # Per token N x (key, value) x K: as rows of 128 that is the order of the pool, also where heads share a row.
-    shape = *page_BT.shape, both_WZNK.shape[2] // 2, both_WZNK.shape[3]
+    shape = *page_BT.shape, both_WZUI.shape[2] // 2, both_WZUI.shape[3]
     both = jnp.stack([key_BTNK.reshape(shape), value_BTNK.reshape(shape)], axis=3)
-    return (both_WZNK.at[page_BT, place_BT].set(both.reshape(*page_BT.shape, *both_WZNK.shape[2:])),)
+    return (both_WZUI.at[page_BT, place_BT].set(both.reshape(*page_BT.shape, *both_WZUI.shape[2:])),)
 
 
 @check
@@ -147,23 +190,23 @@ def tpu_attend(layer, query_BTHK, table_BP, start_B, scale, cap=None, window=0):
 
     Returns: heads_BTHK; finite, and no more than that, for queries behind a row's last token.
     """
-    (both_WZNK,) = layer
-    size, width = both_WZNK.shape[1], both_WZNK.dtype.itemsize
+    (both_WZUI,) = layer
+    size, width = both_WZUI.shape[1], both_WZUI.dtype.itemsize
     if window:
         table_BP, start_B = narrowed(table_BP, start_B, query_BTHK.shape[1], window, size)
     count = table_BP.shape[1]
 
     def attend(query_BTHK, layer, table_BP, start_B):
-        (both_WZNK,) = layer
+        (both_WZUI,) = layer
         rows, length, heads, dim = query_BTHK.shape
-        combined = both_WZNK.shape[2]
+        combined = both_WZUI.shape[2]
         query = _spread(query_BTHK.reshape(-1, heads, dim), combined // 2, LANES // dim)
         # As the kernel does it: many heads are cut into blocks of 8 registers' rows.
         tile = 8 * 4 // width
         block = size * (tile if combined % tile == 0 else combined) * LANES * width
         out = tpu.ragged_paged_attention(
             query,
-            both_WZNK,
+            both_WZUI,
             start_B + length,
             table_BP,
             jnp.arange(rows + 1, dtype=jnp.int32) * length,
@@ -176,7 +219,7 @@ def tpu_attend(layer, query_BTHK, table_BP, start_B, scale, cap=None, window=0):
         )
         return _gather(out, combined // 2, dim).reshape(query_BTHK.shape)
 
-    whole = functools.partial(_over_model, attend, layer=layer, axis=2, heads=both_WZNK.shape[2] // 2)
+    whole = functools.partial(_over_model, attend, layer=layer, axis=2, heads=both_WZUI.shape[2] // 2)
     # Rows of a table are padded to 128 entries of 4 bytes.
     most = max(1, TABLE_BYTES // (-(-count // 128) * 512))
     parts = [slice(first, first + most) for first in range(0, len(start_B), most)]
@@ -220,6 +263,19 @@ def gpu_attend(layer, query_BTHK, table_BP, start_B, scale, cap=None, window=0):
         return out_BHK[:, None]
 
     return _over_model(attend, query_BTHK, layer=layer, axis=0, heads=kv_heads, rest=(table_BP, start_B))
+
+
+@check
+def gpu_rows(layer, table_BP):
+    """Keys and values of rows side by side, [B, N, K, S] and [B, N, S, K], as `transformer.attention` takes them."""
+    keys_NBPZK, values_NBPZK = (pool_NWZK[:, table_BP] for pool_NWZK in layer)
+    heads, rows, pages, size, dim = keys_NBPZK.shape
+    keys_BNKS = jnp.einsum("NBPZK->BNKPZ", keys_NBPZK).reshape(rows, heads, dim, pages * size)
+    return keys_BNKS, jnp.einsum("NBPZK->BNPZK", values_NBPZK).reshape(rows, heads, pages * size, dim)
+
+
+WRITE = {TpuPool: tpu_write, GpuPool: gpu_write}
+ATTEND = {TpuPool: tpu_attend, GpuPool: gpu_attend}
 
 
 def narrowed(table_BP, start_B, length: int, window: int, size: int):

@@ -42,10 +42,36 @@ class View(NamedTuple):
     new_C: Any
     count: Any
 
+    def taking(self, count_B) -> "View":
+        """See `Paged.taking`: it keeps the others, too, until `filed` leaves them out."""
+        return self
+
     def after(self, layers, count: int) -> "View":
         """It after `count` more tokens; (keys, values) of each layer."""
         keys, values = zip(*layers, strict=True)
         return self._replace(keys_BNKS=keys, values_BNSK=values, count=self.count + count)
+
+
+class Paged(NamedTuple):
+    """Rows of a pool that a kernel reads and writes in place (kernels.py).
+
+    Attributes:
+      pool: kernels.TpuPool or GpuPool. table_BP: pages of each row, with room for its new tokens.
+      count_B: how many of the tokens that come next are real: none of a row that does not run. The others go to the
+        scrap page.
+    """
+
+    pool: Any
+    table_BP: Any
+    count_B: Any
+
+    def taking(self, count_B) -> "Paged":
+        """It, where only the first `count_B` of the next tokens are real."""
+        return self._replace(count_B=count_B.astype(jnp.int32))
+
+    def after(self, layers, count: int) -> "Paged":
+        """It after `count` more tokens; the arrays of each layer."""
+        return self._replace(pool=type(self.pool)(*zip(*layers, strict=True)))
 
 
 def empty_pages(config, pages: int, size: int) -> Pages:
@@ -55,15 +81,17 @@ def empty_pages(config, pages: int, size: int) -> Pages:
     return Pages(*(tuple(jnp.zeros(s, config.dtype) for _ in range(config.layers)) for s in (keys, values)))
 
 
-def rows_of(config, pool, table_BP, known: int, start_B, room: int):
+def rows_of(pool, table_BP, known: int, start_B, room: int) -> View | Paged:
     """Some rows of a pool, as a model reads and extends them: their first `start_B` tokens, which `known` pages of each
-    hold at most, and room for so many new ones."""
-    return view(pool, table_BP[:, :known], start_B, room)
+    hold at most, and room for so many new ones. Of a kernel's pool nothing is copied, and `known` says nothing."""
+    if isinstance(pool, Pages):
+        return view(pool, table_BP[:, :known], start_B, room)
+    return Paged(pool, table_BP, jnp.zeros_like(start_B))
 
 
-def filed(pool, rows, table_BP, count_B):
-    """The pool with the first `count_B` of the new tokens of each row on its pages."""
-    return file(pool, rows, table_BP, count_B)
+def filed(pool, rows: View | Paged, table_BP, count_B):
+    """The pool with the first `count_B` of the new tokens of each row on its pages; a kernel's has them already."""
+    return rows.pool if isinstance(rows, Paged) else file(pool, rows, table_BP, count_B)
 
 
 @check

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from int_jax import dims
-from int_jax.models.pages import View
+from int_jax.models import kernels
+from int_jax.models.pages import Paged, View, places
 from int_jax.sharding import constrain
 
 
@@ -266,6 +267,36 @@ def over_view(config, rows: View, positions_BT, windows):
     return [*map(of, windows, rows.keys_BNKS, rows.values_BNSK)]
 
 
+def over_pages(config, rows: Paged, positions_BT, windows):
+    """For each layer the attention of T new tokens over their rows' pages, onto which it writes them, as `Block` calls
+    it."""
+    kind, length = type(rows.pool), positions_BT.shape[1]
+    real_BT = jnp.arange(length)[None] < rows.count_B[:, None]
+    page_BT, place_BT = places(rows.table_BP, positions_BT, real_BT, kernels.page_size(rows.pool))
+    # A row that does not run sees the scrap that it writes, not all its pages.
+    start_B = jnp.where(rows.count_B > 0, positions_BT[:, 0], 0)
+    options = {"scale": config.scale, "cap": config.attention_softcap}
+
+    def of(window, *layer):
+        def attend(query_BTHK, key_BTNK, value_BTNK):
+            written = kernels.WRITE[kind](layer, key_BTNK, value_BTNK, page_BT, place_BT)
+            if kind is kernels.GpuPool and length > 1:  # its kernel takes one query a row
+                keys_BNKS, values_BNSK = kernels.gpu_rows(written, rows.table_BP)
+                place_BS = jnp.arange(keys_BNKS.shape[3])[None]
+                seen_BTS = place_BS[:, None] <= positions_BT[:, :, None]
+                if window:
+                    seen_BTS = seen_BTS & within_window(positions_BT, place_BS, window)
+                return attention(query_BTHK, keys_BNKS, values_BNSK, seen_BTS, **options), written
+            heads = kernels.ATTEND[kind](
+                written, query_BTHK, rows.table_BP, start_B, window=window, **options
+            )
+            return heads, written
+
+        return attend
+
+    return [*map(of, windows, *rows.pool)]
+
+
 def within_window(query_BT, key_BS, window: int):
     """True for the keys that stand fewer than `window` tokens before the query; both are positions."""
     return query_BT[:, :, None] - key_BS[:, None, :] < window
@@ -377,7 +408,8 @@ class Transformer(Weights):
                 hidden_BTD, _ = layer(hidden_BTD, rotations[window], masks[window])
             return self.norm("final_norm_D", hidden_BTD), None
         made: list[tuple] = []
-        for layer, attend in zip(blocks, over_view(self.config, cache, positions_BT, windows), strict=True):
+        over = over_pages if isinstance(cache, Paged) else over_view
+        for layer, attend in zip(blocks, over(self.config, cache, positions_BT, windows), strict=True):
             hidden_BTD, kept = layer(hidden_BTD, rotations[windows[len(made)]], None, attend)
             made.append(kept)
         return self.norm("final_norm_D", hidden_BTD), cache.after(made, tokens_BT.shape[1])
@@ -411,7 +443,7 @@ class Model:
 
         Args:
           params: as `init` makes them. tokens_BT, positions_BT, segments_BT: int32.
-          cache: a pages.View, or Paged. remat: recompute each block in the backward pass instead of storing it.
+          cache: a pages.View or Paged. remat: recompute each block in the backward pass instead of storing it.
 
         Returns: (hidden_BTD after the final norm, the cache with the keys and values of these tokens, or None).
         """
