@@ -58,11 +58,11 @@ def lowered(kind: str, config, mesh, rows: int, tokens: int, size: int, window: 
 
     def shape(letters: str, *sizes, dtype="int32"):
         cut = "model" if mesh.shape["model"] > 1 else None
-        where = PartitionSpec(*(cut if letter in "HN" else None for letter in letters))
+        where = PartitionSpec(*(cut if letter in "HNU" else None for letter in letters))
         return jax.ShapeDtypeStruct(sizes, dtype, sharding=NamedSharding(mesh, where))
 
     heads, dim, dtype = config.kv_heads, config.head_dim, config.dtype
-    letters = {"tpu": "WZNK", "gpu": "NWZK"}[kind]
+    letters = {"tpu": "WZUI", "gpu": "NWZK"}[kind]
     arrays = jax.eval_shape(lambda: pool(config, rows * TOKENS // size, size))
     layer = tuple(shape(letters, *field[0].shape, dtype=dtype) for field in arrays)
     new = shape("BTNK", rows, tokens, heads, dim, dtype=dtype)

@@ -1,16 +1,19 @@
-"""Compiles the update, the prefill and the decoding step for real TPU topologies, on a host without a TPU.
+"""Compiles the update, the prefill and the decoding for real TPU topologies, on a host without a TPU.
 
     pip install libtpu
     python benchmarks/tpu_compile.py --shape tests/shapes/qwen3_0_6b.json --layers 4 --topology v5p:2x2x2 --data 8
 
-Says whether each program compiles, how long that takes, and how much memory of a device XLA wants for it beside what
-int_jax/memory.py plans. Nothing is run. `--layers` cuts the model: the time to compile grows with them.
+Says whether each program compiles, how long that takes, how much memory of a device XLA wants for it beside what
+int_jax/memory.py plans, and what a token exchanges along each axis of the mesh: all collectives within loops. Nothing
+is run. `--layers` cuts the model: the time to compile grows with them.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -29,11 +32,13 @@ from jax.experimental import topologies  # noqa: E402
 from int_jax import engine, memory, models, sample  # noqa: E402
 from int_jax.batching import pack, supervised  # noqa: E402
 from int_jax.losses import LossConfig  # noqa: E402
+from int_jax.models import kernels  # noqa: E402
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings  # noqa: E402
 from int_jax.types import State  # noqa: E402
 
 GIB = 2**30
 CHUNK = 256  # tokens of a row whose logits exist at one time
+STEPS, WIDTH = 16, 512  # tokens that are decoded, and prefilled, of each row
 
 
 def placed(tree, mesh, rules):
@@ -45,46 +50,101 @@ def placed(tree, mesh, rules):
     )
 
 
-def lowered(config, mesh, rows: int, length: int, slots: int):
-    """Each program by its name, and the bytes a device that are planned for it."""
+def lowered(config, mesh, args) -> dict[str, tuple]:
+    """Each program by its name, to be lowered, and the bytes a device that are planned for it."""
     model, tx = models.build(config), optax.adamw(1e-6)
-    sizes = memory.Sizes(config, mesh)
+    sizes, data = memory.Sizes(config, mesh), mesh.shape["data"]
     params = jax.eval_shape(model.init, jax.random.key(0))
     state = jax.eval_shape(lambda p: State(jnp.zeros((), jnp.int32), p, tx.init(p)), params)
-    batch = jax.eval_shape(
-        lambda: pack([supervised(np.ones(length, np.int32), np.ones(length))] * rows, length, rows)
+    sequence = supervised(np.ones(args.length, np.int32), np.ones(args.length))
+    batch = jax.eval_shape(lambda: pack([sequence] * args.rows, args.length, args.rows))
+    update = placed(state, mesh, RULES), placed(batch, mesh, RULES), model, tx
+    training = memory.training("update", sizes, args.rows, args.length, CHUNK, True, ())
+
+    low = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.dtype), params)
+    low = placed(low, mesh, RULES_DECODE)
+    kind = kernels.chosen(args.attention, "tpu", config, mesh.shape["model"])
+    page = kernels.tokens_of_page(kind, config)
+    # Half of what the rows would have if all were as long as the longest.
+    count = args.slots // data * -(-args.length // page) // 2 + 1
+    pool = engine._empty_pages(model, kind, data * count, page, mesh).eval_shape()
+    known = -(-args.length // page)
+    drawing = memory.sampling("sampling", sizes, args.slots, STEPS, WIDTH, args.length - WIDTH, (), kind)
+    part = {item.name: item.bytes for item in drawing.items}
+    held = part["parameters to sample from"] + count * kernels.page_bytes(
+        kind, config, page, mesh.shape["model"]
     )
-    low = placed(
-        jax.eval_shape(lambda p: jax.tree.map(lambda x: x.astype(config.dtype), p), params),
-        mesh,
-        RULES_DECODE,
-    )
-    seats = jax.eval_shape(lambda: sample.empty_slots(model, slots, length, 8))
-    training = memory.training("update", sizes, rows, length, CHUNK, True, ())
-    drawing = memory.sampling("sampling", sizes, slots, 16, length // 2, length // 2 - 16, ())
-    weights = sizes.params(config.dtype, RULES_DECODE)
-    filling = sum(item.bytes for item in drawing.items if item.name.startswith("prefill"))
-    stepping = {"cache", "newest tokens", "decode: logits"}
-    stepping = sum(item.bytes for item in drawing.items if item.name in stepping)
-    prompts = jax.ShapeDtypeStruct((max(1, slots // 4), length // 2), jnp.int32)
-    update = (
-        placed(state, mesh, RULES),
-        placed(batch, mesh, RULES),
-        model,
-        tx,
-        LossConfig(logit_chunk=CHUNK, remat=True),
-    )
-    free = sample.Spellings(*(jax.ShapeDtypeStruct((8, 8), jnp.int32) for _ in range(2)))
-    owned = jax.ShapeDtypeStruct((slots,), bool)
-    decode = model, low, placed(seats, mesh, RULES_DECODE), owned, free, np.int32(1), 16
-    with jax.sharding.set_mesh(
-        mesh
-    ):  # the only place where these devices are in context: they cannot run anything
-        return {
-            "update": (engine._update.lower(*update), training.bytes),
-            "prefill": (engine._prefill.lower(model, low, prompts), weights + filling),
-            "decode": (engine._decode.lower(*decode), weights + stepping),
-        }
+
+    def ints(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+    def rows_of(count: int, cached: int, further: int):
+        """Tables, and the pages of them that are put side by side."""
+        if kind == "xla":
+            return ints(count, cached + further), cached
+        return ints(count, max(16, 4 ** int(np.ceil(np.log(cached + further) / np.log(4))))), 0
+
+    chunk = data * max(1, min(args.slots // data, engine.Engine.prefill_tokens // WIDTH))
+    table, read = rows_of(chunk, 0, -(-WIDTH // page))
+    prefill = model, low, pool, ints(chunk, WIDTH), ints(chunk), ints(chunk), table, read
+    seats = args.slots
+    rows = sample.Rows(ints(seats), ints(seats), np.ones(seats, bool), ints(seats))
+    floats, words = np.ones(seats, np.float32), np.ones(seats, np.uint32)
+    draw = sample.Draw(floats, ints(seats), floats, floats, ints(seats, 8), words, words, words)
+    free = sample.Spellings(ints(8, 8), ints(8, 8))
+    table, read = rows_of(seats, known, -(-STEPS // page))
+    decode = (rows, rows, np.ones(seats, bool), ints(seats), draw, table, free, ints(data), read, STEPS)
+    filling = part["prefill: attention scores"] + part["prefill: activations"]
+    stepping = part["rows side by side"] + part["decode: logits"]
+    loss = LossConfig(logit_chunk=CHUNK, remat=True)
+    return {
+        "update": (lambda: engine._update.lower(*update, loss), training.bytes),
+        f"prefill ({kind})": (lambda: engine._prefill.lower(*prefill), held + filling),
+        f"decode ({kind})": (lambda: engine._decode.lower(model, low, pool, *decode), held + stepping),
+    }
+
+
+COLLECTIVE = re.compile(
+    r"= (\S+|\(.*?\)) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
+)
+
+
+def devices_of(line: str) -> list[list[int]]:
+    """The devices that a collective brings together: {{0,1},{2,3}}, an array of them such as [2,2]<=[4], or axes of a
+    mesh of their own, mesh['a'=2,'b'=2] {'b'}."""
+    if listed := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}", line):
+        return [[int(i) for i in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])]
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        axes = [name in re.findall(r"'(\w+)'", named[2]) for name in sizes]
+        ids = np.arange(np.prod([*sizes.values()])).reshape(*sizes.values())
+        ids = np.moveaxis(ids, np.flatnonzero(axes), range(-sum(axes), 0))
+        return ids.reshape(-1, np.prod(ids.shape[-sum(axes) :])).tolist()
+    found = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+    assert found, line
+    shape, whole, order = ([int(i) for i in (text or "").split(",") if i] for text in found.groups())
+    ids = np.arange(np.prod(whole)).reshape(whole)
+    return ids.transpose(order or range(len(whole))).reshape(shape).tolist()
+
+
+def exchanged(text: str, model: int) -> str:
+    """The collectives of a compiled program by axis: "model: 9 in loops, 2 outside"."""
+    bodies = {*re.findall(r"body=%?([\w.-]+)", text)}
+    found: dict[str, list[int]] = {}
+    inside = False
+    for line in text.splitlines():
+        if begun := re.match(r"(?:ENTRY )?%?([\w.-]+) .*\{$", line):
+            inside = begun[1] in bodies
+        elif COLLECTIVE.search(line):
+            # Device i stands at place i % model of its replica.
+            along = (
+                "model"
+                if all(len({i // model for i in group}) == 1 for group in devices_of(line))
+                else "data"
+            )
+            found.setdefault(along, [0, 0])[inside] += 1
+    said = (f"{axis}: {loops} in loops, {once} outside" for axis, (once, loops) in sorted(found.items()))
+    return "; ".join(said) or "none"
 
 
 def main():
@@ -95,29 +155,38 @@ def main():
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--topology", default="v5p:2x2x2", help="of eight chips: v5e:2x4, v5p:2x2x2, v6e:2x4")
     parser.add_argument("--data", type=int, default=8)
+    parser.add_argument("--attention", default="", choices=("", "xla", "tpu"))
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--rows", type=int, default=8, help="rows of a micro-batch")
-    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--length", type=int, default=2048, help="tokens of the longest row")
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--only", choices=("update", "prefill", "decode"))
     args = parser.parse_args()
 
     data = json.loads(args.shape.read_text())
     config = models.family_of(data["model_type"]).config_from_hf(data)
-    config = dataclasses.replace(config, layers=args.layers, dtype="bfloat16", param_dtype="float32")
+    config = dataclasses.replace(config, layers=args.layers, dtype=args.dtype, param_dtype="float32")
     devices = topologies.get_topology_desc(platform="tpu", topology_name=args.topology).devices
-    mesh = make_mesh(args.data, len(devices) // args.data, devices)
-    axes = f"data {args.data} x model {len(devices) // args.data}"
-    print(f"{args.shape.stem}, {args.layers} layers, {args.topology}, {axes}")
-    programs = lowered(config, mesh, args.rows, args.length, args.slots)
-    for name in [args.only] if args.only else programs:
-        program, planned = programs[name]
-        start = time.perf_counter()
-        found = program.compile().memory_analysis()
+    model = len(devices) // args.data
+    mesh = make_mesh(args.data, model, devices)
+    print(f"{args.shape.stem}, {args.layers} layers, {args.topology}, data {args.data} x model {model}")
+    for name, (program, planned) in lowered(config, mesh, args).items():
+        if args.only not in (None, name.split()[0]):
+            continue
+        start, said = time.perf_counter(), "unknown: libtpu gives a program that this jaxlib cannot read"
+        # The only place where these devices are in context: they cannot run anything.
+        exact = "highest" if args.dtype == "float32" else None
+        with jax.sharding.set_mesh(mesh), jax.default_matmul_precision(exact):
+            compiled = program().compile()
+        found = compiled.memory_analysis()
         held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            said = exchanged(compiled.as_text(), model)
         total = (held + found.temp_size_in_bytes) / GIB
-        seconds = time.perf_counter() - start
         print(
-            f"  {name:<8} {seconds:4.0f} s to compile, {total:.2f} GiB a device, {planned / GIB:.2f} planned",
+            f"  {name:<13} {time.perf_counter() - start:4.0f} s to compile, {total:.2f} GiB a device (of it "
+            f"{found.temp_size_in_bytes / GIB:.3f} made meanwhile), {planned / GIB:.2f} planned; "
+            f"exchanged: {said}",
             flush=True,
         )
 
