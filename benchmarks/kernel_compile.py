@@ -7,6 +7,8 @@
 One layer's step of Qwen3-4B: the new tokens' keys and values onto their pages, then attention, with all heads on one
 device and with a quarter of them on each of four. Says how long it takes to compile and what memory it wants beside its
 arguments: the pool is donated and must not be among it. Nothing is run.
+
+With --step: the bytes that a whole step accesses besides attention's, by the compiler's count, from 4 and 8 layers.
 """
 
 import argparse
@@ -23,11 +25,14 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server to ask
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from int_jax.models import Config, kernels
-from int_jax.sharding import make_mesh
+from int_jax import sample
+from int_jax.losses import scaled_logits
+from int_jax.models import Config, build, kernels, pages
+from int_jax.sharding import RULES_DECODE, make_mesh, shardings
 
 QWEN3_4B = Config("qwen3", 151_936, 2560, 1, 32, 8, 128, 9728, 40_960, dtype="bfloat16")
 LENGTH = 32_768  # tokens that a table has room for
@@ -95,6 +100,53 @@ def report(name: str, kind: str, config, mesh, rows: int, tokens: int, size: int
     )
 
 
+def step(layers: int, mesh, rows: int) -> tuple[float, float]:
+    """Bytes and seconds, by the compiler's estimate, of one step of `rows` rows that hold next to nothing: one page of
+    8 tokens, side by side as in the layout without kernels."""
+    config = dataclasses.replace(QWEN3_4B, layers=layers)
+    model = build(config)
+
+    def placed(tree):
+        where = shardings(tree, mesh, RULES_DECODE)
+        return jax.tree.map(lambda a, w: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=w), tree, where)
+
+    def low(key):
+        return jax.tree.map(lambda leaf: leaf.astype(config.dtype), model.init(key))
+
+    def view():
+        pool, table_BP = pages.empty_pages(config, rows + 1, 8), jnp.zeros((rows, 1), jnp.int32)
+        return pages.rows_of(config, pool, table_BP, 1, jnp.zeros(rows, jnp.int32), 8)
+
+    def one(params, seen, token_B, length_B, draw, spellings):
+        hidden_BTD, seen = model.apply(params, token_B[:, None], length_B[:, None], cache=seen)
+        logits_BV = scaled_logits(hidden_BTD[:, 0], model.head_DV(params), draw.temperature_B, None)
+        keys = jax.vmap(jax.random.fold_in)(sample.row_keys(draw), length_B)
+        return seen, sample.choose(logits_BV, keys, draw, jnp.zeros(rows, jnp.int32), spellings)
+
+    def of(dtype, *more):
+        return jax.ShapeDtypeStruct((rows, *more), dtype)
+
+    real, whole, word = of("float32"), of("int32"), of("uint32")
+    draw = sample.Draw(real, whole, real, real, of("int32", 8), word, word, word)
+    free = sample.Spellings(*(jax.ShapeDtypeStruct((8, 8), "int32") for _ in range(2)))
+    params, seen = placed(jax.eval_shape(low, jax.random.key(0))), placed(jax.eval_shape(view))
+    with jax.sharding.set_mesh(mesh):
+        found = jax.jit(one, donate_argnums=1).lower(params, seen, whole, whole, draw, free).compile()
+    cost = found.cost_analysis()
+    return cost["bytes accessed"], cost["optimal_seconds"]
+
+
+def report_step(name: str, mesh, rows: int, layers: int = 36):
+    (bytes_4, s_4), (bytes_8, s_8) = (step(count, mesh, rows) for count in (4, 8))
+    size = bytes_4 + (bytes_8 - bytes_4) / 4 * (layers - 4)
+    seconds = s_4 + (s_8 - s_4) / 4 * (layers - 4)
+    print(
+        f"{name:<10} a step of {rows} rows without attention's reading: {size / 1e9:.2f} GB, {1e3 * seconds:.2f} ms "
+        f"estimated; of a layer {(bytes_8 - bytes_4) / 4e9:.3f} GB, of the rest {(2 * bytes_4 - bytes_8) / 1e9:.2f}",
+        flush=True,
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -102,7 +154,14 @@ def main():
     parser.add_argument(
         "--topologies", nargs="*", default=["v5p:2x2x1", "v5e:2x2"], help="of four chips each"
     )
+    parser.add_argument("--step", action="store_true", help="a whole step's bytes, for TPU")
     args = parser.parse_args()
+    if args.step:
+        for name in args.topologies:
+            devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+            for rows in (64, 128):
+                report_step(name, make_mesh(1, 1, devices[:1]), rows)
+        return
     halves = dataclasses.replace(QWEN3_4B, heads=14, kv_heads=2, head_dim=64)  # Qwen2.5-0.5B's
     for name in args.topologies if importlib.util.find_spec("libtpu") else ():
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices

@@ -1,6 +1,7 @@
 """The benchmarks measure what they say: the floor computes the same model, ratios pair rounds, quick compares with the
 parent. Nothing is timed here."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import int_jax
+from int_jax.engine import Engine
+from int_jax.sampler import Request, Sampling
 from int_jax.sharding import make_mesh
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,6 +24,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import answers  # noqa: E402
 import quick  # noqa: E402
 import random_model  # noqa: E402
+import replay  # noqa: E402
 import scenarios  # noqa: E402
 from contenders import floor, floor_cdf  # noqa: E402
 from turns import ratios  # noqa: E402
@@ -133,6 +137,102 @@ def test_half_of_the_answers_are_right(kind):
     verdicts = [int_jax.verify(response, gold, "tolerant") for response, gold in given]
     assert 0.35 < np.mean([verdict.passed for verdict in verdicts]) < 0.75
     assert {verdict.reason for verdict in verdicts} <= {"correct", "wrong"}
+
+
+class Given(replay.Stage):
+    """Responses of given lengths, an item each, to prompts of its own; those of a pair have one prompt."""
+
+    def __init__(self, *lengths, prompt=5):
+        super().__init__(0)
+        self.lengths, self.prompt = lengths, prompt
+
+    def first(self, item):
+        return [replay.Ask(item, self.prompt, new) for new in np.atleast_1d(self.lengths[item]).tolist()]
+
+
+def replayed(stage, items, replicas=1, pages=200, **sizes):
+    small = {"rows": 4, "page": 8, "decode_steps": 4, "new": 40, "unit": 1, "ahead": False}
+    session = replay.Session(stage, range(items), replicas, pages, replay.Sizes(**small | sizes))
+    return session, dict(zip(replay.FIELDS, session.run().T, strict=True))
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=30),
+    st.integers(1, 3),
+    st.sampled_from([1, 2, 4, 8]),
+    st.booleans(),
+    st.integers(12, 40),
+)
+def test_a_replay_draws_every_token_once(lengths, replicas, unit, ahead, pages):
+    """Also where pages run out and rows are put back."""
+    stage = Given(*lengths)
+    session, chunks = replayed(stage, len(lengths), replicas, pages, unit=unit, ahead=ahead)
+    assert session.ended == len(lengths) and not any(session.left)
+    assert chunks["drawn"].sum() == sum(lengths)
+    assert (chunks["drawn"] <= chunks["steps"] * 4 * replicas).all()
+    assert (chunks["live"] <= chunks["read"]).all()
+
+
+def test_a_follow_up_and_a_further_round_are_drawn_where_their_first_has_ended():
+    stage = replay.Proposals(0)
+    session, chunks = replayed(stage, 2, unit=128, page=128, pages=2000, new=16_384)
+    assert len(session.asks) == session.ended == 2 * 5
+    assert chunks["drawn"].sum() == sum(ask.new for ask in session.asks)
+    guided = replay.Guided(3)
+    session, _ = replayed(guided, 6, unit=128, page=128, pages=2000, new=16_384)
+    tries = np.bincount([ask.item for ask in session.asks])
+    assert set(tries) <= {8, 16, 24, 32} and len(set(tries)) > 1
+
+
+def test_the_rows_in_use_are_counted_by_steps():
+    # Two rows, and responses of 8, 3 and 4 tokens: the third waits, so the first chunk ends after 3 steps, when one row
+    # is free; then 4 steps of both, and 1 of the first.
+    _, chunks = replayed(Given(8, 3, 4), 3, rows=2)
+    steps, drawn = chunks["steps"], chunks["drawn"]
+    assert steps[steps > 0].tolist() == [3, 4, 1] and drawn[steps > 0].tolist() == [6, 8, 1]
+    part = replay.Part("given", lambda seed: Given(8, 3, 4), 3, 1)
+    sizes = replay.Sizes(2, 8, 4, ahead=False, new=8, unit=1)
+    found = replay.replay(part, replay.H200, sizes, enough=10)
+    assert found.occupancy == 15 / 16 and found.full == 6 / 6 and found.drawn == 15 and found.replayed == 1
+
+
+def test_samples_of_a_prompt_prefill_it_once():
+    session, _ = replayed(Given([9] * 64, [9] * 64, prompt=33), 2, rows=16)
+    # All but the last token of the prompt, which decoding reads.
+    assert session.schedule.prefilled == 2 * 32 and session.schedule.shared == 2 * 63 * 32
+
+
+def test_a_part_of_a_stage_stands_for_all_of_its_tokens():
+    part = replay.Part("given", lambda seed: Given(*[20, 5, 11, 4] * 40), 160, 1)
+    sizes = replay.Sizes(4, 8, 4, ahead=False, new=20, unit=1)
+    whole, half = (replay.replay(part, replay.H200, sizes, enough) for enough in (40, 20))
+    assert (whole.replayed, half.replayed) == (1, 0.5)
+    assert whole.drawn == half.drawn == 1600
+    assert half.hours == pytest.approx(whole.hours, rel=0.03)
+    assert half.occupancy == pytest.approx(whole.occupancy, abs=0.03)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_replay_does_what_a_session_does(model, monkeypatch, ahead):
+    """As many decodes, and the same tokens computed and shared, for the lengths that came out."""
+    lm = int_jax.load(model, mesh=make_mesh(devices=jax.devices()[:1]))
+    rng = np.random.default_rng(3)
+    prompts = [tuple(random_model.prompt(rng, 21, early=i % 3 > 0)) for i in range(9)]
+    engine = Engine(lm.model, lm.engine.mesh, 8, decode_steps=4, page=8, prefill_width=32, ahead=ahead)
+    decode, decodes = Engine.decode, itertools.count()
+    monkeypatch.setattr(Engine, "decode", lambda *args: (next(decodes), decode(*args))[1])
+    session = engine.session(lm.params, Sampling(24, stop_ids=(random_model.STOP,)))
+    session.add([Request(prompt, f"t{i}", k) for i, prompt in enumerate(prompts) for k in range(4)])
+    news = {}
+    while session:
+        news |= {number: len(response.tokens) - 21 for number, response in session.take()}
+    given = Given(*[[news[4 * i + k] for k in range(4)] for i in range(9)], prompt=21)
+    sizes = {"rows": 8, "prefill_width": 32, "new": 24, "ahead": ahead}
+    again, _ = replayed(given, 9, pages=session.schedule.pages, **sizes)
+    assert again.decodes == next(decodes)
+    for name in ("prefilled", "shared", "put_back"):
+        assert getattr(again.schedule, name) == getattr(session.schedule, name)
 
 
 @pytest.mark.slow
