@@ -45,6 +45,7 @@ check: $(TEST)  ## ruff, mypy, then the tests: all of it must pass before a comm
 bench: $(TEST) $(PEERS) ## against other samplers on one machine, and grading: MINUTES minutes
 	@$(VENV)/bin/python benchmarks/sampling.py --peers $(PEERS)/bin/python $(ARGS)
 	@$(VENV)/bin/python benchmarks/grading.py
+	@$(VENV)/bin/python benchmarks/replay.py --quick
 
 bench-quick: $(TEST) ## the working tree against its parent commit, 2 minutes: what lost more than 15%?
 	@$(VENV)/bin/python benchmarks/quick.py $(ARGS)
