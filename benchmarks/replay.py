@@ -723,7 +723,7 @@ def main():
                 file.write(json.dumps(record | dataclasses.asdict(one)) + "\n")
     print(LEGEND, *reasons(found), sep="\n")
     if args.quick:
-        print("Quick: two requests a row, which are the start of a stage and its tail; its hours are too few.")
+        print("Quick: two requests a row, the start of a stage and its tail; the hours are too few.")
     if not args.quick and len(parts) == len(RECIPE):
         by_machine = {m.name: [one for one in found if one.machine == m.name] for m in (NODE, HOST, HOSTS)}
         print("", *table(by_machine), sep="\n")
