@@ -28,6 +28,7 @@ from int_jax.rows import ROWS, Stage, id_of
 from int_jax.sampler import Request, Sampler, Sampling, ScoringSampler
 from int_jax.stages import Matching, StageError, Workdir, write_atomically
 from int_jax.types import State, Trace, from_json, to_json
+from int_jax.watching import Meter
 
 # What an update tells of itself, in the order in which one number spoils the next.
 WATCHED = ("reward", "drawn_logp", "loss", "grad_norm", "update_norm", "param_norm")
@@ -88,7 +89,11 @@ class WorkdirStore:
                 sizes = [len(part) for part in parts]
                 # `work` tells of each response; shards that were there already are told of here.
                 shown.update((len(items) - sum(sizes)) * samples)
-                with ResponseLog(log, self._about(stage.name), self.config.log_every, lap) as responses:
+                watched = self._watched(stage.name, sampler, shown)
+                with (
+                    ResponseLog(log, self._about(stage.name), self.config.log_every, lap) as responses,
+                    watched,
+                ):
                     some = [item for part in parts for item in part]
                     rows, tokens = work(LoggedSampler(sampler, responses), some, shown.update)
                 cut = zip(consecutive(to_json(rows), sizes), shares(tokens, sizes), strict=True)
@@ -100,6 +105,24 @@ class WorkdirStore:
             response_log.remove(log)
             shown.update(len(items) * samples - shown.n)
         return [from_json(kind, row) for row in rows], int(counts.get("tokens", 0))
+
+    def _watched(self, name: str, sampler: ScoringSampler, shown=None) -> contextlib.AbstractContextManager:
+        """How fast `sampler` draws, as lines of the workdir's sampling.jsonl and beside the progress bar `shown`. Of
+        several processes the first one's devices are told of."""
+        if not isinstance(sampler, Engine) or not processes.is_main_process():
+            return contextlib.nullcontext()
+
+        def tell(line: dict[str, float]) -> None:
+            rounded = {key: float(f"{value:.5g}") for key, value in line.items()}
+            with (self.work.path / "sampling.jsonl").open("a") as file:
+                file.write(json.dumps({"stage": name, **rounded}) + "\n")
+            if shown is not None:
+                useful = f", {line['useful_bytes']:.0%} useful bytes" if "useful_bytes" in line else ""
+                shown.set_postfix_str(
+                    f"{line['tokens_per_s']:,.0f} tokens/s, {line['occupancy']:.0%} of places{useful}"
+                )
+
+        return Meter(sampler, tell)
 
     def _about(self, what: str) -> str:
         return f"{what}, seed {self.seed}"
@@ -113,7 +136,8 @@ class WorkdirStore:
             if int(old.name) < newest:
                 response_log.remove(old)
         about = self._about(f"{name} at update {update}")
-        with ResponseLog(folder / LOG / f"{update:06d}", about, self.config.log_every) as responses:
+        logged = ResponseLog(folder / LOG / f"{update:06d}", about, self.config.log_every)
+        with logged as responses, self._watched(name, sampler):
             yield LoggedSampler(sampler, responses)
 
     def record(

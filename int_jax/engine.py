@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from int_jax.session import EngineSession, bucket, row_bucket
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh, on_mesh, shardings, submesh
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Batch, State
+from int_jax.watching import Chunk
 
 SHARE = (
     0.9  # of a device's memory that may be in use while tokens are drawn; prefill and logits need the rest
@@ -38,6 +40,7 @@ class Engine:
       prefill_width, prefill_tokens: tokens of a row that are prefilled together, and of all rows between two decodes.
       ahead: the next decode is dispatched before the last one is read; by default where the device is not the host.
       programs: the names and shapes of the programs compiled so far. drawn: tokens drawn by `generate` so far.
+      watch: told of each decode (watching.py).
     """
 
     model: Model
@@ -53,6 +56,7 @@ class Engine:
     score_tokens: int = 8192
     programs: set = dataclasses.field(default_factory=set)
     drawn: int = 0
+    watch: Callable[[Chunk], object] | None = None
 
     def __post_init__(self):
         self.mesh = make_mesh() if self.mesh is None else self.mesh
@@ -188,6 +192,19 @@ class Engine:
         while wanted <= rows * each:  # one more is needed: page 0
             wanted *= 4
         return max(min(wanted, self._most_pages()), each + 2)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the keys and values of one token, in all layers and heads."""
+        c = self.model.config
+        return 2 * c.layers * c.kv_heads * c.head_dim * jnp.dtype(c.dtype).itemsize
+
+    def weight_bytes(self, params) -> int:
+        """Bytes of the weights that one step of decoding reads: of an embedding that is not the head, next to none."""
+        leaves = (
+            params.values() if self.model.config.tied else (v for k, v in params.items() if k != "embed_VD")
+        )
+        return sum(leaf.nbytes for leaf in jax.tree.leaves([*leaves]))
 
     def _most_pages(self) -> int:
         page = kernels.page_bytes(self.attention, self.model.config, self.page, self.mesh.shape["model"])

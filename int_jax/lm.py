@@ -2,11 +2,13 @@
 
 import dataclasses
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from int_jax import hf_format, processes
@@ -39,7 +41,10 @@ def load(
         weight. The parameters are then sharded as training has them; sampling makes its own copy in `dtype`.
       chat: what the chat template is told besides the messages, such as {"enable_thinking": False}.
       family: a model family of your own, by its dotted name or its file, for a model_type that is not in the package.
+
+    Compiled programs are kept on disk from here on (`keep_programs`).
     """
+    keep_programs()
     path = directory(path_or_hub_id)
     config = hf_format.read_config(path, dtype, family)
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
@@ -62,6 +67,15 @@ def load(
     data = mesh.shape["data"]
     # Rounded up to whole rows of the mesh: 128 slots over a data axis of 3 are 129.
     return LM(model, params, tokenizer, Engine(model, mesh, slots=-(-Engine.slots // data) * data))
+
+
+def keep_programs() -> None:
+    """Keep compiled programs on disk, so that the next process compiles none of them again: where jax is told to
+    (JAX_COMPILATION_CACHE_DIR), else under ~/.cache/int_jax. JAX_ENABLE_COMPILATION_CACHE=0 keeps none."""
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "int_jax" / "programs"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def directory(path_or_hub_id: str | Path) -> Path:

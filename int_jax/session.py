@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +14,7 @@ from int_jax.processes import to_host
 from int_jax.sampler import Request, Response, Sampling
 from int_jax.schedule import Row
 from int_jax.tokenizer import Tokenizer
+from int_jax.watching import Chunk
 
 if TYPE_CHECKING:
     from int_jax.engine import Engine
@@ -105,6 +107,7 @@ class EngineSession:
         self.stop_E = np.full(bucket(len(sampling.stop_ids), 8), -1, np.int32)  # -1: no token has that id
         self.stop_E[: len(sampling.stop_ids)] = sampling.stop_ids
         self.task_word = functools.lru_cache(maxsize=None)(task_word)
+        self.since = time.perf_counter()  # the last decode was read, or the session began
 
     def __bool__(self) -> bool:
         return self.left > 0
@@ -326,6 +329,7 @@ class EngineSession:
         if flight is None:
             return []
         rows, tokens_BC, logp_BC = jax.tree.map(to_host, tuple(flight[1:]))
+        self._watch(flight, rows.length_B)
         ended = []
         for seat, row in enumerate(flight.seats):
             if row is None:
@@ -346,6 +350,30 @@ class EngineSession:
             self.schedule.end(row)
             ended.append((row.number, self._response(row, end)))
         return ended
+
+    @functools.cached_property
+    def weight_bytes(self) -> int:
+        """What a step of one replica reads of the weights."""
+        return self.engine.weight_bytes(self.params)
+
+    def _watch(self, flight: Flight, length_B) -> None:
+        """Tell what a decode did, before its tokens are the rows'."""
+        since, self.since = self.since, time.perf_counter()
+        if self.engine.watch is None:
+            return
+        size = len(flight.seats) // self.engine.replicas
+        seen_B = np.array(
+            [
+                length if row is None else len(row.tokens)
+                for row, length in zip(flight.seats, length_B, strict=True)
+            ]
+        )
+        count_B = length_B - seen_B
+        # The rows of a replica stop together: the one that drew most drew in each step.
+        steps = int(count_B.reshape(-1, size).max(axis=1).sum())
+        held = int((count_B * (2 * seen_B + count_B - 1) // 2).sum())
+        needed = steps * self.weight_bytes + held * self.engine.token_bytes
+        self.engine.watch(Chunk(self.since - since, int(count_B.sum()), steps * size, needed))
 
     def _response(self, row: Row, end: int | None) -> Response:
         """end: tokens drawn up to where a stop text is complete; None where there is none."""

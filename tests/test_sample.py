@@ -127,7 +127,7 @@ def test_greedy_is_the_argmax_whatever_is_kept(seed, top_k, top_p):
 
 @pytest.mark.parametrize("size", [1, 2, 127, 128, 129, 264, 1_000, 20_000, 128 * 137])
 def test_draws_follow_the_weights_at_every_size(size):
-    """One level of bins, two and three, of bins that are whole and that are not; most weights are 0, as after a filter."""
+    """One level of bins, two and three, whole ones and others; most weights are 0, as after a filter."""
     rng, count = np.random.default_rng(size), 20_000
     weights = np.where(rng.random(size) < 12 / size, rng.random(size), 0).astype(np.float32)
     weights[-1] = 0.5
