@@ -1,8 +1,10 @@
 """Compiles attention over pages for real TPU topologies and for an H100, on a host without any of them.
 
-    pip install libtpu                                            # for TPU
-    pip install jax-cuda12-pjrt nvidia-cuda-nvcc-cu12             # for GPU; versions as jax has them
+    pip install libtpu
+    pip install jax-cuda12-pjrt nvidia-cuda-nvcc-cu12
     python benchmarks/kernel_compile.py
+
+The first line is for TPU, the second for GPU; all in the versions that go with jax.
 
 One layer's step of Qwen3-4B: the new tokens' keys and values onto their pages, then attention, with all heads on one
 device and with a quarter of them on each of four. Says how long it takes to compile and what memory it wants beside its

@@ -18,7 +18,7 @@ from int_jax.processes import to_host
 from int_jax.sampler import Progress, Request, Response, Sampling, Session, in_order, silent
 from int_jax.schedule import Pool, Schedule
 from int_jax.session import EngineSession, bucket, row_bucket
-from int_jax.sharding import RULES, RULES_DECODE, make_mesh, on_mesh, shardings, submesh
+from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings, submesh
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Batch, State
 from int_jax.watching import Chunk
@@ -120,7 +120,7 @@ class Engine:
     def session(self, params, sampling: Sampling, tokenizer: Tokenizer | None = None) -> Session:
         """See `sampler.Sampler`. params: laid out by `decode_params`. tokenizer: the model's, where a request has a
         text to begin with or `sampling` has one to stop at."""
-        return EngineSession(self, on_mesh(params, self.local), sampling, tokenizer)
+        return EngineSession(self, params, sampling, tokenizer)
 
     def generate(
         self,

@@ -13,6 +13,7 @@ from int_jax import sample
 from int_jax.processes import to_host
 from int_jax.sampler import Request, Response, Sampling
 from int_jax.schedule import Row
+from int_jax.sharding import on_mesh
 from int_jax.tokenizer import Tokenizer
 from int_jax.watching import Chunk
 
@@ -37,6 +38,28 @@ def row_bucket(count: int, least: int, most: int) -> int:
     # 5 rows, of 1, 4 or 16: 4, since 16 would be two thirds empty. The fifth goes into the next call.
     rows = least
     while rows < count and rows < most and min(4 * rows, most) <= 2 * count:
+        rows = min(4 * rows, most)
+    return rows
+
+
+def known_pages(pages: int) -> int:
+    """The smallest number of pages that programs are compiled for and that holds so many: 0, 2, 3, 4, 6, 8, 10, 12, 14,
+    16, 20 ...: of many pages at most a fifth is padding."""
+    least = 2
+    while least < pages:
+        step = least // 2 if least < 8 else least // 4
+        for size in range(least + step, 2 * least, step):
+            if size >= pages:
+                return size
+        least *= 2
+    return least if pages else 0
+
+
+def together(count: int, width: int, most: int) -> int:
+    """Rows of a prefill of `width` tokens where `count` are to be computed: 1, 4, 16, ... or `most`. As many as are
+    full, and so many that a program has 256 tokens: with fewer it takes as long."""
+    rows = 1
+    while rows < min(count, most) and (4 * rows <= count or rows * width < 256):
         rows = min(4 * rows, most)
     return rows
 
@@ -94,7 +117,8 @@ class EngineSession:
     def __init__(self, engine: "Engine", params, sampling: Sampling, tokenizer: Tokenizer | None):
         if sampling.stop and tokenizer is None:
             raise ValueError(f"generate: responses stop at {sampling.stop}: pass the model's tokenizer")
-        self.engine, self.params, self.sampling, self.tokenizer = engine, params, sampling, tokenizer
+        self.engine, self.sampling, self.tokenizer = engine, sampling, tokenizer
+        self.given, self.params = params, on_mesh(params, engine.local)
         self.requests: list[Request] = []
         self.left = 0
         self.begins = {""}
@@ -152,7 +176,7 @@ class EngineSession:
         self.left -= len(ended)
         if not self.left:
             self._read()
-            self.engine.keep_pool(self.params, self.schedule.pools, self.pool)
+            self.engine.keep_pool(self.given, self.schedule.pools, self.pool)
         return ended
 
     def _round(self) -> list[tuple[int, Response]]:
@@ -196,12 +220,12 @@ class EngineSession:
     def _pages(self, tokens: int, more: int, gathered: bool) -> tuple[int, int]:
         """Pages of rows of so many tokens, and those of their tables, with room for `more`.
 
-        Where a program puts pages side by side (gathered) it costs what they hold: two sizes an octave. A kernel reads
+        Where a program puts pages side by side (gathered) it costs what they hold (`known_pages`). A kernel reads
         of a table only what a row has, and is compiled for tables of 16, 64, 256 ... pages.
         """
         needs = self.schedule.needs
         if gathered:
-            known = bucket(needs(tokens), 2) if tokens else 0
+            known = known_pages(needs(tokens))
             return known, known + needs(more)
         pages = 16
         while pages < needs(tokens + more):
@@ -222,15 +246,16 @@ class EngineSession:
             # The longest first. Those that are longer than half of it go with it, and others, while there is room.
             pieces.sort(key=lambda piece: -piece[1])
             while pieces:
-                width = 32
+                width = 16
                 while width < pieces[0][1]:
                     width *= 2
                 replicas: list[list[tuple[Row, int]]] = [[] for _ in range(engine.replicas)]
                 for piece in pieces:
                     replicas[piece[0].replica].append(piece)
-                alike = max(sum(count > width // 2 for _, count in some) for some in replicas)
-                size = self._padded(alike) if alike > 1 else 1
-                size = max(1, min(size, engine.prefill_tokens // width))
+                # What is shorter than half of the narrowest width goes with it, too.
+                alike = max(sum(max(count, 9) > width // 2 for _, count in some) for some in replicas)
+                most = max(1, min(self.schedule.most, engine.prefill_tokens // width))
+                size = together(alike, width, most)
                 taken = [some[:size] for some in replicas]
                 self._fill(taken, size, width)
                 pieces = [piece for some in replicas for piece in some[size:]]

@@ -246,7 +246,11 @@ def run(tmp_path, domain):
             config[section][knob] = value
         work = Workdir(tmp_path / f"run{len(knobs)}", config.to_dict(), {})
         for stage, rows in stages.items():
-            work.rows(stage, [rows[:2], rows[2:]], lambda part: (to_json(part), {"tokens": 1}))
+            work.rows(
+                stage,
+                [rows[:2], rows[2:]],
+                lambda parts, _: [(to_json(part), {"tokens": 1}) for part in parts],
+            )
         return work.path
 
     return SimpleNamespace(prepare=prepare, tasks=tasks)

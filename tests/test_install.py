@@ -19,8 +19,8 @@ CONSTRAINTS = [
     for line in (ROOT / "constraints.txt").read_text().splitlines()
     if not line.startswith("#")
 ]
-# On PyPI, and in none of the extras: jax[tpu] brings it, and compiling for a TPU needs nothing else.
-ALONE = {"libtpu"}
+# On PyPI, and in none of the extras: jax[tpu] and jax[cuda12] bring them, and compiling needs nothing else.
+ALONE = {"libtpu", "jax-cuda12-pjrt", "nvidia-cuda-nvcc-cu12"}
 
 KNOWN = ALONE | {
     canonicalize_name(Requirement(one).name)

@@ -116,7 +116,7 @@ def test_the_plan_is_near_the_compiled_programs(data, model):
         pool = placed(pool, mesh, RULES_DECODE)
         ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
         prefill = engine._prefill.lower(
-            made, decoding, pool, ints(16, 384), ints(16), ints(16), ints(16, 12), 0
+            made, decoding, pool, ints(16, 512), ints(16), ints(16), ints(16, 16), 0
         )
         rows = sample.Rows(ints(16), ints(16), np.ones(16, bool), ints(16))
         floats, words = np.ones(16, np.float32), np.ones(16, np.uint32)

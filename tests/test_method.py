@@ -33,7 +33,7 @@ def named(trace, sample: int):
 class Lucky(Arithmetic):
     """Chance decides, by the response's tokens: a random model then succeeds once in `odds` tries. Remembers them."""
 
-    odds = 9
+    odds = 13
 
     def __init__(self, tokenizer):
         super().__init__(tokenizer)
@@ -407,7 +407,7 @@ SEVERAL = {  # knobs of several updates on a batch -> scorings of a batch, by th
     "passes": ({"passes": 2}, 1),
     "minibatches": ({"passes": 2, "minibatches": 2, "group": 4}, 1),
     "to the sampler": ({"minibatches": 2, "old": "sampler"}, 0),
-    "refill": ({"minibatches": 2, "refill": 2, "problems": 2}, 1),
+    "refill": ({"minibatches": 2, "refill": 2, "problems": 3, "group": 2}, 1),
 }
 
 

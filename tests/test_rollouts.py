@@ -71,7 +71,8 @@ def test_what_was_trained_can_be_computed_again(engine, params, tokenizer, tmp_p
 
 
 def test_what_is_read_is_what_was_written(engine, params, tokenizer, tmp_path):
-    knobs, domain = PolicyGradient(problems=3, group=2, refill=1), Chance(tokenizer)
+    # Groups of two: of six one is of one mind, and one is not, as good as always.
+    knobs, domain = PolicyGradient(problems=6, group=2, refill=1), Chance(tokenizer)
     tasks, kept = Arithmetic(tokenizer).tasks("train", 3, 6), []
     state = engine.state(params, GENTLE)
     next(
@@ -88,7 +89,7 @@ def test_what_is_read_is_what_was_written(engine, params, tokenizer, tmp_path):
         )
     )
     [(update, groups, rewards, advantages)] = kept
-    assert None in advantages
+    assert any(found is None for found in advantages)
     rollouts.write(tmp_path, update, groups, rewards, advantages)
     rollouts.write(tmp_path, update, groups, rewards, advantages)  # a resumed run does
     content = rollouts.path_of(tmp_path, 0).read_bytes()

@@ -23,7 +23,10 @@ def prepare(task: dict):
     settings |= task["filters"]
 
     def once(seed: int) -> list[int]:
-        groups = lm.generate(task["prompts"], seed=seed, **settings)
+        # Keys and values of prompts are kept between calls: with another first token, an id of the prompt itself,
+        # every call prefills its own.
+        prompts = [[ids[(seed * 7 + 1) % len(ids)], *ids[1:]] for ids in task["prompts"]]
+        groups = lm.generate(prompts, seed=seed, **settings)
         return [len(trace.response) for group in groups for trace in group]
 
     return once
