@@ -17,7 +17,7 @@ from int_jax.models import Model, kernels, pages
 from int_jax.processes import to_host
 from int_jax.sampler import Progress, Request, Response, Sampling, Session, in_order, silent
 from int_jax.schedule import Pool, Schedule
-from int_jax.session import EngineSession, bucket, row_bucket
+from int_jax.session import EngineSession, bucket, known_pages, row_bucket
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings, submesh
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Batch, State
@@ -191,7 +191,9 @@ class Engine:
         wanted = max(1, 4096 // self.page)
         while wanted <= rows * each:  # one more is needed: page 0
             wanted *= 4
-        return max(min(wanted, self._most_pages()), each + 2)
+        # Without a kernel all rows are also put side by side.
+        beside = rows * known_pages(each) if self.attention == "xla" else 0
+        return max(min(wanted, self._most_pages(beside)), each + 2)
 
     @property
     def token_bytes(self) -> int:
@@ -206,14 +208,15 @@ class Engine:
         )
         return sum(leaf.nbytes for leaf in jax.tree.leaves([*leaves]))
 
-    def _most_pages(self) -> int:
+    def _most_pages(self, beside: int) -> int:
+        """Pages of a replica that its devices have room for, besides so many."""
         page = kernels.page_bytes(self.attention, self.model.config, self.page, self.mesh.shape["model"])
         if self.cache_gib:
             return int(self.cache_gib * 2**30) // page
         stats = self.local.devices.flat[0].memory_stats()
         if stats is None or "bytes_limit" not in stats:
             return 2**31 // page  # a host: what it has left is not ours to take
-        return int(SHARE * stats["bytes_limit"] - stats["bytes_in_use"]) // page
+        return int(SHARE * stats["bytes_limit"] - stats["bytes_in_use"]) // page - beside
 
     def new_pool(self, count: int) -> tuple[Schedule, Any]:
         """Pages with nothing on them, `count` for each replica."""

@@ -34,6 +34,11 @@ class Page:
     below: dict["Page", None] = dataclasses.field(default_factory=dict)
     copied: "tuple[Page, int] | None" = None
 
+    def ends_with(self, count: int) -> bool:
+        """Whether a row whose first `count` tokens here are the page's can go on writing on it: nothing else stands
+        there, and nobody holds it."""
+        return not self.users and self.copied is None and self.written == len(self.tokens) == count
+
 
 class Pool:
     """The pages of one replica: free ones, held ones, and those that nobody holds but whose content may be asked for
@@ -80,8 +85,10 @@ class Pool:
         # Not from one that is still to be copied itself: all samples of a prompt can then begin together.
         while best is not None and best.copied is not None and best.copied[1] >= shared:
             best = best.copied[0]
+        if best is None:
+            return found, None, 0
         # A copy is worth its while where nothing is left to be prefilled, or much is shared.
-        worth = shared and (shared == len(rest) or (found and 2 * shared >= size))
+        worth = shared == len(rest) or (found and 2 * shared >= size) or best.ends_with(shared)
         return (found, best, shared) if worth else (found, None, 0)
 
     def hold(self, page: Page) -> None:
@@ -282,11 +289,18 @@ class Schedule:
         pool = self.pools[replica]
         for page in pages:
             pool.hold(page)
-        if partial is not None:  # not taken before it is copied
-            pool.hold(partial)
         row.replica, row.pages, row.copy = replica, [*pages], None
         row.cached = len(pages) * self.size
         known = len(row.tokens) - 1
+        if partial is not None:
+            appended = partial.ends_with(shared)  # as a reply is to what was said before it
+            pool.hold(partial)  # where it is copied, it must not be taken before that
+            if appended:
+                start = row.cached
+                partial.tokens = row.tokens[start : min(start + self.size, known)]
+                pool.completed(partial)
+                row.pages.append(partial)
+                row.cached, shared, partial = start + shared, 0, None
         while len(row.pages) * self.size < known:
             start = len(row.pages) * self.size
             new = pool.take(row.pages[-1] if row.pages else pool.root)

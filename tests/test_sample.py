@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from int_jax import sample
 from int_jax.engine import Engine, _decode
-from int_jax.models import Config, build
+from int_jax.models import Config, build, kernels
 from int_jax.sampler import Request, Sampling
 from int_jax.session import bucket, task_word
 from int_jax.sharding import make_mesh
@@ -448,6 +448,51 @@ def test_each_distinct_prompt_is_prefilled_once(params, slots, monkeypatch):
     assert session.schedule.prefilled == sum(len(p) - 1 for p in distinct)
     for number, request in enumerate(requests):
         assert tuple(responses[number].tokens[:-3]) == request.prompt
+
+
+def test_a_reply_is_appended_and_a_fork_shares_what_is_before_it(params):
+    """A conversation that goes on prefills the reply alone, and one that forks at a turn what differs; the tokens are
+    those of the same prompts in another engine."""
+    engine, sampling = make(8), Sampling(max_new_tokens=9, seed=3)
+    session, found = engine.session(params, sampling), {}
+
+    def drawn(*requests) -> list[list[int]]:
+        first = len(session.requests)
+        session.add(requests)
+        while session:
+            found.update(session.take())
+        return [found[number].tokens.tolist() for number in range(first, len(session.requests))]
+
+    asked = [Request(PROMPTS[5], "talk", 0), Request(PROMPTS[4], "other", 0)]
+    (said, _), before = drawn(*asked), session.schedule.prefilled
+    reply = [5, 9, 2, 30, 11]
+    turns = [Request((*said, *reply), "talk", 1)]
+    ((further,), spent) = drawn(*turns), session.schedule.prefilled - before
+    # All but the last token of the prompt, and of what was drawn all but the last token is on the pages.
+    assert spent == len(reply) == len(turns[0].prompt) - 1 - (len(said) - 1)
+    forks = [
+        Request((*said[:66], *other), "talk", 2 + i) for i, other in enumerate([(1, 2, 3), (4, 5), (1, 2, 3)])
+    ]
+    before = session.schedule.prefilled
+    (*others,) = drawn(*forks)
+    # 64 tokens are whole pages. Of the rest, less than half a page: computed, once for the two that are equal.
+    assert session.schedule.prefilled - before == (2 + 3 - 1) + (2 + 2 - 1)
+    alone = make(8).generate(params, [*asked, *turns, *forks], sampling)
+    assert [r.tokens.tolist() for r in alone] == [said, found[1].tokens.tolist(), further, *others]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_rows_that_are_put_back_draw_the_same_tokens(params, alone, ahead):
+    """Pages for two of the long rows, where four are drawn together."""
+    # Ten short ones end first (8 tokens): no more is expected of the long ones (18 to 20).
+    chosen = [4] * 10 + [0, 1, 2, 13, 14] * 2
+    engine = dataclasses.replace(make(4, 4), page=4, ahead=ahead)
+    engine.cache_gib = 14 * kernels.page_bytes("xla", MODEL.config, 4, 1) / 2**30
+    session = engine.session(params, SAMPLING)
+    session.add([REQUESTS[i] for i in chosen])
+    found = dict(ended for _ in iter(lambda: bool(session), False) for ended in session.take())
+    assert session.schedule.pages == 14 and session.schedule.put_back > 0
+    equal([found[number] for number in range(len(chosen))], [alone[i] for i in chosen])
 
 
 def test_progress_counts_every_response_once(params):
