@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 from int_jax.engine import SHARE, Engine  # noqa: E402
 from int_jax.processes import shares  # noqa: E402
 from int_jax.schedule import Pool, Row, Schedule  # noqa: E402
-from int_jax.session import bucket  # noqa: E402
+from int_jax.session import known_pages  # noqa: E402
 
 GIB = 1 << 30
 NEW = 16_384  # tokens of a response at most
@@ -367,7 +367,7 @@ class Session:
             live, read, once = live + lived, read + touched, once + unique
             read_most, once_most = max(read_most, touched), max(once_most, unique)
             took.append(steps)
-        pages = bucket(-(-longest // page), 2)
+        pages = known_pages(-(-longest // page))
         padded = max(took) * self.replicas * self.seats * pages * page
         self._note(prefill, took, drawn, live, read, read_most, once, once_most, padded)
         return flight

@@ -72,6 +72,7 @@ class Engine:
         self.local = self.mesh if all(mine) or not any(mine) else submesh(self.mesh, mine)
         self.replicas = self.local.shape["data"]
         self._kept: tuple[Any, list[Pool], Any] | None = None
+        self._wanted = 0  # pages, at most, of the pools so far
         platform, config = self.mesh.devices.flat[0].platform, self.model.config
         self.attention = kernels.chosen(self.attention, platform, config, self.mesh.shape["model"])
         self.page = self.page or kernels.tokens_of_page(self.attention, config)
@@ -184,16 +185,22 @@ class Engine:
         self._kept = params, pools, pool
 
     def pages_for(self, rows: int, longest: int) -> int:
-        """Pages of a replica for so many rows of up to `longest` tokens: of 4,096 tokens, of four times as many ..., as
-        far as memory goes."""
+        """Pages of a replica for so many rows of up to `longest` tokens: of 4,096 tokens or 64 MiB, of four times as
+        many ..., as far as memory goes; never fewer than before, since programs are compiled for a number of pages."""
         each = -(-longest // self.page)
         rows = min(-(-rows // self.replicas), self.slots // self.mesh.shape["data"])
-        wanted = max(1, 4096 // self.page)
+        wanted = self._wanted or max(1, 4096 // self.page, 2**26 // self._page_bytes)
         while wanted <= rows * each:  # one more is needed: page 0
             wanted *= 4
+        self._wanted = wanted
         # Without a kernel all rows are also put side by side.
         beside = rows * known_pages(each) if self.attention == "xla" else 0
         return max(min(wanted, self._most_pages(beside)), each + 2)
+
+    @property
+    def _page_bytes(self) -> int:
+        """Of each device."""
+        return kernels.page_bytes(self.attention, self.model.config, self.page, self.mesh.shape["model"])
 
     @property
     def token_bytes(self) -> int:
@@ -210,13 +217,12 @@ class Engine:
 
     def _most_pages(self, beside: int) -> int:
         """Pages of a replica that its devices have room for, besides so many."""
-        page = kernels.page_bytes(self.attention, self.model.config, self.page, self.mesh.shape["model"])
         if self.cache_gib:
-            return int(self.cache_gib * 2**30) // page
+            return int(self.cache_gib * 2**30) // self._page_bytes
         stats = self.local.devices.flat[0].memory_stats()
         if stats is None or "bytes_limit" not in stats:
-            return 2**31 // page  # a host: what it has left is not ours to take
-        return int(SHARE * stats["bytes_limit"] - stats["bytes_in_use"]) // page - beside
+            return 2**31 // self._page_bytes  # a host: what it has left is not ours to take
+        return int(SHARE * stats["bytes_limit"] - stats["bytes_in_use"]) // self._page_bytes - beside
 
     def new_pool(self, count: int) -> tuple[Schedule, Any]:
         """Pages with nothing on them, `count` for each replica."""

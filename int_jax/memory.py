@@ -17,7 +17,7 @@ from int_jax import dims
 from int_jax.engine import Engine
 from int_jax.models import Config, build, kernels
 from int_jax.models.transformer import LONG, SPAN
-from int_jax.session import bucket, known_pages
+from int_jax.session import bucket, known_pages, prefix_pages
 from int_jax.sharding import RULES, RULES_DECODE, spec
 
 GIB = 1 << 30
@@ -137,7 +137,7 @@ def sampling(
     size = page * known_pages(-(-longest // page)) + decode_steps
     width = min(16 << max(0, (max(prompt - 2, 1) // 16).bit_length()), Engine.prefill_width)
     part = data * max(1, min(slots // data, Engine.prefill_tokens // width))
-    known = width + page * known_pages(-(-max(prompt - width, 0) // page))
+    known = width + page * prefix_pages(-(-max(prompt - width, 0) // page))
     # A pool takes what is left, or `cache_gib` of it; one row must go in.
     pool = (-(-longest // page) + 2) * kernels.page_bytes(attention, c, page, sizes.mesh.shape["model"])
     # The kernels take the pages where they are, but for a prefill on GPU, which puts one layer's side by side.

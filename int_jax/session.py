@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -43,24 +43,24 @@ def row_bucket(count: int, least: int, most: int) -> int:
 
 
 def known_pages(pages: int) -> int:
-    """The smallest number of pages that programs are compiled for and that holds so many: 0, 2, 3, 4, 6, 8, 10, 12, 14,
-    16, 20 ...: of many pages at most a fifth is padding."""
-    least = 2
-    while least < pages:
-        step = least // 2 if least < 8 else least // 4
-        for size in range(least + step, 2 * least, step):
-            if size >= pages:
-                return size
-        least *= 2
-    return least if pages else 0
+    """The smallest number of pages that decoding is compiled for and that holds so many: 2, 4, 6 ... 16, 20 ... 32, 40
+    ...: of many pages at most a fifth is padding."""
+    # 17 to 32 pages have 5 bits, less one of it: steps of 4.
+    step = 1 << max(1, (pages - 1).bit_length() - 3)
+    return max(2, -(-pages // step) * step)
+
+
+def prefix_pages(pages: int) -> int:
+    """The same for what stands before the tokens of a prefill: 0, 4, 8, 16 ..."""
+    return 0 if not pages else 4 << (-(-pages // 4) - 1).bit_length()
 
 
 def together(count: int, width: int, most: int) -> int:
-    """Rows of a prefill of `width` tokens where `count` are to be computed: 1, 4, 16, ... or `most`. As many as are
-    full, and so many that a program has 256 tokens: with fewer it takes as long."""
-    rows = 1
-    while rows < min(count, most) and (4 * rows <= count or rows * width < 256):
-        rows = min(4 * rows, most)
+    """Rows of a prefill of `width` tokens where `count` are to be computed: 256 tokens (with fewer it takes as long),
+    four times as many ... while all of its rows are needed."""
+    rows = min(max(1, 256 // width), most)
+    while 4 * rows <= min(count, most):
+        rows *= 4
     return rows
 
 
@@ -217,15 +217,15 @@ class EngineSession:
                 table_BP[seat, : len(numbers)] = numbers
         return table_BP
 
-    def _pages(self, tokens: int, more: int, gathered: bool) -> tuple[int, int]:
+    def _pages(self, tokens: int, more: int, gathered: Callable[[int], int] | None) -> tuple[int, int]:
         """Pages of rows of so many tokens, and those of their tables, with room for `more`.
 
-        Where a program puts pages side by side (gathered) it costs what they hold (`known_pages`). A kernel reads
+        Where a program puts pages side by side it costs what they hold: `gathered` rounds their number. A kernel reads
         of a table only what a row has, and is compiled for tables of 16, 64, 256 ... pages.
         """
         needs = self.schedule.needs
-        if gathered:
-            known = known_pages(needs(tokens))
+        if gathered is not None:
+            known = gathered(needs(tokens))
             return known, known + needs(more)
         pages = 16
         while pages < needs(tokens + more):
@@ -271,7 +271,9 @@ class EngineSession:
                 start = row.cached - count  # they count as cached already
                 tokens_BT[seat, :count] = row.tokens[start : row.cached]
                 seats[seat], start_B[seat], count_B[seat] = row, start, count
-        known, count = self._pages(int(start_B.max()), width, self.engine.attention != "tpu")
+        known, count = self._pages(
+            int(start_B.max()), width, prefix_pages if self.engine.attention != "tpu" else None
+        )
         table_BP = self._table(seats, count)
         arguments = self.pool, tokens_BT, start_B, count_B, table_BP
         self.pool = self.engine.prefill(self.params, *arguments, known)
@@ -325,7 +327,7 @@ class EngineSession:
                 task_B[seat], sample_B[seat] = self.task_word(request.task), request.sample
                 longest = max(longest, len(row.tokens) + row.ahead)
                 row.ahead += steps
-        known, count = self._pages(longest, steps, engine.attention == "xla")
+        known, count = self._pages(longest, steps, known_pages if engine.attention == "xla" else None)
         table_BP = self._table(seats, count)
         least_B = np.ones(engine.replicas, np.int32)
         if schedule.waiting:

@@ -12,7 +12,7 @@ from int_jax import sample
 from int_jax.engine import Engine, _decode
 from int_jax.models import Config, build, kernels
 from int_jax.sampler import Request, Sampling
-from int_jax.session import bucket, task_word
+from int_jax.session import bucket, known_pages, prefix_pages, task_word, together
 from int_jax.sharding import make_mesh
 
 VOCAB = 54
@@ -510,6 +510,22 @@ def test_no_requests():
 def test_buckets_hold_their_size_and_waste_at_most_half(size, least):
     got = bucket(size, least)
     assert got >= size and (got == least or got < 1.51 * size) and bucket(got, least) == got
+
+
+@given(st.integers(0, 10**5))
+def test_sizes_in_pages_hold_them_and_are_few(pages):
+    known, before = known_pages(pages), prefix_pages(pages)
+    assert known >= pages and known_pages(known) == known and (known <= 2 or known < 1.25 * pages + 1)
+    assert before >= pages and prefix_pages(before) == before and (before <= 4 or before < 2 * pages)
+    assert not prefix_pages(0)
+    assert len({known_pages(one) for one in range(pages % 2048)}) <= 8 + 4 * 7
+
+
+@given(st.integers(1, 4096), st.sampled_from([16, 32, 64, 128, 256, 512]), st.integers(1, 512))
+def test_a_prefill_has_256_tokens_at_least_and_no_more_empty_rows_than_that_takes(count, width, most):
+    rows = together(count, width, most)
+    assert 1 <= rows <= most and (rows == most or rows * width >= 256)
+    assert rows <= count or rows * width <= 256
 
 
 # --- refusals ---
