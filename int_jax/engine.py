@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 from int_jax import losses, sample, splicing
 from int_jax.models import Model, kernels, pages
-from int_jax.processes import to_host
+from int_jax.processes import exchange, to_host
 from int_jax.sampler import Progress, Request, Response, Sampling, Session, in_order, silent
 from int_jax.schedule import Pool, Schedule
 from int_jax.session import EngineSession, bucket, known_pages, row_bucket
@@ -198,6 +198,11 @@ class Engine:
         return max(min(wanted, self._most_pages(beside)), each + 2)
 
     @property
+    def device(self) -> jax.Device:
+        """The first of this process: of others nothing is known."""
+        return next(one for one in self.local.devices.flat if one.process_index == jax.process_index())
+
+    @property
     def _page_bytes(self) -> int:
         """Of each device."""
         return kernels.page_bytes(self.attention, self.model.config, self.page, self.mesh.shape["model"])
@@ -219,10 +224,13 @@ class Engine:
         """Pages of a replica that its devices have room for, besides so many."""
         if self.cache_gib:
             return int(self.cache_gib * 2**30) // self._page_bytes
-        stats = self.local.devices.flat[0].memory_stats()
+        stats = self.device.memory_stats()
         if stats is None or "bytes_limit" not in stats:
             return 2**31 // self._page_bytes  # a host: what it has left is not ours to take
-        return int(SHARE * stats["bytes_limit"] - stats["bytes_in_use"]) // self._page_bytes - beside
+        left = int(SHARE * stats["bytes_limit"] - stats["bytes_in_use"])
+        if self.spans_processes:  # what they draw together has one size
+            left = min(map(int, exchange(str(left).encode())))
+        return left // self._page_bytes - beside
 
     def new_pool(self, count: int) -> tuple[Schedule, Any]:
         """Pages with nothing on them, `count` for each replica."""

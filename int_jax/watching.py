@@ -65,7 +65,7 @@ class Meter:
     def _tell(self) -> None:
         chunk, self.sum = self.sum, Chunk(0.0, 0, 0, 0)
         seconds = max(chunk.seconds, 1e-9)
-        devices = self.engine.local.devices.flat
+        device, count = self.engine.device, self.engine.local.devices.size
         line = {
             "seconds": chunk.seconds,
             "tokens": chunk.tokens,
@@ -74,8 +74,8 @@ class Meter:
             "useful_gb_s": chunk.needed / seconds / 1e9,
             "programs": len(self.engine.programs),
         }
-        if bandwidth := BANDWIDTH.get(devices[0].device_kind):
-            line["useful_bytes"] = chunk.needed / seconds / (bandwidth * len(devices))
-        if stats := devices[0].memory_stats():
+        if bandwidth := BANDWIDTH.get(device.device_kind):
+            line["useful_bytes"] = chunk.needed / seconds / (bandwidth * count)
+        if stats := device.memory_stats():
             line["memory_gib"] = stats["bytes_in_use"] / 2**30
         self.tell(line)
