@@ -89,7 +89,10 @@ TABLE: dict[str, Any] = {
         "data": count(-1, "devices along this axis, which share the rows; -1: what is left", also=(-1,)),
         "model": count(1, "devices along this axis, which share the weights; -1: what is left", also=(-1,)),
     },
-    "slots": count(128, "rows of the sampler's cache; a multiple of the mesh's data axis"),
+    "slots": count(
+        128,
+        "rows decoded together, at most, as far as there are pages for them; a multiple of the mesh's data axis",
+    ),
     "attention": Knob(
         "",
         "what attends over the pages of the sampler's cache: a kernel for tpu or gpu, or xla, which takes the pages of "
