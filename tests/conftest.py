@@ -57,6 +57,14 @@ def patient_grading():
     importlib.import_module("int_jax.verify")._default.deadline_s = 120.0
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_a_file():
+    """Compiled programs are let go of after each file: each takes some of the 65,530 memory maps that Linux gives a
+    process, and a worker that runs out of them dies."""
+    yield
+    importlib.import_module("jax").clear_caches()
+
+
 @pytest.fixture(scope="session")
 def tiny_dir() -> pathlib.Path:
     """The embedded model, in Hugging Face format."""
