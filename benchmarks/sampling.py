@@ -244,7 +244,9 @@ def main():
     if any(scenario.model == "chat" for scenario in chosen):
         path, chat_prompts = chat_model(args.models / "chat")
         models["chat"] = str(path)
-    python = {name: args.peers if name == "tunix" else sys.executable for name in contenders}
+    # From here on, whatever folder a process is started in; not resolved: an environment's interpreter is a link.
+    peers = str(Path(args.peers).absolute())
+    python = {name: peers if name == "tunix" else sys.executable for name in contenders}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     bench = Bench(contenders, python, args.tree, args.threads, models, chat_prompts, args.out)
     start = time.perf_counter()

@@ -65,6 +65,8 @@ def test_the_optimizer_is_sharded_like_its_parameters(mesh):
 class OneMatrix:
     """In place of a model: its init compiles in no time."""
 
+    config = Config("qwen3", 64, 16, 1, 2, 2, 8, 24, 64)
+
     @staticmethod
     def init(key):
         return {"gate_DF": jax.random.normal(key, (16, 24))}
