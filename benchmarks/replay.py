@@ -9,6 +9,7 @@ requests than rows a part of its problems is replayed, and the time up to the la
 tail is counted once. `--out benchmarks/results/replay.jsonl` appends a line for each stage and machine.
 """
 
+import abc
 import argparse
 import dataclasses
 import datetime
@@ -136,7 +137,7 @@ class Ask:
     turn: int = 0
 
 
-class Stage:
+class Stage(abc.ABC):
     """What is asked for each item first, and after each answer. Lengths are a function of (seed, item)."""
 
     def __init__(self, seed: int):
@@ -149,8 +150,9 @@ class Stage:
         """What is known of an item beforehand, for `processes.shares`."""
         return PROBLEM
 
+    @abc.abstractmethod
     def first(self, item: int) -> list[Ask]:
-        raise NotImplementedError
+        """What is asked for an item before anything is answered."""
 
     def then(self, ask: Ask) -> list[Ask]:
         return []

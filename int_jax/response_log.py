@@ -28,14 +28,12 @@ import numpy as np
 
 from int_jax import processes
 from int_jax.sampler import (
-    Progress,
+    BySession,
     Request,
     Response,
     Sampling,
     ScoringSampler,
     Session,
-    in_order,
-    silent,
 )
 from int_jax.stages import StageError, told_if_full
 from int_jax.tokenizer import Tokenizer
@@ -207,7 +205,7 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-class LoggedSampler:
+class LoggedSampler(BySession):
     """A `sampler.ScoringSampler` around another: what the log holds is given back without being drawn, and what is
     drawn is written to it as it ends. Tokens count as drawn either way, so that a resumed run counts what one that was
     not interrupted does."""
@@ -231,16 +229,6 @@ class LoggedSampler:
 
     def session(self, params: Any, sampling: Sampling, tokenizer: Tokenizer | None = None) -> Session:
         return _LoggedSession(self, sampling, self.sampler.session(params, sampling, tokenizer))
-
-    def generate(
-        self,
-        params: Any,
-        requests: list[Request],
-        sampling: Sampling,
-        progress: Progress = silent,
-        tokenizer: Tokenizer | None = None,
-    ) -> list[Response]:
-        return in_order(self.session(params, sampling, tokenizer), requests, progress)
 
     def take_drawn(self) -> int:
         count, self.drawn = self.drawn, 0

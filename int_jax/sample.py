@@ -159,7 +159,7 @@ def pick(weight_BV, keys):
 
     By the inverse of the cumulative distribution, with a uniform number a row and level: first a bin of up to 128
     weights by the bins' sums (of more than 128 bins: a bin of bins before that), then one of the bin. Noise on each
-    weight (Gumbel-max) costs a random number an entry: 4,096 of them took 2.4 times as long on CPU.
+    weight (Gumbel-max) costs a random number an entry: 256 rows of 4,096 took 22 ms of CPU, and take 0.6.
     """
     rows, vocab = weight_BV.shape
     # No bin reaches over a part, so that a device of "model" sums up its own weights. 4,096 entries are 128 bins of 32;

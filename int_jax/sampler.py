@@ -4,6 +4,7 @@ Whoever only draws (rollouts, proposers) names these and not the engine, so that
 place. What is asked and what comes back are records of the host.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -86,6 +87,25 @@ def in_order(session: Session, requests: Sequence[Request], progress: Progress =
         found.update(ended)
         progress(len(ended))
     return [found[number] for number in range(len(requests))]
+
+
+class BySession(abc.ABC):
+    """What draws by sessions alone: `Sampler.generate` is one of them."""
+
+    @abc.abstractmethod
+    def session(self, params: Any, sampling: Sampling, tokenizer: Tokenizer | None = None) -> Session:
+        """See `Sampler`."""
+
+    def generate(
+        self,
+        params: Any,
+        requests: list[Request],
+        sampling: Sampling,
+        progress: Progress = silent,
+        tokenizer: Tokenizer | None = None,
+    ) -> list[Response]:
+        """See `Sampler`."""
+        return in_order(self.session(params, sampling, tokenizer), requests, progress)
 
 
 class Sampler(Protocol):

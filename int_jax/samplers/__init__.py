@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from int_jax import modules
 from int_jax.engine import Engine
 from int_jax.models import Config
-from int_jax.sampler import Progress, Request, Response, Sampler, Sampling, Scorer, Session, in_order, silent
+from int_jax.sampler import Sampler, Sampling, Scorer, Session
 from int_jax.tokenizer import Tokenizer
 
 
@@ -67,17 +67,6 @@ class ServedEngine(Engine):
     def session(self, params, sampling: Sampling, tokenizer: Tokenizer | None = None) -> Session:
         """See `sampler.Sampler`."""
         return self.sampler.session(params, sampling, tokenizer)
-
-    def generate(
-        self,
-        params,
-        requests: list[Request],
-        sampling: Sampling,
-        progress: Progress = silent,
-        tokenizer: Tokenizer | None = None,
-    ) -> list[Response]:
-        """See `sampler.Sampler`."""
-        return in_order(self.session(params, sampling, tokenizer), requests, progress)
 
     def take_drawn(self) -> int:
         """Tokens drawn since the last call of this."""

@@ -16,7 +16,7 @@ import numpy as np
 from int_jax import hf_format, processes
 from int_jax.http_json import Server
 from int_jax.models import Config
-from int_jax.sampler import Progress, Request, Response, Sampling, Scorer, in_order, silent
+from int_jax.sampler import BySession, Request, Response, Sampling, Scorer
 from int_jax.tokenizer import Tokenizer
 
 GREEDY = Sampling(1, temperature=0.0)
@@ -42,7 +42,7 @@ class Reports(NamedTuple):
 
 
 @dataclasses.dataclass
-class HTTPSampler(abc.ABC):
+class HTTPSampler(BySession):
     """A `sampler.Sampler` that asks a server, which holds the model. Token ids go out and come back: nothing is
     tokenised again, and the stop token stays.
 
@@ -111,17 +111,6 @@ class HTTPSampler(abc.ABC):
         if params is not None:
             self._push(params)
         return HTTPSession(self, params, sampling, tokenizer)
-
-    def generate(
-        self,
-        params,
-        requests: list[Request],
-        sampling: Sampling,
-        progress: Progress = silent,
-        tokenizer: Tokenizer | None = None,
-    ) -> list[Response]:
-        """See `sampler.Sampler`."""
-        return in_order(self.session(params, sampling, tokenizer), requests, progress)
 
     def take_drawn(self) -> int:
         """Tokens drawn since the last call of this."""
