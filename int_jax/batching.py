@@ -41,8 +41,9 @@ def conversation(tokenizer, messages: list[dict[str, str]], response: str) -> Se
 def intervention_weights(trace: Trace, prefix: float = 1.0, intervention: float = 1.0, suffix: float = 0.0):
     """ce weights of a guided attempt, one for each span: steps before the splice, the spliced step, what follows it.
 
-    InT trains prefix and intervention, no suffix and no end-of-turn token (Table 2). The prompt is never trained. The
-    intervention reaches from the splice to the next token that the policy drew, or to the end.
+    InT trains prefix and intervention, no suffix and no end-of-turn token (Table 2). Neither the prompt nor a partner's
+    turn is ever trained. The intervention reaches from the splice to the next token that the policy drew, or to the
+    end.
 
     Raises: ValueError for a trace into which nothing was spliced.
     """
@@ -55,12 +56,12 @@ def intervention_weights(trace: Trace, prefix: float = 1.0, intervention: float 
     weights[trace.prompt_len : trace.spliced] = prefix
     weights[trace.spliced : end] = intervention
     weights[end:] = suffix
-    return weights
+    return np.where(trace.own, weights, np.float32(0))
 
 
 def response_weights(trace: Trace) -> np.ndarray:
-    """ce weights of a whole response: 1 for each of its tokens, the one that ends it too."""
-    return (np.arange(len(trace.tokens)) >= trace.prompt_len).astype(np.float32)
+    """ce weights of a whole response: 1 for each of its tokens, the one that ends it too, 0 for a partner's."""
+    return trace.own.astype(np.float32)
 
 
 def reinforced(

@@ -1,6 +1,7 @@
 """Host side of sampling: tasks to traces, traces to longer traces, each judged by its domain."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self, overload
@@ -12,7 +13,7 @@ from int_jax.domains import Domain
 from int_jax.engine import Engine
 from int_jax.sampler import Progress, Request, Response, Sampler, Sampling, independent, silent
 from int_jax.tokenizer import Tokenizer
-from int_jax.types import Intervention, Task, Trace, Verdict
+from int_jax.types import Intervention, PartnerTurn, Reply, Task, Trace, Verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +113,15 @@ class Judging:
     ):
         self.domain, self.sampling = domain, sampling
         self.policy_update, self.progress = policy_update, progress
+        self.engine = engine
         self.session = engine.session(params, sampling, domain.tokenizer)
         self.independent = independent(engine)
         self.thread = ThreadPoolExecutor(1, "grader")
+        self.partner = ThreadPoolExecutor(1, "partner")
         self.traces: dict[int, Trace] = {}  # all that are not given out yet, by their numbers
         self.streams: dict[int, str] = {}  # of those that are drawn
+        self.ends: dict[int, int] = {}  # the tokens of each of these at most
+        self.asking: list[tuple[list[int], Future]] = []  # traces whose partner thinks, and what it will say
         self.continued: dict[int, int] = {}  # the trace of each request that is not answered yet
         self.count = self.requests = 0  # of traces and of requests so far
         self.ended: list[int] = []  # traces that wait for the grader
@@ -128,6 +133,7 @@ class Judging:
 
     def __exit__(self, *_) -> None:
         self.thread.shutdown(cancel_futures=True)
+        self.partner.shutdown(cancel_futures=True)
 
     def __bool__(self) -> bool:
         """Whether any trace is not given out yet."""
@@ -142,7 +148,11 @@ class Judging:
         self.count += len(traces)
         self.traces.update(zip(numbers, traces, strict=True))
         self.streams.update(zip(numbers, streams, strict=True))
-        self._ask(numbers)
+        for number, trace in zip(numbers, traces, strict=True):
+            self.ends[number] = len(trace.tokens) + self.sampling.max_new_tokens
+        said = {number for number in numbers if self._partner_is_next(self.traces[number])}
+        self._ask(number for number in numbers if number not in said)
+        self._to_partner(sorted(said))
 
     def take(self) -> list[tuple[int, Trace]]:
         """Go on until at least one trace is judged: those that are, with their numbers. Each is given once; [] where
@@ -151,8 +161,14 @@ class Judging:
         while self.traces and not found:
             if self.session:
                 self._draw()
-            found = self._grade(wait=not self.session)
+            self._hear(wait=not self.session)
+            found = self._grade(wait=not (self.session or self.asking))
         return found
+
+    def _partner_is_next(self, trace: Trace) -> bool:
+        """Whether an open trace of a conversation ends in an own turn."""
+        heard = trace.partner[-1].end if trace.partner else trace.prompt_len
+        return not self.domain.separator and len(trace.tokens) > heard
 
     def _ask(self, numbers: Iterable[int]) -> None:
         """Queue the next turn of each of these traces."""
@@ -163,29 +179,59 @@ class Judging:
             if id(trace.tokens) not in prompts:
                 prompts[id(trace.tokens)] = tuple(trace.tokens.tolist())
             self.continued[self.requests + len(requests)] = number
+            left = self.ends[number] - len(trace.tokens)
+            most = left if self.domain.turn_tokens is None else min(left, self.domain.turn_tokens)
             requests.append(
-                Request(prompts[id(trace.tokens)], self.streams[number], trace.key[1], trace.begin)
+                Request(prompts[id(trace.tokens)], self.streams[number], trace.key[1], trace.begin, most)
             )
         self.requests += len(requests)
         self.session.add(requests)
 
     def _draw(self) -> None:
-        """Draw until some turns have ended. Traces that a partner replies to go on, the others wait for the grader."""
-        responses = self.session.take()
-        self.progress(len(responses))
-        again = []
-        for request, response in responses:
+        """Draw until some turns have ended."""
+        numbers = []
+        for request, response in self.session.take():
             number = self.continued.pop(request)
-            trace = append_response(
+            self.traces[number] = append_response(
                 self.domain, self.traces[number], response, self.sampling.temperature, self.policy_update
             )
-            if len(reply := self.domain.reply(trace)):
-                trace = append_partner_turn(trace, reply)
-                again.append(number)
-            else:
-                del self.streams[number]
-                self.ended.append(number)
+            numbers.append(number)
+        self._to_partner(numbers)
+
+    def _to_partner(self, numbers: list[int]) -> None:
+        """Ask the partner for a reply to each of these traces, all together."""
+        if not numbers:
+            return
+        traces = [self.traces[number] for number in numbers]
+        if self.independent and self.domain.slow_partner:
+            self.asking.append((numbers, self.partner.submit(self.domain.replies, traces)))
+        elif self.independent:
+            self._answered(numbers, self.domain.replies(traces))
+        else:
+            said = processes.by_main_process(lambda: self.domain.replies(traces))
+            self._answered(numbers, [Reply(text, tuple(tags), stop) for text, tags, stop in said])
+
+    def _hear(self, wait: bool) -> None:
+        """Go on with the traces whose partner has replied; wait for one where nothing else is left to do."""
+        while self.asking and (wait or self.asking[0][1].done()):
+            numbers, replies = self.asking.pop(0)
+            self._answered(numbers, replies.result())
+            wait = False
+
+    def _answered(self, numbers: list[int], replies: Sequence[Reply]) -> None:
+        """Traces whose partner replied go on, the others wait for the grader."""
+        again: list[int] = []
+        ended: list[int] = []
+        for number, reply in zip(numbers, replies, strict=True):
+            trace = append_reply(self.domain, self.traces[number], reply)
+            if not trace.stop and len(trace.tokens) >= min(self.ends[number], self.engine.max_len):
+                trace = trace.replace(stop="length")
             self.traces[number] = trace
+            (ended if trace.stop else again).append(number)
+        for number in ended:
+            del self.streams[number], self.ends[number]
+        self.progress(len(ended))
+        self.ended += ended
         self._ask(again)
 
     def _grade(self, wait: bool) -> list[tuple[int, Trace]]:
@@ -224,20 +270,50 @@ def append_response(
         response.tokens,
         response.logp,
         temperature=temperature,
-        step_ends=domain.steps(response.tokens, trace.prompt_len),
+        step_ends=step_ends(domain, trace, response.tokens),
         stop=response.stop,
         policy_update=policy_update,
     )
 
 
-def append_partner_turn(trace: Trace, reply: Sequence[int]) -> Trace:
-    """The trace with a partner's turn after it: in view, but not drawn by the policy. It is open again."""
-    return trace.replace(
-        tokens=np.concatenate([trace.tokens, np.asarray(reply, np.int32)]),
-        sampled=np.concatenate([trace.sampled, np.zeros(len(reply), bool)]),
-        logp=np.concatenate([trace.logp, np.zeros(len(reply), np.float32)]),
-        stop="",
+def step_ends(domain: Domain, trace: Trace, tokens: np.ndarray) -> tuple[int, ...]:
+    """The ends of the steps of tokens that go on from a trace; of a conversation what was added is one turn."""
+    return domain.steps(tokens, trace.prompt_len) if domain.separator else (*trace.step_ends, len(tokens))
+
+
+def append_reply(domain: Domain, trace: Trace, reply: Reply) -> Trace:
+    """The trace with what the partner said to its last turn: in view, but not drawn by the policy. It is open again,
+    unless it ends with that."""
+    if not reply.text:
+        return trace.replace(stop=reply.stop or trace.stop or "stop")
+    ids = domain.tokenizer.reply(reply.text, last=bool(reply.stop))
+    start, end = len(trace.tokens), len(trace.tokens) + len(ids)
+    return append(trace, ids).replace(
+        # A step of a conversation is a turn and the reply to it.
+        step_ends=(*trace.step_ends[:-1], end),
+        partner=(*trace.partner, PartnerTurn(start, end, reply.text, reply.tags)),
+        stop=reply.stop,
     )
+
+
+def append(trace: Trace, ids: Sequence[int]) -> Trace:
+    """The trace with tokens after it that the policy did not draw."""
+    return trace.replace(
+        tokens=np.concatenate([trace.tokens, np.asarray(ids, np.int32)]),
+        sampled=np.concatenate([trace.sampled, np.zeros(len(ids), bool)]),
+        logp=np.concatenate([trace.logp, np.zeros(len(ids), np.float32)]),
+    )
+
+
+def play(domain: Domain, task: Task, speak: Callable[[Trace], str]) -> Trace:
+    """A response that is given, not drawn: what `speak` says to an open trace, turn by turn until it is over; judged.
+    None of it is `sampled`."""
+    trace = open_trace(domain, task)
+    while not trace.stop:
+        said = append(trace, [*domain.tokenizer.encode(speak(trace)), domain.tokenizer.end_of_turn])
+        said = said.replace(step_ends=step_ends(domain, trace, said.tokens))
+        trace = append_reply(domain, said, domain.replies([said])[0])
+    return trace.replace(verdict=domain.verify(trace))
 
 
 def cut_at(trace: Trace, step: int) -> int:
@@ -256,6 +332,7 @@ def truncate(trace: Trace, end: int) -> Trace:
         sampled=trace.sampled[:end],
         logp=trace.logp[:end],
         step_ends=tuple(e for e in trace.step_ends if e <= end),
+        partner=tuple(turn for turn in trace.partner if turn.end <= end),
         stop="",
         verdict=None,
         begin="",
@@ -265,6 +342,11 @@ def truncate(trace: Trace, end: int) -> Trace:
 def reopen(trace: Trace, end: int, tokenizer: Tokenizer, separator: str = "\n\n") -> Trace:
     """The first `end` tokens of a trace, ready to be continued by any step: a separator at their end is left to the
     policy (`Tokenizer.reopen`), since the one that stands was spelled for the step that came next."""
+    if not separator:
+        if trace.stop and trace.partner and trace.partner[-1].end == end:
+            end = trace.partner[-1].start  # the last word of a conversation opens no turn: it is said again
+        ends = *(e for e in trace.step_ends if e < end), *[end] * (end > trace.prompt_len)
+        return truncate(trace, end).replace(step_ends=ends)
     end, begin = tokenizer.reopen(trace.tokens[:end], trace.prompt_len, separator)
     ends = (*(e for e in trace.step_ends if e < end), end) if end > trace.prompt_len else ()
     return truncate(trace, end).replace(begin=begin, step_ends=ends)
@@ -283,7 +365,8 @@ def splice(traces, interventions, tokenizer, separator="\n\n"):
 
     The prefix keeps its ids, but for a separator at its end that is spelled another way before the intervention. The
     intervention is encoded, unless its own ids are known, and is marked as not drawn by the policy; the separator
-    behind it is left to the policy. Everything after the located step is dropped.
+    behind it is left to the policy. Everything after the located step is dropped. Of a conversation (no separator) the
+    intervention is a whole turn, to which the partner replies next.
 
     Args:
       traces, interventions: one of each, or lists of the same length.
@@ -292,32 +375,16 @@ def splice(traces, interventions, tokenizer, separator="\n\n"):
     """
     if isinstance(traces, Trace):
         return splice([traces], [interventions], tokenizer, separator)[0]
-    cuts, ids, begins, ends = [], [], [], []
-    for trace, one in zip(traces, interventions, strict=True):
-        # The separator before the step is taken off the prefix and encoded with the intervention: how it is spelled
-        # depends on what follows. That behind the intervention is taken off, too, and left to the policy.
-        whole = trace.tokens[: cut_at(trace, one.step)]
-        cut, begin = tokenizer.reopen(whole, trace.prompt_len, separator)
-        text = one.text.rstrip("\n")
-        new = list(one.ids) or (tokenizer.encode(begin + text + separator) if text.strip() else [])
-        end, after = tokenizer.reopen(new, 0, separator)
-        # The step before ends where the intervention's own text begins: behind the separator, wherever its tokens are.
-        before = (*trace.step_ends[: one.step - 1], cut + tokenizer.covering(new, len(begin)))
-        ends.append(before if one.step else ())
-        while cut < len(whole) and end and whole[cut] == new[0]:  # spelled as it was drawn: it stays so
-            cut, new, end = cut + 1, new[1:], end - 1
-        cuts.append(cut)
-        ids.append(new[:end])
-        begins.append(after)
+    one_cut = functools.partial(_cut_step, separator=separator) if separator else _cut_turn
+    found = [one_cut(trace, one, tokenizer) for trace, one in zip(traces, interventions, strict=True)]
+    cuts, ids, ends, begins = zip(*found, strict=True) if found else ((),) * 4
     rows = Engine.splice([t.tokens for t in traces], [t.prompt_len for t in traces], cuts, ids)
     out = []
     for i, tokens in enumerate(rows):
         prefix = truncate(traces[i], cuts[i])
         out.append(
-            prefix.replace(
+            append(prefix, ids[i]).replace(
                 tokens=tokens,
-                sampled=np.concatenate([prefix.sampled, np.zeros(len(ids[i]), bool)]),
-                logp=np.concatenate([prefix.logp, np.zeros(len(ids[i]), np.float32)]),
                 step_ends=(*ends[i], len(tokens)),
                 spliced=cuts[i],
                 privileged=privileged.joined(prefix.privileged, privileged.INTERVENTION),
@@ -325,3 +392,30 @@ def splice(traces, interventions, tokenizer, separator="\n\n"):
             )
         )
     return out
+
+
+def _cut_step(
+    trace: Trace, one: Intervention, tokenizer: Tokenizer, separator: str
+) -> tuple[int, list[int], tuple[int, ...], str]:
+    """Where a trace is cut, the ids that follow there, the ends of the steps before, and what has to come next."""
+    # The separator before the step is taken off the prefix and encoded with the intervention: how it is spelled
+    # depends on what follows. That behind the intervention is taken off, too, and left to the policy.
+    whole = trace.tokens[: cut_at(trace, one.step)]
+    cut, begin = tokenizer.reopen(whole, trace.prompt_len, separator)
+    text = one.text.rstrip("\n")
+    new = list(one.ids) or (tokenizer.encode(begin + text + separator) if text.strip() else [])
+    end, after = tokenizer.reopen(new, 0, separator)
+    # The step before ends where the intervention's own text begins: behind the separator, wherever its tokens are.
+    before = (*trace.step_ends[: one.step - 1], cut + tokenizer.covering(new, len(begin)))
+    while cut < len(whole) and end and whole[cut] == new[0]:  # spelled as it was drawn: it stays so
+        cut, new, end = cut + 1, new[1:], end - 1
+    return cut, new[:end], before if one.step else (), after
+
+
+def _cut_turn(
+    trace: Trace, one: Intervention, tokenizer: Tokenizer
+) -> tuple[int, list[int], tuple[int, ...], str]:
+    """The same where steps are turns: each ends in the template's token, and nothing is shared between two."""
+    new = tokenizer.encode(one.text.strip()) if one.text.strip() else []
+    ids = [*new, tokenizer.end_of_turn] if new else []
+    return cut_at(trace, one.step), ids, trace.step_ends[: one.step], ""

@@ -47,13 +47,19 @@ class Sampling:
 
 
 class Request(NamedTuple):
-    """One response to draw: prompt ids, the names of its random stream besides the seed, and the text that it must
-    begin with (`Trace.begin`)."""
+    """One response to draw: prompt ids, the names of its random stream besides the seed, the text that it must begin
+    with (`Trace.begin`), and the most tokens of it where that is less than the sampling's `max_new_tokens`."""
 
     prompt: tuple[int, ...]
     task: str
     sample: int
     begin: str = ""
+    most: int | None = None
+
+    def limit(self, sampling: Sampling) -> int:
+        """The most tokens of the response."""
+        most = sampling.max_new_tokens
+        return most if self.most is None else min(most, self.most)
 
 
 class Response(NamedTuple):

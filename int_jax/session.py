@@ -144,7 +144,7 @@ class EngineSession:
             if prompt not in checked:
                 self.engine.check_prompt(prompt, f"request {number} (task {request.task!r})")
                 checked.add(prompt)
-            limit = min(len(prompt) + self.sampling.max_new_tokens, self.engine.max_len)
+            limit = min(len(prompt) + request.limit(self.sampling), self.engine.max_len)
             rows.append(Row(number, [*prompt], len(prompt), limit, request.begin))
         begins = self.begins | {request.begin for request in requests}
         if begins != self.begins:

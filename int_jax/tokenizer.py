@@ -185,14 +185,38 @@ class Tokenizer:
                     f"render: the content of the {message['role']}'s message is {message['content']!r}, and not text"
                 )
         knobs = self.chat | knobs
-        in_parts = self._in_parts(tuple(message["role"] for message in messages), True, knobs)
         self._check_opening(knobs)
+        first, *rest = self._marked(messages, True, knobs)
+        return self._ids(first) + [i for part in rest for i in self._part(part)]
+
+    def reply(self, text: str, last: bool = False) -> list[int]:
+        """A user's turn behind an assistant's that ends in `end_of_turn`, as the ids to append; the next assistant's
+        turn is opened unless this one is the `last`. What was said before is not rendered again.
+
+        Raises: as `render`; ValueError where the template does not close turns.
+        """
+        question, answer = probes(("user", "assistant"))
+        talk = [question, answer, {"role": "user", "content": text}]
+        first, *rest = self._marked(talk, not last, self.chat)
+        _, found, behind = first.rpartition(answer["content"])
+        if not found:
+            raise ValueError(f"{self.template_file}: the chat template changes what an assistant said before")
+        ids = self._ids(behind.lstrip()) + [i for part in rest for i in self._part(part)]
+        if ids[:1] != [self.end_of_turn]:
+            raise ValueError(
+                f"{self.template_file}: the chat template closes an assistant's turn by {behind[:20]!r} where another "
+                "follows, and by another token at the end of a conversation"
+            )
+        return ids[1:]
+
+    def _marked(self, messages: list[dict[str, str]], opened: bool, knobs: dict[str, Any]) -> list[str]:
+        """The rendered text, cut where a message spells a control token: `encode` says why."""
+        in_parts = self._in_parts(tuple(message["role"] for message in messages), opened, knobs)
         # A letter of private use that no message has marks where a control token that is spelled is cut.
         said = {letter for message in messages for letter in message["content"]}
         mark = next(letter for letter in map(chr, range(0xE000, 0xF900)) if letter not in said)
         marked = [m | {"content": mark.join(self._as_text(m["content"]))} for m in messages]
-        first, *rest = self._rendered(marked, True, knobs, in_parts).split(mark)
-        return self._ids(first) + [i for part in rest for i in self._part(part)]
+        return self._rendered(marked, opened, knobs, in_parts).split(mark)
 
     @property
     def template_file(self) -> Path:

@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+# Why a trace ended: a stop id was drawn; a limit of tokens was reached; the partner ended the conversation; its turns
+# were used up.
+STOPS = ("stop", "length", "partner", "turns")
 REASONS = ("correct", "wrong", "no_answer", "unparsable", "timeout", "truncated")
 
 
@@ -46,9 +49,33 @@ def normalised(problem: str) -> str:
     return " ".join(unicodedata.normalize("NFC", problem).split()).casefold()
 
 
+class Reply(NamedTuple):
+    """What a partner says to a turn of the policy's.
+
+    Attributes:
+      text: "" where it says nothing, which ends the conversation. tags: what the text tells, for verifiers alone.
+      stop: why the conversation ends with it, one of STOPS; "" where it goes on, or where a silent partner leaves the
+        trace's own.
+    """
+
+    text: str = ""
+    tags: tuple[str, ...] = ()
+    stop: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class PartnerTurn:
+    """A partner's turn in a trace: tokens[start:end], with what the chat template writes around it."""
+
+    start: int
+    end: int
+    text: str
+    tags: tuple[str, ...] = ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """A prompt and its response, as token ids.
+    """A prompt and its response, as token ids. In a conversation the response is both sides' turns.
 
     Attributes:
       tokens: [length] int32, prompt and response; the stop token is kept.
@@ -57,13 +84,15 @@ class Trace:
         intervention, a partner's turn).
       logp: [length] float32, log-probability (nats) of each drawn token at `temperature`, over the whole vocabulary;
         zero where `sampled` is false.
-      step_ends: token offsets (exclusive) of the response's steps, recorded on the sampled ids.
-      stop: "stop" (a stop id was drawn), "length" (the limit was reached), "" (open: ready to be continued).
+      step_ends: token offsets (exclusive) of the response's steps, recorded on the sampled ids. A step of a
+        conversation is an own turn and the partner's after it.
+      stop: why it ended, one of STOPS; "" where it is open, ready to be continued.
       policy_update: the number of updates behind the parameters that drew it.
       key: (seed, sample index); with the task's id it names the random stream.
       spliced: offset of the first token of the last spliced intervention, -1 if there is none.
       privileged: what it was shown or holds besides the problem and what the policy drew: "reference", "hint",
         "intervention" (privileged.py). A policy is trained on such traces, and never measured by one.
+      partner: the partner's turns in it, in order.
       begin: of an open trace, the text with which its continuation must begin, "" where it is free. How a separator is
         spelled depends on what follows it, so a separator at the end of an open trace is left to the policy.
     """
@@ -81,6 +110,7 @@ class Trace:
     key: tuple[int, int] = (0, 0)
     spliced: int = -1
     privileged: tuple[str, ...] = ()
+    partner: tuple[PartnerTurn, ...] = ()
     begin: str = ""
 
     @property
@@ -111,6 +141,14 @@ class Trace:
             begin="",
             **changes,
         )
+
+    @property
+    def own(self) -> np.ndarray:
+        """[length] bool: the tokens of the response that are no partner's."""
+        own = np.arange(len(self.tokens)) >= self.prompt_len
+        for turn in self.partner:
+            own[turn.start : turn.end] = False
+        return own
 
     def step_starts(self) -> tuple[int, ...]:
         """Token offsets where the steps begin: the response's start, then each earlier step's end."""

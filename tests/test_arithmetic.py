@@ -26,7 +26,7 @@ from int_jax.domains.arithmetic import (
 from int_jax.proposers.parse import parse_intervention
 from int_jax.rollout import splice
 from int_jax.tokenizer import Tokenizer
-from int_jax.types import Intervention, Task, Trace
+from int_jax.types import Intervention, Reply, Task, Trace
 
 SEEDS = st.integers(0, 2**32 - 1)
 LENGTHS = st.integers(1, 8)
@@ -371,7 +371,7 @@ def test_leaks(domain, text, leaks):
 
 
 def test_its_partner_is_silent(domain):
-    assert domain.reply(attempt(domain, arithmetic.task(ONE, "t"), "\\boxed{36}")) == []
+    assert domain.replies([attempt(domain, arithmetic.task(ONE, "t"), "\\boxed{36}")]) == [Reply()]
 
 
 def test_every_row_of_a_batch_of_the_embedded_models_recipe_is_trained(tiny_dir):

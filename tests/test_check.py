@@ -217,8 +217,8 @@ class Shouting(Sums):
 
 
 class Textual(Sums):
-    def reply(self, trace):
-        return "go on"
+    def replies(self, traces):
+        return ["go on"] * len(traces)
 
 
 class Careless(Sums):
@@ -279,10 +279,10 @@ class Speechless(Sums):
         (Backwards, "steps", "increasing offsets in"),
         (Whole, "steps", "steps of 'one\\n\\n```"),
         (Shouting, "steps", "'ONE', which is not what comes next in the response"),
-        (Textual, "reply", "raises ValueError: invalid literal for int()"),
+        (Textual, "reply", "replies gives 'go on': Reply(text, tags"),
         (Careless, "many", "verify_many gives"),
         (Hidden, "oracle", "first_error gives 0, and oracle is False"),
-        (Nervous, "oracle", "first_error of solution('hard_train-0') is 0"),
+        (Nervous, "oracle", "first_error of the solution of 'hard_train-0' is 0"),
         (Speechless, "oracle", "correction(trace, 0) is empty"),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",

@@ -35,7 +35,7 @@ def domain(tmp_path_factory):
 def attempt(domain, steps: list[str], task: Task = TASK, ids=None) -> Trace:
     tokens = domain.tokenizer
     ids = tokens.encode("\n\n".join(steps)) if ids is None else ids
-    trace = rollout.append_partner_turn(rollout.open_trace(domain, task), [*ids, tokens.stop_ids[0]])
+    trace = rollout.append(rollout.open_trace(domain, task), [*ids, tokens.stop_ids[0]])
     return trace.replace(step_ends=domain.steps(trace.tokens, trace.prompt_len), stop="stop")
 
 

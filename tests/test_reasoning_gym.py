@@ -14,7 +14,7 @@ from int_jax.domains.reasoning_gym import REFERENCES, SPLITS, worker
 from int_jax.domains.reasoning_gym.process import DEADLINE_S, Process, shared
 from int_jax.sampler import Sampling
 from int_jax.tokenizer import Tokenizer
-from int_jax.types import REASONS, Intervention, Task, Trace
+from int_jax.types import REASONS, Intervention, Reply, Task, Trace
 
 pytest.importorskip("reasoning_gym")
 
@@ -71,7 +71,7 @@ def some(domain) -> dict[str, Task]:
 
 
 def answered(domain, task: Task, text: str, stop: str = "stop") -> Trace:
-    trace = rollout.append_partner_turn(
+    trace = rollout.append(
         rollout.open_trace(domain, task), domain.tokenizer.encode(text) + [1] * (stop == "stop")
     )
     return trace.replace(step_ends=domain.steps(trace.tokens, trace.prompt_len), stop=stop)
@@ -292,7 +292,9 @@ def test_steps_come_back_and_interventions_splice(domain, some):
     spans = zip(trace.step_starts(), trace.step_ends, strict=True)
     assert np.concatenate([trace.tokens[a:b] for a, b in spans]).tolist() == trace.response.tolist()
     [guided] = rollout.splice([trace], [Intervention(1, "Better.")], domain.tokenizer, domain.separator)
-    assert domain.tokenizer.text(guided.response) == "One.\n\nBetter.\n\n" and domain.reply(guided) == []
+    assert domain.tokenizer.text(guided.response) == "One.\n\nBetter.\n\n" and domain.replies([guided]) == [
+        Reply()
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Traces on the host: spliced, continued, told something by a partner, written to JSON and back."""
 
+import dataclasses
 import json
 import threading
 import time
@@ -15,7 +16,7 @@ from int_jax import batching, rollout, types
 from int_jax.domains.arithmetic import Arithmetic
 from int_jax.rows import RolloutRow
 from int_jax.sampler import Sampling
-from int_jax.types import Intervention, Task, Trace, Verdict
+from int_jax.types import Intervention, Reply, Task, Trace, Verdict
 
 SAMPLING = Sampling(max_new_tokens=12, stop_ids=(2, *range(20, 30)), seed=5)  # digits stop, too: lengths vary
 
@@ -165,18 +166,19 @@ def test_an_attempt_is_its_own_whatever_else_is_asked(engine, params, domain, ta
 class Talkative(Arithmetic):
     """A partner who answers twice, then is silent."""
 
-    turn = "\n<|im_start|>user\nadd 1<|im_end|>\n<|im_start|>assistant\n"
+    separator = ""
+    turn_tokens = 12
 
-    def reply(self, trace):
-        told = self.tokenizer.decode(trace.response).count(self.turn)
-        return self.tokenizer.encode(self.turn) if told < 2 else []
+    def replies(self, traces):
+        return [Reply("add 1" if len(trace.partner) < 2 else "") for trace in traces]
 
 
 def test_a_partner_is_heard_and_never_trained(engine, params, tokenizer, tasks):
     talkative = Talkative(tokenizer)
-    turn = tokenizer.encode(talkative.turn)
+    turn = tokenizer.reply("add 1")
     opened = [rollout.open_trace(talkative, t) for t in tasks[:2]]
-    groups = rollout.continue_traces(engine, params, talkative, opened, 3, SAMPLING)
+    whole = dataclasses.replace(SAMPLING, max_new_tokens=200)
+    groups = rollout.continue_traces(engine, params, talkative, opened, 3, whole)
     traces = [trace for group in groups for trace in group]
     assert len(traces) == 6
     first_turns = rollout.continue_traces(engine, params, Arithmetic(tokenizer), opened, 3, SAMPLING)
@@ -189,9 +191,7 @@ def test_a_partner_is_heard_and_never_trained(engine, params, tokenizer, tasks):
         assert starts[0] == 0 and starts[-1] == len(
             mine
         )  # it has the last word: nothing is told to a finished trace
-        assert all(
-            0 < b - a <= SAMPLING.max_new_tokens for a, b in starts.reshape(-1, 2)
-        )  # the limit is a turn's
+        assert all(0 < b - a <= talkative.turn_tokens for a, b in starts.reshape(-1, 2))
         assert trace.tokens[: len(silent.tokens)].tolist() == silent.tokens.tolist()
         assert (trace.logp[~trace.sampled] == 0).all() and (trace.logp[trace.sampled] < 0).all()
         assert trace.verdict == talkative.verify(trace) and trace.stop in ("stop", "length")
@@ -217,8 +217,9 @@ class Slow(Talkative):
         super().__init__(tokenizer)
         self.rng, self.batches = np.random.default_rng(seed), []
 
-    def reply(self, trace):
-        return super().reply(trace) if int(trace.tokens[-1]) % 2 else []
+    def replies(self, traces):
+        every = zip(traces, super().replies(traces), strict=True)
+        return [reply if int(trace.tokens[-1]) % 2 else Reply() for trace, reply in every]
 
     def verify_many(self, traces):
         self.batches.append(len(traces))
@@ -274,7 +275,8 @@ def test_in_whatever_order_turns_end_and_are_judged_the_traces_are_the_same(
 def test_a_partners_reply_is_answered_before_other_traces_end(tokenizer, tasks):
     domain, sampler = Talkative(tokenizer), Dice(NewestFirst)
     opened = [rollout.open_trace(domain, task) for task in tasks[:3]]
-    rollout.continue_traces(sampler, None, domain, opened, 1, SAMPLING)
+    whole = dataclasses.replace(SAMPLING, max_new_tokens=200)
+    rollout.continue_traces(sampler, None, domain, opened, 1, whole)
     assert [request.task for request in sampler.asked] == [
         f"{tasks[i].id}/samples" for i in (2, 2, 2, 1, 1, 1, 0, 0, 0)
     ]

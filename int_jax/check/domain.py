@@ -12,7 +12,7 @@ from int_jax.domains import Domain
 from int_jax.knobs import Knob
 from int_jax.lm import ROLES
 from int_jax.tokenizer import Tokenizer
-from int_jax.types import REASONS, Intervention, Task, Trace, Verdict, normalised
+from int_jax.types import REASONS, STOPS, Intervention, Reply, Task, Trace, Verdict, normalised
 
 COUNT = 6  # tasks of a split
 # What models write instead of a solution: nothing, blanks, an answer cut off, broken LaTeX, a control token's text, and
@@ -78,10 +78,13 @@ def subject(name: str, tokenizer: Tokenizer, problems: list[Task], **knobs) -> S
 def trace_of(domain: Domain, task: Task, text: str, stop: str = "stop") -> Trace:
     """A response with this text, as if a policy had drawn it."""
     end = domain.tokenizer.stop_ids[:1] if stop == "stop" else ()
-    trace = rollout.append_partner_turn(
-        rollout.open_trace(domain, task), [*domain.tokenizer.encode(text), *end]
-    )
+    trace = rollout.append(rollout.open_trace(domain, task), [*domain.tokenizer.encode(text), *end])
     return trace.replace(step_ends=domain.steps(trace.tokens, trace.prompt_len), stop=stop)
+
+
+def solved(s: Subject, task: Task) -> Trace:
+    """What is best, from the problem to the end."""
+    return rollout.play(s.domain, task, s.domain.next_turn)
 
 
 def check_knobs(s: Subject) -> Iterator[str]:
@@ -170,12 +173,23 @@ def _messages(where: str, messages: list[dict[str, str]]) -> Iterator[str]:
 def check_solution(s: Subject) -> Iterator[str]:
     """solution(task) passes verify, gives an answer, and leaks it."""
     for task in s.some:
-        trace = trace_of(s.domain, task, s.domain.solution(task))
+        trace = solved(s, task)
         verdict = s.domain.verify(trace)
-        if not verdict.passed:
+        if not s.domain.separator:
+            # Chance may deny the best turns what they deserve, but no others do better than they are expected to.
+            idle = rollout.play(s.domain, task, lambda trace: "Hello.")
+            if (
+                s.domain.verify(idle).score > verdict.score
+                or idle.stop not in STOPS
+                or trace.stop not in STOPS
+            ):
+                yield f"verify gives {task.id!r} {idle.judged} for greetings alone, and {verdict} for the best turns"
+        elif not verdict.passed:
             yield f"verify calls solution({task.id!r}) {verdict.reason!r}: {s.domain.solution(task)[-60:]!r}"
         if s.domain.answer(trace) is None:
             yield f"answer finds none in solution({task.id!r}): a majority vote would not count it"
+        if not s.domain.separator:
+            continue
         if not s.domain.leaks(task, s.domain.solution(task)):
             yield f"leaks does not see the answer in solution({task.id!r}): an intervention may give it away"
         # Another task whose answer differs: its solution must not pass here.
@@ -221,8 +235,15 @@ def _verdict(where: str, verdict: Any) -> Iterator[str]:
 
 
 def check_steps(s: Subject) -> Iterator[str]:
-    """steps(tokens, start) cuts a response into its steps, the same ones when it is cut short or spliced."""
+    """steps(tokens, start) cuts a response into its steps, the same ones when it is cut short or spliced; those of a
+    conversation are its turns."""
     task = s.some[0]
+    if not s.domain.separator:
+        trace = solved(s, task)
+        if len(s.domain.step_texts(trace)) != len(trace.step_ends):
+            yield f"step_texts gives {len(s.domain.step_texts(trace))} texts of {len(trace.step_ends)} turns"
+        yield from _spliced(s, trace, "of a conversation")
+        return
     for text in (s.domain.solution(task), *SHAPES):
         trace = trace_of(s.domain, task, text)
         ends, where = trace.step_ends, f"of {text[:40]!r}"
@@ -265,7 +286,10 @@ def check_privileged(s: Subject) -> Iterator[str]:
         yield f"roles = {s.build.roles}: {foreign[0]!r} is none of {', '.join(privileged.ROLES)}"
         return
     for task in (task for task in s.some if task.reference.strip()):
-        if not s.domain.verify(trace_of(s.domain, task, s.domain.reference_response(task))).passed:
+        if (
+            s.domain.separator
+            and not s.domain.verify(trace_of(s.domain, task, s.domain.reference_response(task))).passed
+        ):
             yield f"verify does not pass reference_response({task.id!r}): SFT on references would train what is wrong"
         for share in (0.0, 0.25, 0.5):
             part = s.domain.hint(task, share)
@@ -279,17 +303,25 @@ def check_privileged(s: Subject) -> Iterator[str]:
 
 
 def check_reply(s: Subject) -> Iterator[str]:
-    """reply(trace) is [] where the partner is silent, else token ids."""
+    """replies(traces) is one Reply for each, the same when asked again; one that goes on says something."""
     task = s.some[0]
-    for text in (s.domain.solution(task), ""):
-        reply = s.domain.reply(trace_of(s.domain, task, text))
-        if not all(0 <= int(token) < s.tokenizer.vocab for token in reply):
-            yield f"reply gives {list(reply)!r:.60}: ids of the tokenizer, 0..{s.tokenizer.vocab - 1}"
+    traces = [trace_of(s.domain, task, text) for text in ("", "Hello.", "\\boxed{7}")]
+    replies = s.domain.replies(traces)
+    if len(replies) != len(traces):
+        yield f"replies gives {len(replies)} entries for {len(traces)} traces: one each, Reply() where it is silent"
+        return
+    for one in replies:
+        if not isinstance(one, Reply) or not isinstance(one.text, str) or one.stop not in ("", *STOPS):
+            yield f"replies gives {one!r:.60}: Reply(text, tags, '' or one of {', '.join(STOPS)})"
+    if s.domain.replies(traces) != replies:
+        yield "replies gives others when asked again: draw from the task and the number of the turn alone"
+    if any(one.text and not one.stop for one in replies) and s.domain.separator:
+        yield f"its partner replies, and steps end in {s.domain.separator!r}: write separator = '', a step is a turn"
 
 
 def check_many(s: Subject) -> Iterator[str]:
     """verify_many(traces) is verify of each of them."""
-    traces = [trace_of(s.domain, task, s.domain.solution(task)) for task in s.some]
+    traces = [solved(s, task) for task in s.some]
     traces += [trace_of(s.domain, s.some[0], text, stop) for text in WRONG[:4] for stop in ("stop", "length")]
     # Of no traces, too: a run may have none to judge.
     for given in (traces, []):
@@ -304,9 +336,13 @@ def check_oracle(s: Subject) -> Iterator[str]:
     """first_error(trace) is None without an oracle; with one it finds none in a solution, and corrects others."""
     # Each with the next one, the last with the first: a solution of another problem is an attempt with errors.
     for task, other in pairwise([*s.some, s.some[0]]):
-        own, foreign = (trace_of(s.domain, task, s.domain.solution(one)) for one in (task, other))
+        own = solved(s, task)
+        if s.domain.separator:
+            foreign = trace_of(s.domain, task, s.domain.solution(other))
+        else:
+            foreign = rollout.play(s.domain, task, lambda trace: "Hello.")
         if (found := s.domain.first_error(own)) is not None:
-            yield f"first_error of solution({task.id!r}) is {found}: None, as no step of it is wrong"
+            yield f"first_error of the solution of {task.id!r} is {found}: None, as no step of it is wrong"
         step = s.domain.first_error(foreign)
         if step is None:
             continue

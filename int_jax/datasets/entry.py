@@ -30,7 +30,7 @@ def attempt(domain: Domain, task: Task, text: str, sample: int = 0) -> Trace:
     # The model's own stop tokens, too, as their texts.
     text = response_text(text, (*END_OF_TURN, *(tokens.decode([one]) for one in tokens.stop_ids)))
     opened = rollout.open_trace(domain, task)
-    trace = rollout.append_partner_turn(opened, [*tokens.encode(text), *tokens.stop_ids[:1]])
+    trace = rollout.append(opened, [*tokens.encode(text), *tokens.stop_ids[:1]])
     ends = domain.steps(trace.tokens, trace.prompt_len)
     trace = trace.replace(step_ends=ends, stop="stop", key=(0, sample))
     return trace.replace(verdict=domain.verify(trace))

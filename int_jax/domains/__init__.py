@@ -8,7 +8,7 @@ says what is missing or wrong.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -17,7 +17,7 @@ import jinja2
 from int_jax import modules
 from int_jax.knobs import Knob, check, defaults
 from int_jax.tokenizer import Tokenizer
-from int_jax.types import Task, Trace, Verdict, normalised
+from int_jax.types import Reply, Task, Trace, Verdict, normalised
 from int_jax.verify import Disagreement, gives_answer, last_boxed
 
 MAX_MISSES = 10_000  # draws in a row without a new problem before `tasks` gives up
@@ -29,9 +29,12 @@ class Domain(Protocol):
 
     Attributes:
       name: of tasks and errors. KNOBS: what may be set of it, a table of `knobs.Knob`, as config.domain.knobs.
-      separator: the text that ends a step. splits: those of which it has problems of its own; () where all come from
-        files. A run asks for hard_train and hard_test (hard_validation while knobs are chosen).
-      proposal_roles: the roles that a self-verifying proposer plays in turn, the last of which sees the attempt:
+      separator: the text that ends a step; "" where steps are turns of a conversation, which a partner replies to.
+        turn_tokens: the most tokens of one turn, None for what the conversation may still have. slow_partner: whether
+        its replies take so long that others are drawn meanwhile.
+      splits: those of which it has problems of its own; () where all come from files. A run asks for hard_train and
+        hard_test (hard_validation while knobs are chosen).
+    proposal_roles: the roles that a self-verifying proposer plays in turn, the last of which sees the attempt:
         ("checker",) or ("teacher", "checker"). roles: those of privileged.ROLES that its `view` knows, too.
       REWARDS: names of parts of the reward that it has beside those of every domain.
       oracle: whether it knows an attempt's first error and its correction. graders: where it has two, their names, the
@@ -42,6 +45,8 @@ class Domain(Protocol):
     KNOBS: ClassVar[dict[str, Knob]]
     REWARDS: ClassVar[tuple[str, ...]]
     separator: str
+    turn_tokens: int | None
+    slow_partner: bool
     splits: tuple[str, ...]
     proposal_roles: tuple[str, ...]
     roles: tuple[str, ...]
@@ -85,6 +90,10 @@ class Domain(Protocol):
     def solution(self, task: Task) -> str:
         """A response that solves the task as the policy would write it."""
 
+    def next_turn(self, trace: Trace) -> str:
+        """What is best said next in an open trace: the `solution`, or one turn of a conversation. Raises ValueError
+        where that is not known."""
+
     def answer(self, trace: Trace) -> str | None:
         """The answer that a response gives, None if it gives none: what a majority vote counts."""
 
@@ -103,8 +112,9 @@ class Domain(Protocol):
     def leaks(self, task: Task, text: str) -> bool:
         """Whether a step gives the final answer away."""
 
-    def reply(self, trace: Trace) -> Sequence[int]:
-        """A partner's turn as token ids, [] if the partner is silent."""
+    def replies(self, traces: list[Trace]) -> list[Reply]:
+        """What the partner says to the last turn of each trace; a function of the task and the turns before alone, so
+        that a conversation that is cut and said again goes on as it did."""
 
     def first_error(self, trace: Trace) -> int | None:
         """The index of the first wrong step; None where none is wrong, or where it is not known (`oracle`)."""
@@ -117,6 +127,7 @@ KIND = modules.Kind(
     "domain",
     __name__,
     ("build", *(f"build.{name}" for name in modules.members(Domain) if name != "tokenizer")),
+    apart=("dialogue",),
 )
 names = KIND.names
 
@@ -144,6 +155,8 @@ class TextDomain:
     KNOBS: ClassVar[dict[str, Knob]] = {}
     REWARDS: ClassVar[tuple[str, ...]] = ()
     separator = "\n\n"
+    turn_tokens: int | None = None
+    slow_partner = False
     splits: tuple[str, ...] = ()
     proposal_roles: tuple[str, ...] = ("teacher", "checker")
     roles: tuple[str, ...] = ()
@@ -224,6 +237,9 @@ class TextDomain:
         """The reference's own words."""
         return self.reference_response(task)
 
+    def next_turn(self, trace: Trace) -> str:
+        return self.solution(trace.task)
+
     def answer(self, trace: Trace) -> str | None:
         """The content of the response's last box."""
         return last_boxed(self.tokenizer.text(trace.response))
@@ -259,8 +275,8 @@ class TextDomain:
         words = " ".join(text.split()).casefold()
         return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", words) is not None
 
-    def reply(self, trace: Trace) -> list[int]:
-        return []
+    def replies(self, traces: list[Trace]) -> list[Reply]:
+        return [Reply()] * len(traces)
 
     def reward(self, trace: Trace, part: str) -> float:
         raise ValueError(f"the domain {self.name} has no part {part!r} of a reward: it has {self.REWARDS}")

@@ -106,7 +106,7 @@ def propose(
             f"likelihood_ratio scores the attempt's own ids: the proposer's tokenizer, {tokenizer.path}, must be the "
             f"policy's, {domain.tokenizer.path}; choose a model that shares it, or the proposer self_verify"
         )
-    sampling = dataclasses.replace(sampling, seed=key, stop=(domain.separator,))
+    sampling = dataclasses.replace(sampling, seed=key, stop=(domain.separator,) if domain.separator else ())
     steps = [location(fall) for fall in all_falls(engine, params, domain, traces)]
     prompts, begins = [], []
     for trace, step in zip(traces, steps, strict=True):

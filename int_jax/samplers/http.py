@@ -181,7 +181,7 @@ class HTTPSampler(BySession):
         """Draw one response, in as many requests as it takes: one for each token of the text to begin with, then one
         for the rest."""
         ids, logp, start = list(request.prompt), [0.0] * len(request.prompt), len(request.prompt)
-        limit, rest = min(start + sampling.max_new_tokens, self.max_len), request.begin
+        limit, rest = min(start + request.limit(sampling), self.max_len), request.begin
         while len(ids) < limit:
             before, begins = len(ids), bool(rest)
             seed = seed_of(sampling.seed, request.task, request.sample, before)

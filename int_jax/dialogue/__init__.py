@@ -1,0 +1,1 @@
+"""Conversations with a partner: scripts of partners, what is best in them, and who words what they say."""

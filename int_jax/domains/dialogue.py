@@ -1,0 +1,169 @@
+"""What domains of conversations have in common: a script a task, turns as steps, and exact errors with respect to it.
+
+A domain derives from `Dialogue`, and says with `script(task)` who the partner is and with `view` who sees what. A step
+is an own turn with the reply to it. The state of the conversation is nowhere kept: it follows from the own turns, so a
+trace that was cut, spliced or read from a file goes on as if it had never stopped.
+"""
+
+import abc
+import functools
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from int_jax.dialogue.oracle import TOLERANCE, Oracle
+from int_jax.dialogue.partner import Asked, Partner, Scripted
+from int_jax.dialogue.script import Moment, Script, State, luck_of, replay
+from int_jax.domains import TextDomain
+from int_jax.knobs import Knob
+from int_jax.tokenizer import Tokenizer
+from int_jax.types import Reply, Task, Trace, Verdict
+
+
+class Dialogue(TextDomain, abc.ABC):
+    """A domain of conversations, but for its `name`, `tasks`, `view` and `script`.
+
+    Attributes:
+      partner: who replies, the script in its own words as it stands. own, other: what the two sides are called where a
+        conversation is written down. passing: the score with which a conversation passes.
+    """
+
+    separator = ""
+    oracle = True
+    own, other = "you", "partner"
+    passing: float = 0.8
+    REWARDS: ClassVar[tuple[str, ...]] = ("passed", "no_regret")
+    KNOBS: ClassVar[dict[str, Knob]] = {
+        "turns": Knob(8, "own turns of a conversation at most", at_least=1),
+        "turn_tokens": Knob(64, "tokens of an own turn at most", at_least=1),
+    }
+
+    def __init__(self, tokenizer: Tokenizer, **knobs: Any):
+        super().__init__(tokenizer, **knobs)
+        self.turn_tokens = self.knobs["turn_tokens"]
+        self.partner: Partner = Scripted()
+        self.oracle_of = functools.lru_cache(4096)(Oracle)
+
+    @property
+    def slow_partner(self) -> bool:  # type: ignore[override]
+        return self.partner.slow
+
+    # What a domain says ---------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def script(self, task: Task) -> Script:
+        """The partner of a task, and what a conversation with it is worth: hashable, equal for equal partners."""
+
+    def reply_view(self, task: Task, turns: Sequence[str], reply: Reply) -> list[dict[str, str]]:
+        """The chat with which a language model is asked to say `reply` in its own words; see `partner.Asked`."""
+        raise ValueError(f"{self.name} has no prompt for a language model as the partner")
+
+    # The conversation so far ----------------------------------------------------------------------------------------
+
+    def own_turns(self, trace: Trace) -> list[str]:
+        """The texts of the own turns."""
+        starts = trace.step_starts()
+        heard = {turn.end: turn.start for turn in trace.partner}
+        # A step without a reply is the own turn alone.
+        ends = [heard.get(end, end) for end in trace.step_ends]
+        return [self.tokenizer.text(trace.tokens[a:b]).strip() for a, b in zip(starts, ends, strict=True)]
+
+    def turns(self, trace: Trace) -> list[str]:
+        """All turns, own and partner's in turn."""
+        replies = [turn.text for turn in trace.partner]
+        own = self.own_turns(trace)
+        return [text for pair in zip(own, replies, strict=False) for text in pair] + own[len(replies) :]
+
+    def step_texts(self, trace: Trace) -> list[str]:
+        """Of each step the own turn, and the reply in a line below it."""
+        replies = [turn.text for turn in trace.partner]
+        return [
+            f"{text}\n{self.other}: {replies[i]}" if i < len(replies) else text
+            for i, text in enumerate(self.own_turns(trace))
+        ]
+
+    def steps(self, tokens: Any, start: int = 0) -> tuple[int, ...]:
+        """One turn: whoever holds a conversation knows where others end (`Trace.step_ends`)."""
+        return (len(tokens),) if len(tokens) > start else ()
+
+    # The script -----------------------------------------------------------------------------------------------------
+
+    def moments(self, trace: Trace) -> list[Moment]:
+        """What each own turn did."""
+        return replay(self.script(trace.task), trace.task.id, self.own_turns(trace))
+
+    def replies(self, traces: list[Trace]) -> list[Reply]:
+        """The partner's; a turn that was cut off, or ended in another token than the template's, gets none."""
+        said = [Reply()] * len(traces)
+        asked, places = [], []
+        for i, trace in enumerate(traces):
+            script, own = self.script(trace.task), self.own_turns(trace)
+            moments = replay(script, trace.task.id, own[:-1])
+            state = moments[-1].after if moments else script.start()
+            if int(trace.tokens[-1]) != self.tokenizer.end_of_turn or script.over(state):
+                continue
+            key = trace.task.id, len(own) - 1
+            view = functools.partial(self.reply_view, trace.task, self.turns(trace))
+            asked.append(Asked(script, state, tuple(self.turns(trace)), key, view))
+            places.append(i)
+        for i, (reply, _) in zip(places, self.partner(asked), strict=True):
+            said[i] = reply
+        return said
+
+    def verify(self, trace: Trace) -> Verdict:
+        """The score, graded; it passes with `passing`. A conversation that did not come to its end is "truncated"."""
+        moments, script = self.moments(trace), self.script(trace.task)
+        if not moments or not script.over(moments[-1].after):
+            return Verdict(False, 0.0, "truncated" if trace.stop == "length" else "no_answer")
+        score = script.score(moments[-1].after)
+        passed = score >= self.passing - 1e-9
+        return Verdict(passed, score, "correct" if passed else "wrong")
+
+    def reward(self, trace: Trace, part: str) -> float:
+        """passed: 1 where the conversation passes, else 0. no_regret: the share of the turns that lost nothing."""
+        if part == "passed":
+            return float(self.verify(trace).passed)
+        if part == "no_regret":
+            lost = self.regrets(trace)
+            return sum(regret <= TOLERANCE for regret in lost) / max(len(lost), 1)
+        return super().reward(trace, part)
+
+    def regrets(self, trace: Trace) -> list[float]:
+        """What each own turn lost of the score, in expectation."""
+        return self.oracle_of(self.script(trace.task)).regrets(self.moments(trace))
+
+    def first_error(self, trace: Trace) -> int | None:
+        return self.oracle_of(self.script(trace.task)).first_error(self.moments(trace))
+
+    def correction(self, trace: Trace, step: int) -> str:
+        """A best act in the state before that turn, in the script's words."""
+        moments = self.moments(trace)
+        if not 0 <= step < len(moments):
+            raise ValueError(
+                f"task {trace.task.id}: turn {step} of a conversation of {len(moments)} (0-based)"
+            )
+        return self._best_words(trace.task, moments[step].before, step)
+
+    def next_turn(self, trace: Trace) -> str:
+        """A best act, in the script's words."""
+        moments = self.moments(trace)
+        state = moments[-1].after if moments else self.script(trace.task).start()
+        return self._best_words(trace.task, state, len(moments))
+
+    def _best_words(self, task: Task, state: State, turn: int) -> str:
+        script = self.script(task)
+        return script.words(state, self.oracle_of(script).best(state), luck_of(task.id, turn, "rewrite"))
+
+    def solution(self, task: Task) -> str:
+        """There is none that could be said at once. Raises ValueError, naming what there is."""
+        raise ValueError(f"{self.name}: a conversation is solved turn by turn; ask next_turn(trace)")
+
+    def reference_response(self, task: Task) -> str:
+        """See `solution`."""
+        return self.solution(task)
+
+    def answer(self, trace: Trace) -> str | None:
+        """The last own turn, where the conversation came to its end."""
+        moments = self.moments(trace)
+        if not moments or not self.script(trace.task).over(moments[-1].after):
+            return None
+        return self.own_turns(trace)[len(moments) - 1]
