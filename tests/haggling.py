@@ -40,6 +40,9 @@ class Seller:
             return ((1.0, after._replace(price=state.price - (3 if state.charmed else 1), charmed=False)),)
         return ((1.0, after._replace(closed=act == "deal")),)
 
+    def essence(self, state):
+        return state
+
     def over(self, state):
         if state.closed:
             return "partner"

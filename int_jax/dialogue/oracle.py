@@ -18,16 +18,18 @@ class Oracle:
 
     def __init__(self, script: Script):
         self.script = script
-        self.value = functools.cache(self._value)
-        self.worth = functools.cache(self._worth)
+        self._value = functools.cache(self._worked_out)
 
-    def _value(self, state: State) -> float:
+    def value(self, state: State) -> float:
         """V: the expected score under the best acts."""
+        return self._value(self.script.essence(state))
+
+    def _worked_out(self, state: State) -> float:
         if self.script.over(state):
             return self.script.score(state)
         return max(self.worth(state, act) for act in self.script.acts(state))
 
-    def _worth(self, state: State, act: Act) -> float:
+    def worth(self, state: State, act: Act) -> float:
         """Q: the expected score after an act, under the best ones from then on."""
         return sum(p * self.value(after) for p, after in self.script.outcomes(state, act))
 

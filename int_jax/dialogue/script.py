@@ -36,6 +36,10 @@ class Script(Protocol):
     def outcomes(self, state: State, act: Act) -> Sequence[tuple[float, State]]:
         """The states that an act may lead to, with their probabilities, which sum to 1."""
 
+    def essence(self, state: State) -> State:
+        """A state of the same value, acts and chances, without what these do not depend on (such as when something was
+        heard): states of one essence are worked out once."""
+
     def over(self, state: State) -> str:
         """Why the conversation has ended in a state, one of types.STOPS; "" where it goes on."""
 
