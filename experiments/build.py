@@ -143,6 +143,7 @@ def lab(
             "at_once": c.guided.at_once,
             "keep": c.guided.keep,
         },
+        "gain": {"samples": c.gain.samples, "sampling": drawn(c.guided.sampling)},
         "sft": {
             **trained(c.sft),
             "epochs": c.sft.epochs,
@@ -170,7 +171,7 @@ def lab(
         knobs,
         seed,
         unsolved="train" in c.problems.hard,
-        successes=1 if c.sft.filtered else 0,
+        filter=c.sft.filter,
         proposer_lm=proposer_lm,
         store=store,
         tell=lambda said: show(f"\n{said}\n"),

@@ -170,6 +170,30 @@ def effect(lab: Lab, found: Interventions, problems: int, samples: int, sampling
     }
 
 
+def intervention_gains(
+    lab: Lab, found: Interventions, ours: str, others: Mapping[str, proposers.Proposer], attempts: int
+) -> dict:
+    """What the interventions of each proposer are worth on the first wrong attempts, in score: of paired continuations,
+    with the intervention and with the attempt's own step, the mean difference. `ours` is the run's own."""
+    some = found.wrong[:attempts]
+    every = {ours: found.proposals[: len(some)]}
+    for name, propose in others.items() if some else ():
+        every[name] = lab.proposals(some, Stage("compare", modules.file_stem(name)), propose)
+    table = {}
+    for name, proposals in every.items():
+        guided = lab.splice(some, proposals)
+        rows = lab.gains(guided, some, Stage("gain", f"of_{modules.file_stem(name)}")) if guided else []
+        gains = [row.gain for row in rows]
+        table[name] = {
+            "traces": len(rows),
+            "mended": mean_of([np.array(row.mended) for row in rows]),
+            "left": mean_of([np.array(row.left) for row in rows]),
+            "mean": float(np.mean(gains)) if gains else None,
+            "ci95": list(estimates.bootstrap_ci(gains)) if gains else [None, None],
+        }
+    return table if some else {}
+
+
 def compare(
     lab: Lab, found: Interventions, ours: str, others: Mapping[str, proposers.Proposer], attempts: int
 ) -> dict:

@@ -84,6 +84,7 @@ def policy_rows(
                 sum(trace.judged.passed for trace in group),
                 votes(lab.domain, group),
                 differing(lab.domain, group) if lab.domain.graders else (),
+                tuple(float(trace.judged.score) for trace in group) if lab.domain.graded else (),
             )
             for (which, task), group in zip(part, groups, strict=True)
         ]
@@ -185,6 +186,8 @@ def evaluate(
             out[key][name] = estimates.summarize(found[which], ks) | {
                 f"maj@{samples}": estimates.maj_at_n([row.votes for row in of_set[which]], drawn)
             }
+            if lab.domain.graded:
+                out[key][name]["score"] = mean_score(of_set[which], drawn)
     for key, which in keys.items():
         unknown = {"mean": None, "ci95": [None, None], "problems": len(sets[which]), "samples": 0}
         out[key] |= {name: dict.fromkeys(out[key]["base"], unknown) for name in diverged}
@@ -203,6 +206,17 @@ def evaluate(
             "examples": differ[:50],
         }
     return out
+
+
+def mean_score(rows: list[EvalRow], drawn: int) -> dict:
+    """The mean score of a sample; its interval is over problems, as those of pass@k."""
+    means = [float(np.mean(row.scores)) for row in rows if row.scores]
+    return {
+        "mean": float(np.mean(means)) if means else None,
+        "ci95": list(estimates.bootstrap_ci(means)) if means else [None, None],
+        "problems": len(rows),
+        "samples": drawn,
+    }
 
 
 def gain(ours: list | None, theirs: list | None, ks: tuple) -> dict:

@@ -56,7 +56,10 @@ def examples(config: dict, domain: Domain, rows: list[GuidedRow]) -> list[Exampl
     c = config["sft"]
     end = domain.tokenizer.end_of_turn if c["end_of_turn"] else None
     weigh = functools.partial(intervention_weights, prefix=c["prefix"], intervention=c["intervention"])
-    made = [exports.example(domain, trace, weigh, end) for trace in kept(rows, 1 if c["filtered"] else 0)]
+    made = [
+        exports.example(domain, trace, weigh, end)
+        for trace in kept(rows, 1 if c["filter"] == "solves" else 0)
+    ]
     return [one for one in made if len(one.tokens) <= config["train"]["row_length"]]
 
 

@@ -26,6 +26,9 @@ def check(config: ConfigDict) -> None:
         raise ValueError("\n".join(found))
 
 
+EXACT = ("oracle", "random_step", "last_step")  # proposers that ask the domain for the right step
+
+
 def clashes(c: ConfigDict) -> Iterator[str]:
     """Knobs that are good alone and not together: what is wrong with them, and what to set."""
     p, domain = c.problems, domains.find(c.domain.name)
@@ -80,10 +83,15 @@ def clashes(c: ConfigDict) -> Iterator[str]:
         return
     if not (c.sft.prefix or c.sft.intervention):
         yield "sft.prefix = config.sft.intervention = 0: no token is trained; set one of them above 0"
+    if c.sft.end_of_turn and not domain.separator:
+        yield (
+            f"sft.end_of_turn: an intervention of the domain {c.domain.name} is a turn, whose end is trained anyhow; "
+            "set it to False"
+        )
     if not domain.oracle:
         known = f"the domain {c.domain.name} does not know where an attempt's first error is"
-        if c.proposals.proposer == "oracle":
-            yield f"proposals.proposer = 'oracle': {known}; set proposals.proposer to self_verify"
+        if c.proposals.proposer in EXACT:
+            yield f"proposals.proposer = {c.proposals.proposer!r}: {known}; set proposals.proposer to self_verify"
         if c.proposals.compare:
             yield f"proposals.compare = {c.proposals.compare}: {known}, so nothing can be compared; set it to ()"
 

@@ -62,6 +62,7 @@ class WorkdirStore:
             "compare": c.proposals.shard,
             "guided": c.guided.shard,
             "rewrites": c.guided.shard,
+            "gain": c.guided.shard,
             "eval": c.eval.shard,
         }
 

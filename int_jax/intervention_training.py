@@ -17,7 +17,7 @@ from int_jax.domains import Domain
 from int_jax.engine import Engine
 from int_jax.policy_gradient import PolicyGradient
 from int_jax.rollout import Stream
-from int_jax.rows import AttemptRow, GuidedRow, parted
+from int_jax.rows import AttemptRow, GainRow, GuidedRow, id_of, parted
 from int_jax.sampler import Sampler, Sampling, ScoringSampler, independent, silent
 from int_jax.types import Intervention, State, Task, Trace
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from int_jax.lab import Lab
 
 FROM_PROBLEM, FROM_INTERVENTION = Stream("attempts"), Stream("guided", by_attempt=True)
+PAIRED = Stream("gain", by_attempt=True)
 SHOWN = 4  # continuations of a guided attempt whose text is kept for the report
 
 
@@ -40,7 +41,7 @@ def intervention_training(lab: "Lab"):
     wrong = failures(attempts, lab.unsolved)
     proposals = lab.proposals(wrong)
     guided = lab.guided(lab.splice(wrong, proposals))
-    start = lab.fine_tune("int", kept(guided, lab.successes))
+    start = lab.fine_tune("int", lab.kept(guided, wrong))
     return lab.reinforce("int_rl", start, lab.pool())
 
 
@@ -144,9 +145,56 @@ def tried(domain: Domain, row: GuidedRow, group: list[Trace], at_once: int, keep
         right=(*row.right, *right)[: int(keep)],
         shown=row.shown
         or tuple(
-            (domain.tokenizer.text(t.tokens[prompt:]), t.judged.passed) for t in group[: min(SHOWN, at_once)]
+            (rollout.text_from(domain, t, prompt), t.judged.passed) for t in group[: min(SHOWN, at_once)]
         ),
     )
+
+
+def own_steps(guided: list[Trace], wrong: list[Trace], domain: Domain) -> list[Trace]:
+    """For each guided attempt the wrong one that it was made of, cut behind the step that the intervention replaces."""
+    found = {id_of(trace): trace for trace in wrong}
+    out = []
+    for trace in guided:
+        attempt = found[id_of(trace)]
+        end = attempt.step_ends[len(trace.step_ends) - 1]
+        out.append(rollout.reopen(attempt, end, domain.tokenizer, domain.separator))
+    return out
+
+
+def gains(
+    engine: Sampler,
+    params: Any,
+    domain: Domain,
+    guided: list[Trace],
+    left: list[Trace],
+    samples: int,
+    sampling: Sampling,
+    progress=silent,
+    stream: Stream = PAIRED,
+) -> list[GainRow]:
+    """What each intervention is worth: `samples` continuations of the guided attempt, and as many of the attempt with
+    its own step (`left`, see `own_steps`), both from the same random streams."""
+    pairs = [trace for pair in zip(guided, left, strict=True) for trace in pair]
+    groups = rollout.continue_traces(
+        engine, params, domain, pairs, samples, sampling, stream, progress=progress
+    )
+
+    def scores(group: list[Trace]) -> tuple[float, ...]:
+        return tuple(float(trace.judged.score) for trace in group)
+
+    def text(start: Trace, group: list[Trace]) -> str:
+        return rollout.text_from(domain, group[0], len(start.tokens))
+
+    return [
+        GainRow(
+            trace.task.id,
+            trace.key,
+            scores(mended),
+            scores(other),
+            (text(trace, mended), text(cut, other)),
+        )
+        for trace, cut, mended, other in zip(guided, left, groups[::2], groups[1::2], strict=True)
+    ]
 
 
 def kept(rows: list[GuidedRow], successes: int = 1) -> list[Trace]:

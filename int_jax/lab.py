@@ -22,10 +22,25 @@ from int_jax.domains import Domain
 from int_jax.engine import Engine
 from int_jax.lm import LM
 from int_jax.rollout import Stream, splice
-from int_jax.rows import ATTEMPTS, GUIDED, PROPOSALS, ROWS, AttemptRow, GuidedRow, ProposalRow, Stage, id_of
+from int_jax.rows import (
+    ATTEMPTS,
+    GAIN,
+    GUIDED,
+    PROPOSALS,
+    ROWS,
+    AttemptRow,
+    GainRow,
+    GuidedRow,
+    ProposalRow,
+    Stage,
+    id_of,
+)
 from int_jax.sampler import ScoringSampler, independent, silent
 from int_jax.types import State, Task, Trace
 
+# Which guided attempts are kept: those with a right continuation; those whose continuations score more than those of
+# the attempt's own step (`gains`); all.
+FILTERS = ("solves", "gain", "none")
 ROUND_SEED = 1_000_003  # between the seeds with which a proposer is asked again about an attempt
 
 
@@ -196,8 +211,8 @@ class Lab:
       tasks: the problems to train on. unsolved: whether those count alone that no attempt solves.
       knobs: keyword arguments of the method's functions by stage: "attempts" (and keep, keep_right: wrong and right
         attempts kept of each problem), "proposals" (and propose: the proposer), "guided", "sft" and "rl" (and
-        learning_rate, weight_decay, clip_norm; sft: warmup; rl: updates, tasks: "hard" or "kept"). successes: right
-        continuations that a guided attempt needs to be kept.
+        learning_rate, weight_decay, clip_norm; sft: warmup; rl: updates, tasks: "hard" or "kept"), "gain".
+      filter: which guided attempts are trained on: one of FILTERS.
       proposer_lm: the proposer's model, None for the policy itself. seed: of all random numbers.
       store: where results are kept. tell: shows a note to the user.
       policies: parameters by name, "base" first, in the order in which they were made.
@@ -212,7 +227,7 @@ class Lab:
     knobs: Mapping[str, Mapping[str, Any]]
     seed: int = 0
     unsolved: bool = True
-    successes: int = 1
+    filter: str = "solves"
     proposer_lm: LM | None = None
     store: Store = dataclasses.field(default_factory=Memory)
     tell: Callable[[str], object] = print
@@ -380,6 +395,33 @@ class Lab:
         rows = self.stage(stage, traces, work, knobs["tries"])
         return [row for row in rows if fits(row.trace)]
 
+    def gains(self, guided: list[Trace], wrong: list[Trace], stage: Stage = GAIN) -> list[GainRow]:
+        """What the intervention of each guided attempt is worth; without a row where one of the two that are compared
+        has no room to go on. wrong: the attempts that they were made of, at least."""
+        left = method.own_steps(guided, wrong, self.domain)
+        both = {
+            id_of(a): (a, b)
+            for a, b in zip(guided, left, strict=True)
+            if self.can_go_on(a) and self.can_go_on(b)
+        }
+        knobs = self.knobs["gain"]
+
+        def work(sampler, part, progress):
+            pairs = [both[id_of(trace)] for trace in part]
+            mended, cut = [a for a, _ in pairs], [b for _, b in pairs]
+            return method.gains(sampler, self.decoding, self.domain, mended, cut, **knobs, progress=progress)
+
+        return self.stage(stage, [a for a, _ in both.values()], work, 2 * knobs["samples"])
+
+    def kept(self, guided: list[GuidedRow], wrong: list[Trace], stage: Stage = GAIN) -> list[Trace]:
+        """The guided attempts to train on, by `filter`. wrong: the attempts that they were made of, at least."""
+        if self.filter == "gain":
+            worth = {
+                row.id for row in self.gains([row.trace for row in guided], wrong, stage) if row.gain > 0
+            }
+            return [row.trace for row in guided if row.id in worth]
+        return method.kept(guided, 1 if self.filter == "solves" else 0)
+
     def hard(self) -> list[Task]:
         """The problems that no attempt solved; all of them where `unsolved` asks for none."""
         if not self.unsolved:
@@ -393,7 +435,7 @@ class Lab:
             return hard
         guided = [row for row in self.rows[GUIDED] if self.fits(row.trace)]
         # A problem without a right continuation is none of these, though SFT may take what was not filtered.
-        ids = {trace.task.id for trace in method.kept(guided, max(1, self.successes))}
+        ids = {trace.task.id for trace in method.kept(guided)}
         kept = [task for task in hard if task.id in ids]
         if hard and not kept:
             self.note(

@@ -316,6 +316,19 @@ def play(domain: Domain, task: Task, speak: Callable[[Trace], str]) -> Trace:
     return trace.replace(verdict=domain.verify(trace))
 
 
+def text_from(domain: Domain, trace: Trace, start: int) -> str:
+    """What stands in a trace from a token offset on, to be read; of a conversation a line a turn, "> " the partner's."""
+    if domain.separator:
+        return domain.tokenizer.text(trace.tokens[start:])
+    lines = []
+    for turn in trace.partner:
+        if turn.end > start:
+            lines += [domain.tokenizer.text(trace.tokens[start : turn.start]).strip(), f"> {turn.text}"]
+            start = turn.end
+    lines.append(domain.tokenizer.text(trace.tokens[start:]).strip())
+    return "\n".join(line for line in lines if line)
+
+
 def cut_at(trace: Trace, step: int) -> int:
     """The token offset where a step starts; IndexError, naming both, where the trace has no such step."""
     if not 0 <= step < len(trace.step_ends):

@@ -34,7 +34,7 @@ class Stage(NamedTuple):
         )
 
 
-ATTEMPTS, PROPOSALS, GUIDED = map(Stage, ("attempts", "proposals", "guided"))  # those of InT
+ATTEMPTS, PROPOSALS, GUIDED, GAIN = map(Stage, ("attempts", "proposals", "guided", "gain"))  # those of InT
 
 
 def id_of(item: Task | Trace) -> tuple:
@@ -146,6 +146,30 @@ class GuidedRow(Row):
 
 
 @dataclasses.dataclass(frozen=True)
+class GainRow(Row):
+    """Scores of paired continuations of an attempt: the k-th with an intervention (`mended`) and the k-th with its own
+    step in that place (`left`) draw from the same random stream and meet the same partner.
+
+    task, attempt: the id of its problem, and its key. shown: the text of the first of each.
+    """
+
+    task: str
+    attempt: tuple[int, int]
+    mended: tuple[float, ...]
+    left: tuple[float, ...]
+    shown: tuple[str, str] = ("", "")
+
+    @property
+    def id(self) -> tuple:
+        return self.task, *self.attempt
+
+    @property
+    def gain(self) -> float:
+        """The mean difference; 0 where nothing was drawn."""
+        return float(np.mean(self.mended) - np.mean(self.left)) if self.mended else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class EffectRow(Row):
     """Continuations from one of the four conditions of Table 1, at one problem."""
 
@@ -159,6 +183,7 @@ class EvalRow(Row):
     """How a policy fared at one problem of a set.
 
     votes: (answer, count, right) of its answers. differ: the answers on which the domain's graders differ.
+    scores: of each sample, where the domain grades.
     """
 
     set: str
@@ -167,6 +192,7 @@ class EvalRow(Row):
     correct: int
     votes: tuple[Vote, ...] = ()
     differ: tuple[dict[str, str], ...] = ()
+    scores: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +224,7 @@ ROWS: dict[str, type[Row]] = {
     "compare": ProposalRow,
     "guided": GuidedRow,
     "rewrites": GuidedRow,
+    "gain": GainRow,
     "effect": EffectRow,
     "eval": EvalRow,
     "drift": DriftRow,

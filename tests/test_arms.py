@@ -119,15 +119,15 @@ def test_updates_that_are_no_whole_batches_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("successes", "pool"), [(0, ["one", "two"]), (1, ["one", "two"]), (2, ["two"]), (3, None)]
+    ("counts", "pool"), [((0, 1, 2), ["one", "two"]), ((0, 0, 1), ["two"]), ((0, 0, 0), None)]
 )
-def test_the_pool_of_kept_problems_has_those_that_the_filter_kept(successes, pool):
+def test_the_pool_of_kept_problems_has_those_that_the_filter_kept(counts, pool):
     """Without the filter, those with a right continuation; where there is none, all, and it is said."""
     lab, tasks = lab_of(rl={"tasks": "kept"}), [Task(name, "d", "p") for name in ("none", "one", "two")]
-    lab.unsolved, lab.tasks, lab.successes = False, tasks, successes
+    lab.unsolved, lab.tasks = False, tasks
     empty = np.zeros(0)
     lab.rows[Stage("guided")] = [
-        GuidedRow(Trace(task, empty, 0, empty, empty), 4, count) for count, task in enumerate(tasks)
+        GuidedRow(Trace(task, empty, 0, empty, empty), 4, n) for n, task in zip(counts, tasks, strict=True)
     ]
     assert [task.id for task in lab.pool()] == (pool or ["none", "one", "two"])
     assert bool(lab.notes) == (pool is None)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from int_jax import batching, check, rollout, types
+from int_jax import intervention_training as method
 from int_jax.check import byte_tokenizer
 from int_jax.check import domain as contract
 from int_jax.dialogue import partner
@@ -21,7 +22,7 @@ from int_jax.models import Config, build
 from int_jax.sampler import Sampling
 from int_jax.sharding import make_mesh
 from int_jax.tokenizer import Tokenizer
-from int_jax.types import Intervention
+from int_jax.types import Intervention, Verdict
 
 TURN = st.sampled_from(["I offer less.", "I praise your shop.", "A deal.", "Fine day.", "hm"])
 
@@ -187,7 +188,9 @@ def test_a_drawn_conversation_is_a_played_one(small, letters):
 def test_twenty_turns_are_prefilled_once(letters, small, monkeypatch):
     """What was said stands on the row's pages: a reply costs its own tokens, and nobody reads the past again."""
     used, params, _ = small
-    engine = Engine(used.model, used.mesh, slots=16, page=8, decode_steps=4)  # no page of it holds anything yet
+    engine = Engine(
+        used.model, used.mesh, slots=16, page=8, decode_steps=4
+    )  # no page of it holds anything yet
     domain = Patient(letters, turn_tokens=4)
     monkeypatch.setattr(domain, "script", lambda task: Seller(20))
     sessions, begin = [], engine.session
@@ -270,6 +273,47 @@ def test_what_a_partner_raises_reaches_the_caller(small, letters):
     domain.partner = Failing()
     with pytest.raises(ConnectionError, match="hung up"):
         drawn(engine, params, domain, opened(domain, 1))
+
+
+def test_gains_are_of_pairs_that_share_their_luck(small, letters):
+    """An intervention in the words of the attempt's own turn gains nothing, to the last digit; another gains what the
+    scores of its continuations say."""
+    engine, params, _ = small
+    domain = Patient(letters, turn_tokens=6)
+    domain.verify = lambda trace: Verdict(
+        False, int(trace.sampled.sum()) / 64, "wrong"
+    )  # of what was drawn: it varies
+    decoding = engine.decode_params(params)
+    wrong = [group[0] for group in drawn(engine, params, domain, opened(domain), 1)]
+    # As the policy may say it: bytes that are text of their own.
+    steps = [1, 2, 3]
+    for texts in (["I offer less."] * 3, ["A deal.", "I praise you.", "hm"]):
+        own = [
+            rollout.splice(trace, Intervention(step, text), letters, "")
+            for trace, step, text in zip(wrong, steps, texts, strict=True)
+        ]
+        attempts = [group[0] for group in drawn(engine, params, domain, own, 1)]
+        attempts = [a.replace(key=t.key) for a, t in zip(attempts, wrong, strict=True)]
+        again = [
+            rollout.splice(trace, Intervention(step, text), letters, "")
+            for trace, step, text in zip(attempts, steps, texts, strict=True)
+        ]
+        left = method.own_steps(again, attempts, domain)
+        for row in method.gains(engine, decoding, domain, again, left, 3, WHOLE):
+            assert row.mended == row.left and row.gain == 0 and len(row.mended) == 3
+        other = [rollout.splice(t, Intervention(1, "I offer less."), letters, "") for t in attempts]
+        left = method.own_steps(other, attempts, domain)
+        rows = method.gains(engine, decoding, domain, other, left, 3, WHOLE)
+        for row, trace, cut in zip(rows, other, left, strict=True):
+            # The same streams as of any continuation of that name.
+            [mended], [kept] = (
+                rollout.continue_traces(engine, decoding, domain, [one], 3, WHOLE, method.PAIRED)
+                for one in (trace, cut)
+            )
+            assert row.mended == tuple(one.judged.score for one in mended)
+            assert row.left == tuple(one.judged.score for one in kept)
+            assert row.gain == pytest.approx(np.mean(row.mended) - np.mean(row.left))
+            assert row.shown[0].startswith("> ") and row.id == (trace.task.id, *trace.key)
 
 
 # --- other partners ---

@@ -271,7 +271,7 @@ def test_a_run_s_folder_is_exported(run, tmp_path):
     ("knobs", "sft", "rl"),
     [
         ({"rl__pool": "hard"}, ["b", "b"], ["a", "b"]),
-        ({"sft__filtered": False}, ["a", "b", "c", "b"], ["b"]),
+        ({"sft__filter": "none"}, ["a", "b", "c", "b"], ["b"]),
         ({"rl__pool": "hard", "problems__hard": ()}, ["b", "b"], ["a", "b", "c"]),
     ],
     ids=str,

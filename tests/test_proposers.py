@@ -135,6 +135,22 @@ def right_block(domain, traces):
     return answers
 
 
+@pytest.mark.parametrize("name", ["random_step", "last_step"])
+def test_controls_write_the_oracles_step_elsewhere(domain, traces, name):
+    found, drops = propose(name, None, None, domain, traces)
+    again, _ = propose(name, None, None, domain, traces[::-1])
+    assert again[::-1] == found  # whatever else is asked
+    where = set()
+    for i, (trace, one) in enumerate(zip(traces, found, strict=True)):
+        [tried] = drops.tried[i]
+        where.add((tried["step"], len(trace.step_ends)))
+        assert tried["text"] == domain.correction(trace, tried["step"])
+        assert (one is None) == (drops.get(i) == "leaked")
+        if name == "last_step":
+            assert tried["step"] == len(trace.step_ends) - 1
+    assert name == "last_step" or len({step for step, _ in where}) > 2
+
+
 def test_a_perfect_checker_is_the_oracle(domain, traces):
     answers = right_block(domain, traces)
     engine = Scripted(

@@ -130,7 +130,7 @@ def test_a_run_with_a_domain_and_a_proposer_from_outside(lab):
     }
     flags |= {
         "train.row_length": 512,
-        "sft.filtered": False,
+        "sft.filter": "none",
         "sft.epochs": 1,
         "rl.updates": 1,
         "arms": "('int_rl','rl')",

@@ -12,6 +12,7 @@ from int_jax.intervention_training import failures
 from int_jax.lab import Lab
 from int_jax.modules import Kind
 from int_jax.rows import GuidedRow
+from int_jax.types import Trace
 
 STAGES = ("attempts", "proposals", "guided", "sft", "rl")
 
@@ -58,10 +59,10 @@ class Arm:
                 )
 
 
-def interventions(lab: Lab) -> list[GuidedRow]:
-    """InT's guided attempts and how they fared, for its variants."""
+def interventions(lab: Lab) -> tuple[list[GuidedRow], list[Trace]]:
+    """InT's guided attempts and how they fared, and the wrong ones that they were made of, for its variants."""
     wrong = failures(lab.attempts(lab.tasks), lab.unsolved)
-    return lab.guided(lab.splice(wrong, lab.proposals(wrong)))
+    return lab.guided(lab.splice(wrong, lab.proposals(wrong))), wrong
 
 
 BASE = Policy("base", headline=True)

@@ -1,12 +1,11 @@
 """InT with an end token: the end of the turn is trained behind the intervention, as if the answer ended there."""
 
 from experiments.arms import STAGES, Arm, Policy, interventions
-from int_jax.intervention_training import kept
 from int_jax.lab import Lab
 
 
 def train(lab: Lab):
-    traces = kept(interventions(lab), lab.successes)
+    traces = lab.kept(*interventions(lab))
     return lab.fine_tune("int_end_token", traces, end_of_turn=lab.domain.tokenizer.end_of_turn)
 
 

@@ -4,12 +4,11 @@ import functools
 
 from experiments.arms import STAGES, Arm, Policy, interventions
 from int_jax.batching import intervention_weights
-from int_jax.intervention_training import kept
 from int_jax.lab import Lab
 
 
 def train(lab: Lab):
-    traces = kept(interventions(lab), lab.successes)
+    traces = lab.kept(*interventions(lab))
     return lab.fine_tune("int_no_prefix", traces, weigh=functools.partial(intervention_weights, prefix=0.0))
 
 

@@ -8,7 +8,7 @@ from int_jax.lab import Lab
 
 
 def train(lab: Lab):
-    traces = [row.right[0] for row in interventions(lab) if row.right]
+    traces = [row.right[0] for row in interventions(lab)[0] if row.right]
     weigh = functools.partial(intervention_weights, suffix=1.0)
     return lab.fine_tune("int_suffix", traces, weigh=weigh, end_of_turn=None)
 

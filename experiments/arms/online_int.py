@@ -6,7 +6,7 @@ The proposer stays the base model. Each part starts with new moments of the opti
 """
 
 from experiments.arms import STAGES, Arm, Policy
-from int_jax.intervention_training import failures, kept
+from int_jax.intervention_training import failures
 from int_jax.lab import Lab
 from int_jax.rows import Stage
 
@@ -22,7 +22,7 @@ def train(lab: Lab):
         wrong = failures(rows)
         proposals = lab.proposals(wrong, Stage("proposals", NAME, round))
         guided = lab.guided(lab.splice(wrong, proposals), Stage("guided", NAME, round), params)
-        if traces := kept(guided, lab.successes):
+        if traces := lab.kept(guided, wrong, Stage("gain", NAME, round)):
             params = lab.fine_tune(NAME, traces, params, 2 * round)
         count = min(every, updates - done)
         params = lab.reinforce(NAME, params, pool, updates=count, start=-done, round=2 * round + 1)

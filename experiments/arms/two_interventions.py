@@ -4,17 +4,17 @@ Fine-tuned on InT's guided attempts and on those with two interventions; the fir
 """
 
 from experiments.arms import STAGES, Arm, Policy, interventions
-from int_jax.intervention_training import kept
 from int_jax.lab import Lab
 from int_jax.rows import Stage
 
 
 def train(lab: Lab):
-    once = interventions(lab)
+    once, wrong = interventions(lab)
     failed = [row.wrong[0] for row in once if not row.successes and row.wrong]
     proposals = lab.proposals(failed, Stage("proposals", "two_int", 1))
     twice = lab.guided(lab.splice(failed, proposals), Stage("guided", "two_int", 1))
-    start = lab.fine_tune("two_int", kept([*once, *twice], lab.successes))
+    second = lab.kept(twice, failed, Stage("gain", "two_int", 1))
+    start = lab.fine_tune("two_int", [*lab.kept(once, wrong), *second])
     return lab.reinforce("two_int_rl", start, lab.pool())
 
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from experiments import arms
 from int_jax import domains, knobs, losses, policy_gradient, proposers, samplers
 from int_jax.knobs import SAMPLING, Knob
+from int_jax.lab import FILTERS
 from int_jax.report import writers
 
 
@@ -253,6 +254,15 @@ TABLE: dict[str, Any] = {
         "shard": count(128, "guided attempts a file of the stages guided and rewrites; of writing alone"),
         "sampling": sampling(),
     },
+    "gain": {
+        "attempts": Knob(
+            0,
+            "guided attempts of each proposer whose gain is reported: the difference in score of paired continuations, "
+            "with the intervention and with the attempt's own step; 0: none",
+            at_least=0,
+        ),
+        "samples": count(8, "pairs of continuations of each"),
+    },
     "effect": {
         "problems": count(334, "problems of the four-condition table, one attempt each", "InT, Table 1"),
         "samples": count(32, "fresh samples a condition", "InT"),
@@ -271,7 +281,13 @@ TABLE: dict[str, Any] = {
         "prefix": weight(1.0, "weight of each prefix token; 0 is the ablation of Table 2", "InT"),
         "intervention": weight(1.0, "weight of each intervention token", "InT"),
         "end_of_turn": Knob(False, "train the end-of-turn token after the intervention", "InT"),
-        "filtered": Knob(True, "only guided attempts with a right continuation", "InT"),
+        "filter": Knob(
+            "solves",
+            "guided attempts to train on: those with a right continuation; gain: whose continuations score more than "
+            "those of the attempt's own step (`gain`); none: all",
+            "InT",
+            choices=FILTERS,
+        ),
         "checkpoint_every": count(50, "updates"),
         **kept(),
     },

@@ -36,6 +36,7 @@ class Domain(Protocol):
         hard_test (hard_validation while knobs are chosen).
     proposal_roles: the roles that a self-verifying proposer plays in turn, the last of which sees the attempt:
         ("checker",) or ("teacher", "checker"). roles: those of privileged.ROLES that its `view` knows, too.
+      graded: whether a score may lie between 0 and 1.
       REWARDS: names of parts of the reward that it has beside those of every domain.
       oracle: whether it knows an attempt's first error and its correction. graders: where it has two, their names, the
         one that decides first: a run then reports where they differ.
@@ -51,6 +52,7 @@ class Domain(Protocol):
     proposal_roles: tuple[str, ...]
     roles: tuple[str, ...]
     oracle: bool
+    graded: bool
     graders: tuple[str, ...]
 
     def __init__(self, tokenizer: Tokenizer, **knobs: Any) -> None: ...
@@ -161,6 +163,7 @@ class TextDomain:
     proposal_roles: tuple[str, ...] = ("teacher", "checker")
     roles: tuple[str, ...] = ()
     oracle = False
+    graded = False
     graders: tuple[str, ...] = ()
 
     def __init__(self, tokenizer: Tokenizer, **knobs: Any):

@@ -28,7 +28,7 @@ class Dialogue(TextDomain, abc.ABC):
     """
 
     separator = ""
-    oracle = True
+    oracle = graded = True
     own, other = "you", "partner"
     passing: float = 0.8
     REWARDS: ClassVar[tuple[str, ...]] = ("passed", "no_regret")

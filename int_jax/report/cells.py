@@ -212,6 +212,8 @@ def _eval(results: Mapping) -> Section:
     keys = pass_keys(*splits.values())
     # Two columns a set: pass@1 and pass@8, or the largest k there is; one where they are the same.
     shown = list(dict.fromkeys([keys[0], "pass@8" if "pass@8" in keys else keys[-1]]))
+    if any("score" in row for table in splits.values() for row in table.values()):
+        shown.insert(0, "score")  # of domains that grade
     policies = policies_of(results)
     methods = ordered({name: None for table in splits.values() for name in table} | stopped, tuple(policies))
     columns, cells, sizes = [], [], []
@@ -248,6 +250,28 @@ def _mean(row: Mapping | None, stopped: str | None = None) -> tuple[float | None
 def difference(name: str, policies: Policies) -> str:
     """ "int_rl - rl" -> "InT + RL - RL"."""
     return " - ".join(label(one, policies) for one in name.split(" - "))
+
+
+def _intervention_gain(found: Mapping) -> Section:
+    keys = ordered(found)
+    cells = _aligned([_mean(found[key]) for key in keys])
+    rows = [
+        [
+            key,
+            number(found[key]["traces"], ","),
+            percent(found[key]["left"]),
+            percent(found[key]["mended"]),
+            cell,
+        ]
+        for key, cell in zip(keys, cells, strict=True)
+        if found[key]["traces"]
+    ]
+    columns = ["proposer", "attempts", "own step", "intervention", "gain [95% interval]"]
+    note = (
+        "Mean score of paired continuations, from the attempt's own step and from the intervention in its place, with "
+        "the same random numbers and the same partner."
+    )
+    return Section("intervention_gain", "What an intervention gains", columns, rows, note)
 
 
 def _gain(gain: Mapping, policies: Policies) -> Section:
@@ -421,6 +445,8 @@ def sections(results: Mapping) -> list[Section]:
         made.append(_effect(results["effect"]))
     if pass_keys(results.get("eval", {}), results.get("eval_train", {})):
         made.append(_eval(results))
+    if any(row["traces"] for row in results.get("intervention_gain", {}).values()):
+        made.append(_intervention_gain(results["intervention_gain"]))
     if results.get("gain"):
         made.append(_gain(results["gain"], policies))
     if results.get("proposers"):

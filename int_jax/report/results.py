@@ -41,6 +41,7 @@ ORDER = (
         "eval",
         "eval_train",
         "gain",
+        "intervention_gain",
         "proposers",
         "graders",
         "validation",
