@@ -10,25 +10,22 @@ directory: config.json, model.safetensors, tokenizer.json, chat template.
 
 import json
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import jax
 import numpy as np
 import optax
 from absl import app, flags, logging
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from experiments.small_models import SPECIAL, save_tokenizer
-from int_jax import batching, checkpoint, hf_format, intervention_training, proposers
+from experiments.small_models import SPECIAL, fit, save_tokenizer
+from int_jax import batching, hf_format, intervention_training, proposers
 from int_jax import models as families
 from int_jax.domains import arithmetic
 from int_jax.engine import Engine
-from int_jax.losses import LossConfig
 from int_jax.rows import AttemptRow
 from int_jax.sampler import Sampling
 from int_jax.stages import write_atomically
@@ -187,25 +184,17 @@ def main(_):
         "qwen3", chat.vocab, 128, 4, 4, 2, 32, 384, 512, qk_norm=True, tied=True, rope_theta=10_000.0
     )
     engine = Engine(families.build(config))
-    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.05))
-    state = engine.init(0, tx)
-    state = checkpoint.restore(workdir / "state", state) or state
     own_file = workdir / "own_errors.json"
-    own: list = json.loads(own_file.read_text()) if own_file.exists() else []
-    start = time.time()
-    with (workdir / "log.jsonl").open("a") as log, checkpoint.Checkpoints(workdir / "state") as checkpoints:
-        for step in range(int(state.step), UPDATES):
-            if step >= OWN_ERRORS_AT and not own:
-                own = own_errors(engine, state.params, chat, domain)
-                write_atomically(own_file, json.dumps(own))
-            batch = batch_at(chat, domain, 0, step, own)
-            state, metrics = engine.update(state, batch, tx, LossConfig(logit_chunk=ROW_LENGTH))
-            if step % 20 == 0:
-                line = {"step": step, "wall_s": round(time.time() - start, 1), "own_errors": len(own)}
-                line |= {k: round(float(v), 4) for k, v in jax.device_get(metrics).items()}
-                print(json.dumps(line), file=log, flush=True)
-            if step % 250 == 249 or step == UPDATES - 1:
-                checkpoints.save(state)
+
+    def batch(state):
+        step, own = int(state.step), []
+        if step >= OWN_ERRORS_AT:
+            if not own_file.exists():
+                write_atomically(own_file, json.dumps(own_errors(engine, state.params, chat, domain)))
+            own = json.loads(own_file.read_text())
+        return batch_at(chat, domain, 0, step, own)
+
+    state = fit(engine, schedule, UPDATES, batch, workdir)
     hf_format.save(workdir / "model", config, state.params, workdir / "tokenizer")
     print(json.dumps(scores(engine, state.params, chat, domain), indent=1))
 

@@ -1,12 +1,21 @@
 """What the small models of this repository share: a ChatML tokenizer around any vocabulary, a check by transformers."""
 
+import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
+import optax
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 import int_jax
+from int_jax import checkpoint
+from int_jax.engine import Engine
+from int_jax.losses import LossConfig
+from int_jax.types import Batch, State
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
@@ -27,6 +36,28 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path, max_len: int) -> None:
     )
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(path)
+
+
+def fit(
+    engine: Engine, schedule: Callable, updates: int, batch: Callable[[State], Batch], workdir: Path
+) -> State:
+    """Train from random weights, seed 0, on what `batch` makes of the state before each update; goes on from the last
+    checkpoint in `workdir`, and writes log.jsonl there."""
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.05))
+    state = engine.init(0, tx)
+    state = checkpoint.restore(workdir / "state", state) or state
+    start = time.time()
+    with (workdir / "log.jsonl").open("a") as log, checkpoint.Checkpoints(workdir / "state") as checkpoints:
+        for step in range(int(state.step), updates):
+            one = batch(state)
+            state, metrics = engine.update(state, one, tx, LossConfig(logit_chunk=256))
+            if step % 20 == 0:
+                line = {"step": step, "wall_s": round(time.time() - start, 1)}
+                line |= {k: round(float(v), 4) for k, v in jax.device_get(metrics).items()}
+                print(json.dumps(line), file=log, flush=True)
+            if step % 250 == 249 or step == updates - 1:
+                checkpoints.save(state)
+    return state
 
 
 def same_in_transformers(folder: Path) -> float:

@@ -15,7 +15,7 @@ from int_jax.engine import Engine
 from int_jax.types import Batch, Trace
 
 NORMALISATIONS = ("sequences", "tokens", "sequence_mean")
-PARTS = ("score", "answered", "overlong")  # of a reward, in every domain
+PARTS = ("score", "passed", "answered", "overlong")  # of a reward, in every domain
 
 # The advantages of a batch: of its groups of traces, and their rewards [groups, samples], as [groups][samples] entries:
 # a number, or an array [length] with one for each of the trace's tokens.
@@ -111,11 +111,13 @@ def reward_parts(
 ) -> dict[str, np.ndarray]:
     """The parts of the traces' rewards that `knobs.rewards` names, unweighted, [groups, samples] each.
 
-    score: the verdict's. answered: 1 where there is an answer to be graded. overlong: losses.overlong_penalty. Others
-    are the domain's own (its REWARDS; PARTS are those of every domain). limit: tokens of a response at most.
+    score: the verdict's. passed: 1 for one that passes. answered: 1 where there is an answer to be graded. overlong:
+    losses.overlong_penalty. Others are the domain's own (its REWARDS; PARTS are those of every domain). limit: tokens
+    of a response at most.
     """
     known: dict[str, Callable[[Trace], float]] = {
         "score": lambda trace: trace.judged.score,
+        "passed": lambda trace: float(trace.judged.passed),
         "answered": lambda trace: float(trace.judged.reason in ("correct", "wrong")),
         "overlong": lambda trace: losses.overlong_penalty(int(trace.sampled.sum()), limit, knobs.overlong),
     }

@@ -317,7 +317,7 @@ def play(domain: Domain, task: Task, speak: Callable[[Trace], str]) -> Trace:
 
 
 def text_from(domain: Domain, trace: Trace, start: int) -> str:
-    """What stands in a trace from a token offset on, to be read; of a conversation a line a turn, "> " the partner's."""
+    """What stands in a trace from a token offset on; of a conversation a line a turn, "> " before the partner's."""
     if domain.separator:
         return domain.tokenizer.text(trace.tokens[start:])
     lines = []

@@ -294,7 +294,7 @@ def test_what_there_is_nothing_of_is_said(run, tmp_path):
         export.export(run.prepare(), tmp_path / "out", ["axolotl"])
     with pytest.raises(StageError, match="none of 4 guided attempts was kept"):
         export.export(run.prepare(train__row_length=3), tmp_path / "out", ["trl"])
-    folder = run.prepare(rl__pool="hard", sft__filtered=False)
+    folder = run.prepare(rl__pool="hard", sft__filter="none")
     for path in (folder / "guided").iterdir():
         path.unlink()
     (folder / "guided").rmdir()

@@ -11,12 +11,16 @@ import jax
 import numpy as np
 import pytest
 from fake_devices import xla_flags
+from haggling import Haggling
 
-from int_jax import processes
+from int_jax import processes, rollout
+from int_jax.check import byte_tokenizer
+from int_jax.dialogue import partner
 from int_jax.engine import Engine
 from int_jax.models import Config, build
 from int_jax.sampler import Request, Sampling, in_order
 from int_jax.sharding import RULES_DECODE, make_mesh, shardings
+from int_jax.tokenizer import Tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FAMILIES = {
@@ -61,6 +65,43 @@ def drawn(name: str, data: int, model: int, asked: list[Request]) -> list[list[i
     return [response.tokens.tolist() for response in got]
 
 
+class Signed(partner.Scripted):
+    """A partner whose words are another's on each process, as a server's might be."""
+
+    def __call__(self, asked):
+        said = super().__call__(asked)
+        return [
+            (reply._replace(text=f"{reply.text} ({jax.process_index()})"), state) for reply, state in said
+        ]
+
+
+class Talk(Haggling):
+    """Whatever token ends a turn of the model's is replied to."""
+
+    def replies(self, traces):
+        end = self.tokenizer.end_of_turn
+        return super().replies([t.replace(tokens=np.array([*t.tokens[:-1], end], np.int32)) for t in traces])
+
+
+def talked(data: int, model: int, folder: str) -> list[list[int]]:
+    """Conversations of a random model."""
+    domain = Talk(Tokenizer(byte_tokenizer.save(pathlib.Path(folder))), turn_tokens=5)
+    domain.partner = Signed()
+    mesh = make_mesh(data, model, jax.devices()[: data * model])
+    one = build(Config("qwen3", domain.tokenizer.vocab, 32, 2, 4, 4, 8, 64, 512, qk_norm=True, tied=True))
+    engine = Engine(one, mesh, slots=4 * data, decode_steps=5)
+    host = jax.device_get(one.init(jax.random.key(3)))
+    params = jax.tree.map(
+        lambda leaf, where: jax.make_array_from_callback(leaf.shape, where, lambda at: leaf[at]),
+        host,
+        shardings(host, mesh, RULES_DECODE),
+    )
+    opened = [rollout.open_trace(domain, task) for task in domain.tasks("hard_train", 0, 3)]
+    sampling = Sampling(max_new_tokens=400, stop_ids=tuple(range(5, 260, 2)), seed=5)
+    groups = rollout.continue_traces(engine, engine.decode_params(params), domain, opened, 2, sampling)
+    return [[*trace.tokens.tolist(), len(trace.partner)] for group in groups for trace in group]
+
+
 def work(address: str, count: int, number: int, out: str) -> None:
     """What a process does. Where a replica lies within a process, each draws what it is asked, and they are asked
     different things: as many as they like, in any order."""
@@ -73,6 +114,8 @@ def work(address: str, count: int, number: int, out: str) -> None:
             if model <= 8 // count:
                 whole = whole[number:] + whole[:number] if number % 2 else whole[: 11 - number]
             found[f"{name} {data} {model}"] = drawn(name, data, model, whole)
+    processes.exchange(b"")
+    found["talk"] = talked(1, 8, f"{out}.tokenizer")  # every reply is process 0's
     pathlib.Path(out).write_text(json.dumps(found))  # gloo prints on stdout
 
 
@@ -95,7 +138,10 @@ def running(count: int, tmp_path) -> list[dict]:
 @pytest.mark.parametrize("count", [2, 4])
 def test_every_process_draws_the_tokens_of_one_device(count, tmp_path):
     alone = {name: drawn(name, 1, 1, requests()) for name in FAMILIES}
+    conversations = talked(1, 1, str(tmp_path))
+    assert all(row[-1] == 4 for row in conversations)
     for number, found in enumerate(running(count, tmp_path)):
+        assert found.pop("talk") == conversations
         assert len(found) == len(FAMILIES) * len(MESHES)
         for what, tokens in found.items():
             name, _, model = what.split()

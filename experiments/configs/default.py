@@ -347,8 +347,8 @@ TABLE: dict[str, Any] = {
         ),
         "rewards": Knob(
             {"score": 1.0},
-            "weights of the parts of a reward: score (the domain's verdict), answered (1 if there is an answer to "
-            "grade), overlong (0 to -1), and the domain's own",
+            "weights of the parts of a reward: score (the domain's verdict), passed (1 if it passes), answered (1 if "
+            "there is an answer to grade), overlong (0 to -1), and the domain's own",
         ),
         "overlong": Knob(
             0, "last tokens of max_new_tokens within which the part of that name falls to -1", at_least=0

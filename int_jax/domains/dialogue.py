@@ -31,7 +31,7 @@ class Dialogue(TextDomain, abc.ABC):
     oracle = graded = True
     own, other = "you", "partner"
     passing: float = 0.8
-    REWARDS: ClassVar[tuple[str, ...]] = ("passed", "no_regret")
+    REWARDS: ClassVar[tuple[str, ...]] = ("no_regret",)
     KNOBS: ClassVar[dict[str, Knob]] = {
         "turns": Knob(8, "own turns of a conversation at most", at_least=1),
         "turn_tokens": Knob(64, "tokens of an own turn at most", at_least=1),
@@ -119,9 +119,7 @@ class Dialogue(TextDomain, abc.ABC):
         return Verdict(passed, score, "correct" if passed else "wrong")
 
     def reward(self, trace: Trace, part: str) -> float:
-        """passed: 1 where the conversation passes, else 0. no_regret: the share of the turns that lost nothing."""
-        if part == "passed":
-            return float(self.verify(trace).passed)
+        """no_regret: the share of the turns that lost nothing."""
         if part == "no_regret":
             lost = self.regrets(trace)
             return sum(regret <= TOLERANCE for regret in lost) / max(len(lost), 1)
