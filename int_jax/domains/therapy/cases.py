@@ -18,7 +18,8 @@ from typing import Any
 
 FORMS = 3  # at least, of each part
 FORM_WORDS = (5, 25)  # of a sentence said aloud
-BRIEF_WORDS = {"history": 12, "form": 6}  # at most, of what tiny models read
+MOST_IDS = 3  # beliefs of a case, emotions of a situation
+BRIEF_HISTORY_WORDS, BRIEF_FORM_WORDS = 12, 6  # at most, of what tiny models read
 ADULT = 18
 SLOTS = ("beliefs", "emotions", "coping", "behaviours", "rules", "areas")
 BRIEF = re.compile(r"[a-z]+( [a-z]+)*")
@@ -126,25 +127,31 @@ class _Place:
         field = f" {self.field}:" if self.field else ""
         self.faults.append(f"{self.file}:{field} {found}; write {instead}")
 
-    def at(self, key: str | int, value: Any) -> "_Place":
+    def at(self, key: str | int, value: Any = None) -> "_Place":
         name = f"[{key}]" if isinstance(key, int) else f".{key}" if self.field else key
         return _Place(value, self.file, self.field + name, self.faults)
-
-    def object(self, fields: Iterable[str], optional: Iterable[str] = ()) -> dict[str, "_Place"]:
-        """Its members by name: all `fields`, those of `optional` that are there, and no others."""
-        known = (*fields, *optional)
-        members = self.members("an object with " + ", ".join(fields))
-        for name in members.keys() - set(known):
-            members[name].fault("there is no such field", f"one of {', '.join(known)}, or take it out")
-        for name in set(fields) - members.keys():
-            self.at(name, None).fault("it is missing", "it")
-        return {name: members[name] for name in known if name in members}
 
     def members(self, what: str) -> dict[str, "_Place"]:
         if not isinstance(self.value, dict):
             self.fault(f"{_shown(self.value)} is no object", what)
             return {}
         return {name: self.at(name, value) for name, value in self.value.items()}
+
+    def fields(self, wanted: Iterable[str], optional: Iterable[str] = ()) -> dict[str, "_Place"]:
+        """Its members by name: all that are wanted, those of `optional` that are there, and no others.
+
+        If one that is wanted is missing, {}: what depends on it would only repeat the fault.
+        """
+        wanted, known = tuple(wanted), (*wanted, *optional)
+        members = self.members("an object with " + ", ".join(wanted))
+        for name, member in members.items():
+            if name not in known:
+                member.fault("there is no such field", f"one of {', '.join(known)}, or take it out")
+        missing = [name for name in wanted if name not in members]
+        if members:
+            for name in missing:
+                self.at(name).fault("it is missing", f"it beside {', '.join(members)}")
+        return {} if missing else {name: members[name] for name in known if name in members}
 
     def items(self, what: str) -> list["_Place"]:
         if not isinstance(self.value, list):
@@ -164,24 +171,27 @@ class _Place:
             self.fault(f"{name!r} is no id of ids.json", f"one of {', '.join(known)}")
         return name
 
-    def counted(self, number: int, low: int, high: int, what: str) -> None:
-        if not low <= number <= high:
-            self.fault(f"{number} {what}", f"{low} to {high}" if low < high else f"{low}")
-
     def forms(self, check: Callable[["_Place", str], None]) -> tuple[str, ...]:
         """At least FORMS texts that differ, each of them held to `check`."""
         places = self.items(f"{FORMS} forms in a list")
-        texts = [place.text() for place in places]
         if isinstance(self.value, list) and len(places) < FORMS:
             self.fault(
                 f"{len(places)} of {FORMS} forms", f"at least {FORMS} that say the same in other words"
             )
-        for number, (place, text) in enumerate(zip(places, texts, strict=True)):
-            if text and _plain(text) in map(_plain, texts[:number]):
+        texts: list[str] = []
+        for place in places:
+            text = place.text()
+            if text and _plain(text) in map(_plain, texts):
                 place.fault(f"{text!r} stands there twice", "it in other words")
-            if text:
+            elif text:
                 check(place, text)
+            texts.append(text)
         return tuple(texts)
+
+    def gives_nothing_away(self, text: str, which: str, words: Iterable[str]) -> None:
+        for word in words:
+            if re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE):
+                self.fault(f"{word!r} gives away {which}", "it without that word")
 
 
 def _shown(value: Any) -> str:
@@ -189,6 +199,7 @@ def _shown(value: Any) -> str:
 
 
 def _plain(text: str) -> str:
+    """Its words alone: two forms that differ in signs or capitals are one."""
     return " ".join(re.findall(r"[\w']+", text.lower()))
 
 
@@ -197,7 +208,7 @@ def _read(folder: Path, file: str, faults: list[str]) -> _Place | None:
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
-        for name in {name for name in names if names.count(name) > 1}:
+        for name in dict.fromkeys(name for name in names if names.count(name) > 1):
             faults.append(f"{file}: {name}: it stands twice in one object; write it once")
         return dict(pairs)
 
@@ -212,25 +223,28 @@ def _read(folder: Path, file: str, faults: list[str]) -> _Place | None:
 
 
 def _ids(folder: Path, faults: list[str]) -> Ids | None:
+    """The closed sets, or None with the faults noted."""
     whole = _read(folder, "ids.json", faults)
     if whole is None:
         return None
-    slots = whole.object(SLOTS)
+    slots = whole.fields(SLOTS)
     risk: set[str] = set()
     words: dict[str, tuple[str, ...]] = {}
 
-    def meanings(slot: str, place: _Place) -> dict[str, str]:
+    def meanings(place: _Place, hidden: bool) -> dict[str, str]:
         found = {}
         for name, entry in place.members("an object from id to meaning").items():
             if not ID.fullmatch(name):
                 entry.fault(f"the id {name!r} has other letters than a to z and _", "a lower-case id")
-            members = entry.object(["meaning"], ["risk", "words"])
-            found[name] = members["meaning"].text() if "meaning" in members else ""
-            if "risk" in members and members["risk"].value is not True:
-                members["risk"].fault(f"{_shown(members['risk'].value)} is not true", "true, or take it out")
+            members = entry.fields(["meaning"], ["risk", "words"])
+            found[name] = members["meaning"].text() if members else ""
             if "risk" in members:
                 risk.add(name)
-            if slot in ("beliefs", "emotions", "rules"):
+                if members["risk"].value is not True:
+                    members["risk"].fault(
+                        f"{_shown(members['risk'].value)} is not true", "true, or take it out"
+                    )
+            if hidden:
                 others = members["words"].items("a list of words") if "words" in members else []
                 words[name] = (
                     *words.get(name, ()),
@@ -240,17 +254,14 @@ def _ids(folder: Path, faults: list[str]) -> Ids | None:
         return found
 
     beliefs: dict[str, dict[str, str]] = {}
-    flat: dict[str, dict[str, str]] = {}
-    for slot, place in slots.items():
-        if slot != "beliefs":
-            flat[slot] = meanings(slot, place)
-            continue
-        for group, members in place.members("an object from group to beliefs").items():
-            beliefs[group] = meanings(slot, members)
-            for name in beliefs[group]:
-                twice = [other for other in beliefs if other != group and name in beliefs[other]]
-                if twice:
-                    members.at(name, None).fault(f"the id stands in {twice[0]}, too", "it in one group")
+    if slots:
+        for group, place in slots.pop("beliefs").members("an object from group to beliefs").items():
+            names = meanings(place, hidden=True)
+            for other in beliefs:
+                for name in names.keys() & beliefs[other].keys():
+                    place.at(name).fault(f"the id stands in {other}, too", "it in one group")
+            beliefs[group] = names
+    flat = {slot: meanings(place, hidden=slot in ("emotions", "rules")) for slot, place in slots.items()}
     if faults:
         return None
     return Ids(beliefs=beliefs, risk=frozenset(risk), words=words, **flat)
@@ -260,155 +271,161 @@ def _cases(folder: Path, ids: Ids, allow_risk_cases: bool, faults: list[str]) ->
     files = sorted((folder / "cases").glob("*.json"))
     if not files:
         faults.append(f"cases: there is no case in {folder / 'cases'}; write one, cases/NAME.json")
-    said: dict[
-        str, tuple[str, str]
-    ] = {}  # a form, without its punctuation: what it discloses, and where it stands
+    said: dict[str, tuple[str, str]] = {}
     cases: dict[str, Case] = {}
     for path in files:
         whole = _read(folder, f"cases/{path.name}", faults)
-        if whole is None:
-            continue
-        case = _case(whole, ids, allow_risk_cases, said)
-        if case is None:
+        case = whole and _CaseFile(whole, ids, allow_risk_cases, said).case()
+        if not whole or not case:
             continue
         if case.id in cases:
-            whole.at("id", None).fault(
-                f"case {case.id} stands in another file, too", f"{path.stem}, the file's name"
+            whole.at("id").fault(
+                f"{case.id!r} is the id of another file, too", f"{path.stem}, this file's name"
             )
         elif case.id != path.stem:
-            whole.at("id", None).fault(f"{case.id!r} is not the file's name", path.stem)
+            whole.at("id").fault(f"{case.id!r} is not the file's name", path.stem)
         cases[case.id] = case
     return [cases[name] for name in sorted(cases)]
 
 
-def _case(whole: _Place, ids: Ids, allow_risk_cases: bool, said: dict[str, tuple[str, str]]) -> Case | None:
-    """A case, or None if a fault of it was noted. `said` gathers the forms of all cases."""
-    before = len(whole.faults)
-    if isinstance(whole.value, dict):
-        whole.file += f": case {whole.value.get('id')}"
-    fields = whole.object([field.name for field in dataclasses.fields(Case)])
-    if len(whole.faults) > before:
-        return None  # without its fields every other fault would be a consequence
+class _CaseFile:
+    """A case while it is read. `said` is of all files: what a form discloses, and where it stands, by its words."""
 
-    def spoken(what: str) -> Callable[[_Place, str], None]:
-        def check(place: _Place, text: str) -> None:
-            place.counted(len(text.split()), *FORM_WORDS, "words in a sentence said aloud")
-            other, where = said.setdefault(_plain(text), (what, f"{place.file}: {place.field}"))
-            if other != what:
-                place.fault(f"{text!r} is also a form of {other} ({where})", "it in other words")
+    def __init__(self, whole: _Place, ids: Ids, allow_risk_cases: bool, said: dict[str, tuple[str, str]]):
+        self.name = whole.value.get("id") if isinstance(whole.value, dict) else "without id"
+        self.whole = _Place(whole.value, f"{whole.file}: case {self.name}", "", whole.faults)
+        self.ids, self.allow_risk_cases, self.said = ids, allow_risk_cases, said
 
-        return check
-
-    def parts(place: _Place, slot: str) -> tuple[Part, ...]:
-        members = place.members(f"an object from an id of {slot} to its forms")
-        place.counted(len(members), 1, 3, slot)
-        for name, member in members.items():
-            _Place(name, member.file, member.field, member.faults).one_of(ids.known(slot))
-        return tuple(Part(name, member.forms(spoken(f"{slot} {name}"))) for name, member in members.items())
-
-    def part(place: _Place, slot: str) -> Part:
-        members = place.object(["id", "forms"])
-        if len(members) < 2:
-            return Part("", ())
-        name = members["id"].one_of(ids.known(slot))
-        return Part(name, members["forms"].forms(spoken(f"{slot} {name}")))
-
-    name = fields["id"].text()
-    if name and not ID.fullmatch(name):
-        fields["id"].fault(f"{name!r} has other letters than a to z and _", "a lower-case first name")
-    age = fields["age"].value
-    if type(age) is not int or age < ADULT:
-        fields["age"].fault(f"{_shown(age)} is no age of an adult in years", f"a whole number from {ADULT}")
-    beliefs = parts(fields["beliefs"], "beliefs")
-    for belief in beliefs:
-        if belief.id in ids.risk and not allow_risk_cases:
-            fields["beliefs"].at(belief.id, None).fault(
-                "it is marked as a risk in ids.json", "a belief that is not"
+    def case(self) -> Case | None:
+        """The case, or None with the faults noted."""
+        before = len(self.whole.faults)
+        fields = self.whole.fields(field.name for field in dataclasses.fields(Case))
+        if not fields:
+            return None
+        name = fields["id"].text()
+        if name and not ID.fullmatch(name):
+            fields["id"].fault(f"{name!r} has other letters than a to z and _", "a lower-case first name")
+        age = fields["age"].value
+        if type(age) is not int or age < ADULT:
+            fields["age"].fault(
+                f"{_shown(age)} is no age of an adult in years", f"a whole number from {ADULT}"
             )
-    history = fields["history"].text()
-    for which, words in ids.words.items():
-        _gives_away(fields["history"], history, which, words)
-    brief = fields["brief_history"].text()
-    if brief and (not BRIEF.fullmatch(brief) or len(brief.split()) > BRIEF_WORDS["history"]):
-        most = BRIEF_WORDS["history"]
-        fields["brief_history"].fault(
-            f"{brief!r} is too long or not plain", f"at most {most} words of a to z"
+        beliefs = self.parts(fields["beliefs"], "beliefs")
+        for belief in beliefs:
+            if belief.id in self.ids.risk and not self.allow_risk_cases:
+                fields["beliefs"].at(belief.id).fault(
+                    "it is marked as a risk in ids.json", "a belief that is not"
+                )
+        case = Case(
+            id=name,
+            name=fields["name"].text(),
+            age=age,
+            history=self.public(fields["history"]),
+            brief_history=self.public(fields["brief_history"]),
+            beliefs=beliefs,
+            rule=self.part(fields["rule"], "rules"),
+            coping=self.part(fields["coping"], "coping"),
+            situations=self.situations(fields["situations"], beliefs),
         )
+        if case.brief_history:
+            _hold_brief(fields["brief_history"], case.brief_history, BRIEF_HISTORY_WORDS)
+        return case if len(self.whole.faults) == before else None
 
-    situations = []
-    for place in fields["situations"].items("a list of situations"):
-        inner = place.object([field.name for field in dataclasses.fields(Situation)])
-        if len(inner) < len(dataclasses.fields(Situation)):
-            continue
-        which = inner["id"].text()
-        heard = {
-            field: inner[field].forms(spoken(f"the {field} {name} {which}"))
-            for field in ("situation", "thought")
-        }
-        for field, texts in heard.items():
-            for number, text in enumerate(texts):
-                for belief in beliefs:
-                    words = ids.words.get(belief.id, ())
-                    _gives_away(inner[field].at(number, None), text, belief.id, words)
-        situations.append(
-            Situation(
+    def public(self, place: _Place) -> str:
+        text = place.text()
+        for which, words in self.ids.words.items():
+            place.gives_nothing_away(text, which, words)
+        return text
+
+    def situations(self, place: _Place, beliefs: tuple[Part, ...]) -> tuple[Situation, ...]:
+        items = place.items("a list of situations")
+        if isinstance(place.value, list) and not items:
+            place.fault("there is none", "at least one situation")
+        situations: list[Situation] = []
+        for item in items:
+            fields = item.fields(field.name for field in dataclasses.fields(Situation))
+            if not fields:
+                continue
+            which = fields["id"].text()
+            situation = Situation(
                 id=which,
-                area=inner["area"].one_of(ids.areas),
-                emotions=parts(inner["emotions"], "emotions"),
-                behaviour=part(inner["behaviour"], "behaviours"),
-                **heard,
+                area=fields["area"].one_of(self.ids.areas),
+                situation=self.forms(fields["situation"], f"situation {which}"),
+                thought=self.forms(fields["thought"], f"thought {which}"),
+                emotions=self.parts(fields["emotions"], "emotions"),
+                behaviour=self.part(fields["behaviour"], "behaviours"),
             )
+            for field in ("id", "area"):
+                if getattr(situation, field) in [getattr(other, field) for other in situations]:
+                    found = f"{getattr(situation, field)!r} is that of another situation"
+                    fields[field].fault(found, "one that no other situation of the case has")
+            for field in ("situation", "thought"):
+                for number, text in enumerate(getattr(situation, field)):
+                    for belief in beliefs:  # what is heard early must not say what is heard last
+                        words = self.ids.words.get(belief.id, ())
+                        fields[field].at(number).gives_nothing_away(text, belief.id, words)
+            situations.append(situation)
+        return tuple(situations)
+
+    def parts(self, place: _Place, slot: str) -> tuple[Part, ...]:
+        """One to MOST_IDS ids with their forms."""
+        members = place.members(f"an object from ids of {slot} to their forms")
+        if isinstance(place.value, dict) and not 1 <= len(members) <= MOST_IDS:
+            place.fault(f"{len(members)} {slot}", f"1 to {MOST_IDS}")
+        for name, member in members.items():
+            if name not in self.ids.known(slot):
+                member.fault(f"{name!r} is no id of ids.json", f"one of {', '.join(self.ids.known(slot))}")
+        return tuple(Part(name, self.forms(member, f"{slot} {name}")) for name, member in members.items())
+
+    def part(self, place: _Place, slot: str) -> Part:
+        fields = place.fields(field.name for field in dataclasses.fields(Part))
+        if not fields:
+            return Part("", ())
+        name = fields["id"].one_of(self.ids.known(slot))
+        return Part(name, self.forms(fields["forms"], f"{slot} {name}"))
+
+    def forms(self, place: _Place, what: str) -> tuple[str, ...]:
+        """Sentences said aloud that disclose `what`, and in no case anything else."""
+        if what.startswith(("situation", "thought")):
+            what = f"{what} of {self.name}"
+
+        def check(form: _Place, text: str) -> None:
+            low, high = FORM_WORDS
+            if not low <= len(text.split()) <= high:
+                form.fault(f"{text!r} has {len(text.split())} words", f"a sentence of {low} to {high}")
+            other, where = self.said.setdefault(_plain(text), (what, f"{form.file}: {form.field}"))
+            if other != what:
+                form.fault(f"{text!r} is a form of {other}, too ({where})", "it in other words")
+
+        return place.forms(check)
+
+
+def _hold_brief(place: _Place, text: str, most: int) -> None:
+    if not BRIEF.fullmatch(text) or len(text.split()) > most:
+        place.fault(
+            f"{text!r} is too long or not plain", f"at most {most} words of a to z, with one space between"
         )
-        for field in ("id", "area"):
-            if [getattr(one, field) for one in situations].count(getattr(situations[-1], field)) > 1:
-                inner[field].fault(f"{inner[field].value!r} is that of another situation", "one of its own")
-    if isinstance(fields["situations"].value, list) and not fields["situations"].value:
-        fields["situations"].fault("there is none", "at least one situation")
-    case = Case(
-        id=name,
-        name=fields["name"].text(),
-        age=age,
-        history=history,
-        brief_history=brief,
-        beliefs=beliefs,
-        rule=part(fields["rule"], "rules"),
-        coping=part(fields["coping"], "coping"),
-        situations=tuple(situations),
-    )
-    return case if len(whole.faults) == before else None
-
-
-def _gives_away(place: _Place, text: str, which: str, words: Iterable[str]) -> None:
-    for word in words:
-        if re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE):
-            place.fault(f"{word!r} gives away {which}", "it without that word")
 
 
 def _lexicon(folder: Path, ids: Ids, faults: list[str]) -> Lexicon:
     whole = _read(folder, "lexicon.json", faults)
     if whole is None:
         return {}
-    wanted = {slot: ids.known(slot) for slot in SLOTS} | {
-        "situation": tuple(ids.areas),
-        "thought": tuple(ids.beliefs),
-    }
+    wanted = {slot: ids.known(slot) for slot in SLOTS}
+    wanted |= {"situation": tuple(ids.areas), "thought": tuple(ids.beliefs)}
     said: dict[str, str] = {}
 
-    def brief(what: str) -> Callable[[_Place, str], None]:
-        def check(place: _Place, text: str) -> None:
-            if not BRIEF.fullmatch(text) or len(text.split()) > BRIEF_WORDS["form"]:
-                most = BRIEF_WORDS["form"]
-                place.fault(f"{text!r} is too long or not plain", f"at most {most} words of a to z")
-            if said.setdefault(text, what) != what:
-                place.fault(f"{text!r} is also a form of {said[text]}", "it in other words")
-
-        return check
+    def check(form: _Place, text: str) -> None:
+        _hold_brief(form, text, BRIEF_FORM_WORDS)
+        what = form.field.partition("[")[0]
+        if said.setdefault(text, what) != what:
+            form.fault(f"{text!r} is a form of {said[text]}, too", "it in other words")
 
     lexicon: Lexicon = {}
-    for slot, place in whole.object(wanted).items():
-        risk = ids.risk if slot == "beliefs" else frozenset()
-        entries = place.object([name for name in wanted[slot] if name not in risk], risk)
-        lexicon[slot] = {name: entry.forms(brief(f"{slot} {name}")) for name, entry in entries.items()}
+    for slot, place in whole.fields(wanted).items():
+        risk = sorted(ids.risk & set(wanted[slot]))
+        entries = place.fields([name for name in wanted[slot] if name not in risk], risk)
+        lexicon[slot] = {name: entry.forms(check) for name, entry in entries.items()}
     return lexicon
 
 
@@ -424,7 +441,7 @@ def main(arguments: list[str] | None = None) -> int:
     cases: list[Case] = []
     ids = _ids(options.folder, faults)
     if ids is None:
-        faults.append("ids.json: the other files are not read; write it first")
+        faults.append("ids.json: what the other files are held to; write it without fault, and they are read")
     else:
         cases = _cases(options.folder, ids, options.allow_risk_cases, faults)
         _lexicon(options.folder, ids, faults)
