@@ -142,7 +142,8 @@ class _Place:
 
         If one that is wanted is missing, {}: what depends on it would only repeat the fault.
         """
-        wanted, known = tuple(wanted), (*wanted, *optional)
+        wanted = tuple(wanted)
+        known = (*wanted, *optional)
         members = self.members("an object with " + ", ".join(wanted))
         for name, member in members.items():
             if name not in known:
