@@ -427,6 +427,11 @@ def _lexicon(folder: Path, ids: Ids, faults: list[str]) -> Lexicon:
         risk = sorted(ids.risk & set(wanted[slot]))
         entries = place.fields([name for name in wanted[slot] if name not in risk], risk)
         lexicon[slot] = {name: entry.forms(check) for name, entry in entries.items()}
+        if slot in ("situation", "thought"):
+            for name, texts in lexicon[slot].items():
+                for number, text in enumerate(texts):
+                    for belief in ids.known("beliefs"):
+                        entries[name].at(number).gives_nothing_away(text, belief, ids.words[belief])
     return lexicon
 
 
