@@ -9,14 +9,14 @@ cases/NAME.json. A part of a case is said in one of several forms: sentences of 
 
 import argparse
 import dataclasses
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-FORMS = 3  # at least, of each part
+from int_jax.domains.therapy.authored import Place, plain, read, shown
+
 FORM_WORDS = (5, 25)  # of a sentence said aloud
 MOST_IDS = 3  # beliefs of a case, emotions of a situation
 BRIEF_HISTORY_WORDS, BRIEF_FORM_WORDS = 12, 6  # at most, of what tiny models read
@@ -106,146 +106,37 @@ def load_lexicon(folder: str | Path) -> Lexicon:
     return _raised(_lexicon, Path(folder), load_ids(folder))
 
 
-def _raised(read: Callable[..., Any], folder: Path, *rest: Any) -> Any:
+def _raised(reader: Callable[..., Any], folder: Path, *rest: Any) -> Any:
     faults: list[str] = []
-    value = read(folder, *rest, faults)
+    value = reader(folder, *rest, faults)
     if faults:
         raise ValueError("\n".join(faults))
     return value
 
 
-class _Place:
-    """A value of a file while it is read: where it stands, and the list in which its faults are noted.
-
-    A value of the wrong kind is noted once and then read as an empty one, so that the rest of its file is read, too.
-    """
-
-    def __init__(self, value: Any, file: str, field: str, faults: list[str]):
-        self.value, self.file, self.field, self.faults = value, file, field, faults
-
-    def fault(self, found: str, instead: str) -> None:
-        field = f" {self.field}:" if self.field else ""
-        self.faults.append(f"{self.file}:{field} {found}; write {instead}")
-
-    def at(self, key: str | int, value: Any = None) -> "_Place":
-        name = f"[{key}]" if isinstance(key, int) else f".{key}" if self.field else key
-        return _Place(value, self.file, self.field + name, self.faults)
-
-    def members(self, what: str) -> dict[str, "_Place"]:
-        if not isinstance(self.value, dict):
-            self.fault(f"{_shown(self.value)} is no object", what)
-            return {}
-        return {name: self.at(name, value) for name, value in self.value.items()}
-
-    def fields(self, wanted: Iterable[str], optional: Iterable[str] = ()) -> dict[str, "_Place"]:
-        """Its members by name: all that are wanted, those of `optional` that are there, and no others.
-
-        If one that is wanted is missing, {}: what depends on it would only repeat the fault.
-        """
-        wanted = tuple(wanted)
-        known = (*wanted, *optional)
-        members = self.members("an object with " + ", ".join(wanted))
-        for name, member in members.items():
-            if name not in known:
-                member.fault("there is no such field", f"one of {', '.join(known)}, or take it out")
-        missing = [name for name in wanted if name not in members]
-        if members:
-            for name in missing:
-                self.at(name).fault("it is missing", f"it beside {', '.join(members)}")
-        return {} if missing else {name: members[name] for name in known if name in members}
-
-    def items(self, what: str) -> list["_Place"]:
-        if not isinstance(self.value, list):
-            self.fault(f"{_shown(self.value)} is no list", what)
-            return []
-        return [self.at(number, value) for number, value in enumerate(self.value)]
-
-    def text(self) -> str:
-        if not isinstance(self.value, str) or not self.value.strip():
-            self.fault(f"{_shown(self.value)} is no text", "a text in quotes that is not empty")
-            return ""
-        return self.value
-
-    def one_of(self, known: Iterable[str]) -> str:
-        name = self.text()
-        if name and name not in known:
-            self.fault(f"{name!r} is no id of ids.json", f"one of {', '.join(known)}")
-        return name
-
-    def forms(self, check: Callable[["_Place", str], None]) -> tuple[str, ...]:
-        """At least FORMS texts that differ, each of them held to `check`."""
-        places = self.items(f"{FORMS} forms in a list")
-        if isinstance(self.value, list) and len(places) < FORMS:
-            self.fault(
-                f"{len(places)} of {FORMS} forms", f"at least {FORMS} that say the same in other words"
-            )
-        texts: list[str] = []
-        for place in places:
-            text = place.text()
-            if text and _plain(text) in map(_plain, texts):
-                place.fault(f"{text!r} stands there twice", "it in other words")
-            elif text:
-                check(place, text)
-            texts.append(text)
-        return tuple(texts)
-
-    def gives_nothing_away(self, text: str, which: str, words: Iterable[str]) -> None:
-        for word in words:
-            if re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE):
-                self.fault(f"{word!r} gives away {which}", "it without that word")
-
-
-def _shown(value: Any) -> str:
-    return repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
-
-
-def _plain(text: str) -> str:
-    """Its words alone: two forms that differ in signs or capitals are one."""
-    return " ".join(re.findall(r"[\w']+", text.lower()))
-
-
-def _read(folder: Path, file: str, faults: list[str]) -> _Place | None:
-    """A file's JSON, or None with the fault noted."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        for name in dict.fromkeys(name for name in names if names.count(name) > 1):
-            faults.append(f"{file}: {name}: it stands twice in one object; write it once")
-        return dict(pairs)
-
-    try:
-        text = (folder / file).read_text(encoding="utf-8")
-        return _Place(json.loads(text, object_pairs_hook=unique), file, "", faults)
-    except FileNotFoundError:
-        faults.append(f"{file}: there is no such file in {folder}; write it, or name another folder")
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        faults.append(f"{file}: it is no JSON ({error}); write JSON in UTF-8 there")
-    return None
-
-
 def _ids(folder: Path, faults: list[str]) -> Ids | None:
     """The closed sets, or None with the faults noted."""
-    whole = _read(folder, "ids.json", faults)
+    whole = read(folder, "ids.json", faults)
     if whole is None:
         return None
     slots = whole.fields(SLOTS)
     risk: set[str] = set()
     words: dict[str, tuple[str, ...]] = {}
 
-    def meanings(place: _Place, hidden: bool) -> dict[str, str]:
+    def meanings(place: Place, optional: tuple[str, ...] = ()) -> dict[str, str]:
         found = {}
         for name, entry in place.members("an object from id to meaning").items():
             if not ID.fullmatch(name):
                 entry.fault(f"the id {name!r} has other letters than a to z and _", "a lower-case id")
-            members = entry.fields(["meaning"], ["risk", "words"])
+            members = entry.fields(["meaning"], optional)
             found[name] = members["meaning"].text() if members else ""
             if "risk" in members:
                 risk.add(name)
                 if members["risk"].value is not True:
                     members["risk"].fault(
-                        f"{_shown(members['risk'].value)} is not true", "true, or take it out"
+                        f"{shown(members['risk'].value)} is not true", "true, or take it out"
                     )
-            if hidden:
+            if "words" in optional:
                 others = members["words"].items("a list of words") if "words" in members else []
                 words[name] = (
                     *words.get(name, ()),
@@ -257,12 +148,13 @@ def _ids(folder: Path, faults: list[str]) -> Ids | None:
     beliefs: dict[str, dict[str, str]] = {}
     if slots:
         for group, place in slots.pop("beliefs").members("an object from group to beliefs").items():
-            names = meanings(place, hidden=True)
+            names = meanings(place, ("words", "risk"))
             for other in beliefs:
                 for name in names.keys() & beliefs[other].keys():
                     place.at(name).fault(f"the id stands in {other}, too", "it in one group")
             beliefs[group] = names
-    flat = {slot: meanings(place, hidden=slot in ("emotions", "rules")) for slot, place in slots.items()}
+    hidden = {"emotions": ("words",), "rules": ("words",)}
+    flat = {slot: meanings(place, hidden.get(slot, ())) for slot, place in slots.items()}
     if faults:
         return None
     return Ids(beliefs=beliefs, risk=frozenset(risk), words=words, **flat)
@@ -275,7 +167,7 @@ def _cases(folder: Path, ids: Ids, allow_risk_cases: bool, faults: list[str]) ->
     said: dict[str, tuple[str, str]] = {}
     cases: dict[str, Case] = {}
     for path in files:
-        whole = _read(folder, f"cases/{path.name}", faults)
+        whole = read(folder, f"cases/{path.name}", faults)
         case = whole and _CaseFile(whole, ids, allow_risk_cases, said).case()
         if not whole or not case:
             continue
@@ -292,9 +184,9 @@ def _cases(folder: Path, ids: Ids, allow_risk_cases: bool, faults: list[str]) ->
 class _CaseFile:
     """A case while it is read. `said` is of all files: what a form discloses, and where it stands, by its words."""
 
-    def __init__(self, whole: _Place, ids: Ids, allow_risk_cases: bool, said: dict[str, tuple[str, str]]):
+    def __init__(self, whole: Place, ids: Ids, allow_risk_cases: bool, said: dict[str, tuple[str, str]]):
         self.name = whole.value.get("id") if isinstance(whole.value, dict) else "without id"
-        self.whole = _Place(whole.value, f"{whole.file}: case {self.name}", "", whole.faults)
+        self.whole = Place(whole.value, f"{whole.file}: case {self.name}", "", whole.faults)
         self.ids, self.allow_risk_cases, self.said = ids, allow_risk_cases, said
 
     def case(self) -> Case | None:
@@ -309,7 +201,7 @@ class _CaseFile:
         age = fields["age"].value
         if type(age) is not int or age < ADULT:
             fields["age"].fault(
-                f"{_shown(age)} is no age of an adult in years", f"a whole number from {ADULT}"
+                f"{shown(age)} is no age of an adult in years", f"a whole number from {ADULT}"
             )
         beliefs = self.parts(fields["beliefs"], "beliefs")
         for belief in beliefs:
@@ -332,13 +224,13 @@ class _CaseFile:
             _hold_brief(fields["brief_history"], case.brief_history, BRIEF_HISTORY_WORDS)
         return case if len(self.whole.faults) == before else None
 
-    def public(self, place: _Place) -> str:
+    def public(self, place: Place) -> str:
         text = place.text()
         for which, words in self.ids.words.items():
             place.gives_nothing_away(text, which, words)
         return text
 
-    def situations(self, place: _Place, beliefs: tuple[Part, ...]) -> tuple[Situation, ...]:
+    def situations(self, place: Place, beliefs: tuple[Part, ...]) -> tuple[Situation, ...]:
         items = place.items("a list of situations")
         if isinstance(place.value, list) and not items:
             place.fault("there is none", "at least one situation")
@@ -357,8 +249,9 @@ class _CaseFile:
                 behaviour=self.part(fields["behaviour"], "behaviours"),
             )
             for field in ("id", "area"):
-                if getattr(situation, field) in [getattr(other, field) for other in situations]:
-                    found = f"{getattr(situation, field)!r} is that of another situation"
+                value = getattr(situation, field)
+                if value and value in [getattr(other, field) for other in situations]:
+                    found = f"{value!r} is that of another situation"
                     fields[field].fault(found, "one that no other situation of the case has")
             for field in ("situation", "thought"):
                 for number, text in enumerate(getattr(situation, field)):
@@ -368,7 +261,7 @@ class _CaseFile:
             situations.append(situation)
         return tuple(situations)
 
-    def parts(self, place: _Place, slot: str) -> tuple[Part, ...]:
+    def parts(self, place: Place, slot: str) -> tuple[Part, ...]:
         """One to MOST_IDS ids with their forms."""
         members = place.members(f"an object from ids of {slot} to their forms")
         if isinstance(place.value, dict) and not 1 <= len(members) <= MOST_IDS:
@@ -378,30 +271,30 @@ class _CaseFile:
                 member.fault(f"{name!r} is no id of ids.json", f"one of {', '.join(self.ids.known(slot))}")
         return tuple(Part(name, self.forms(member, f"{slot} {name}")) for name, member in members.items())
 
-    def part(self, place: _Place, slot: str) -> Part:
+    def part(self, place: Place, slot: str) -> Part:
         fields = place.fields(field.name for field in dataclasses.fields(Part))
         if not fields:
             return Part("", ())
         name = fields["id"].one_of(self.ids.known(slot))
         return Part(name, self.forms(fields["forms"], f"{slot} {name}"))
 
-    def forms(self, place: _Place, what: str) -> tuple[str, ...]:
+    def forms(self, place: Place, what: str) -> tuple[str, ...]:
         """Sentences said aloud that disclose `what`, and in no case anything else."""
         if what.startswith(("situation", "thought")):
             what = f"{what} of {self.name}"
 
-        def check(form: _Place, text: str) -> None:
+        def check(form: Place, text: str) -> None:
             low, high = FORM_WORDS
             if not low <= len(text.split()) <= high:
                 form.fault(f"{text!r} has {len(text.split())} words", f"a sentence of {low} to {high}")
-            other, where = self.said.setdefault(_plain(text), (what, f"{form.file}: {form.field}"))
+            other, where = self.said.setdefault(plain(text), (what, f"{form.file}: {form.field}"))
             if other != what:
                 form.fault(f"{text!r} is a form of {other}, too ({where})", "it in other words")
 
         return place.forms(check)
 
 
-def _hold_brief(place: _Place, text: str, most: int) -> None:
+def _hold_brief(place: Place, text: str, most: int) -> None:
     if not BRIEF.fullmatch(text) or len(text.split()) > most:
         place.fault(
             f"{text!r} is too long or not plain", f"at most {most} words of a to z, with one space between"
@@ -409,14 +302,14 @@ def _hold_brief(place: _Place, text: str, most: int) -> None:
 
 
 def _lexicon(folder: Path, ids: Ids, faults: list[str]) -> Lexicon:
-    whole = _read(folder, "lexicon.json", faults)
+    whole = read(folder, "lexicon.json", faults)
     if whole is None:
         return {}
     wanted = {slot: ids.known(slot) for slot in SLOTS}
     wanted |= {"situation": tuple(ids.areas), "thought": tuple(ids.beliefs)}
     said: dict[str, str] = {}
 
-    def check(form: _Place, text: str) -> None:
+    def check(form: Place, text: str) -> None:
         _hold_brief(form, text, BRIEF_FORM_WORDS)
         what = form.field.partition("[")[0]
         if said.setdefault(text, what) != what:
