@@ -207,6 +207,15 @@ def test_a_fault_of_a_case_is_told_with_its_place_and_its_mend(folder, field, va
     assert said in fault
 
 
+def test_each_field_that_an_empty_object_lacks_is_told(folder):
+    put(folder / "cases" / "amara.json", "rule", {})
+    place = "cases/amara.json: case amara: rule"
+    rest = "it is missing; write it beside the others"
+    assert faults(cases.load_cases, folder) == [f"{place}.id: {rest}", f"{place}.forms: {rest}"]
+    (folder / "cases" / "amara.json").write_text("{}")
+    assert len(faults(cases.load_cases, folder)) == len(dataclasses.fields(cases.Case))
+
+
 def test_a_risk_is_read_where_it_is_allowed(folder):
     put(folder / "cases" / "amara.json", "beliefs.undeserving_of_life", NUMBERS)
     read = {case.id: case for case in cases.load_cases(folder, allow_risk_cases=True)}
@@ -289,7 +298,7 @@ def test_a_case_of_another_kind_or_encoding_is_told(folder):
         ("lexicon", "emotions.sad.0", "i felt sad!", "emotions.sad[0]: 'i felt sad!' is too long or not plain; write"),
         ("lexicon", "emotions.sad.0", "i felt so very sad that day", "'i felt so very sad that day' is too long or"),
         ("lexicon", "rules.control.0", "i felt sad", "rules.control[0]: 'i felt sad' is a form of emotions.sad, too"),
-        ("lexicon", "thought.helpless.0", "i am stuck here", "thought.helpless[0]: 'stuck' gives away trapped; write it"),
+        ("lexicon", "thought.helpless.0", "i am stuck here", "thought.helpless[0]: 'stuck' gives away trapped"),
         ("lexicon", "situation.work.0", "i am stuck here", "situation.work[0]: 'stuck' gives away trapped"),
     ],
 )  # fmt: skip

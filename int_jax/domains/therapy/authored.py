@@ -48,9 +48,9 @@ class Place:
             if name not in known:
                 member.fault("there is no such field", f"one of {', '.join(known)}, or take it out")
         missing = [name for name in wanted if name not in members]
-        if members:
+        if isinstance(self.value, dict):
             for name in missing:
-                self.at(name).fault("it is missing", f"it beside {', '.join(members)}")
+                self.at(name).fault("it is missing", f"it beside {', '.join(members) or 'the others'}")
         return {} if missing else {name: members[name] for name in known if name in members}
 
     def items(self, what: str) -> list["Place"]:
