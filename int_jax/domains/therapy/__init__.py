@@ -1,0 +1,1 @@
+"""Interviews with simulated clients, each played from a case that the interviewer is to find out."""
