@@ -127,6 +127,7 @@ AMARA = [
     ("split", "train", "split: there is no such field; write one of id, name, age"),
     ("age", "52", "age: '52' is no age of an adult in years; write a whole number from 18"),
     ("age", True, "age: True is no age of an adult in years"),
+    ("age", 52.5, "age: 52.5 is no age of an adult in years"),
     ("age", 17, "age: 17 is no age of an adult in years"),
     ("name", "", "name: '' is no text; write a text in quotes that is not empty"),
     ("name", " ", "name: ' ' is no text"),
@@ -237,6 +238,20 @@ def test_two_cases_have_not_one_id_nor_one_form_for_two_things(folder):
     [fault] = faults(cases.load_cases, folder)
     assert "rule.forms[0]" in fault
     assert "is a form of coping overwork, too (cases/amara.json: case amara: coping.forms[0])" in fault
+
+
+def test_a_situation_is_that_of_one_case(folder):
+    taken = json.loads((folder / "cases" / "amara.json").read_text(encoding="utf-8"))["situations"][0][
+        "situation"
+    ][0]
+    put(folder / "cases" / "mei.json", "situations.0.id", "handover")
+    put(folder / "cases" / "mei.json", "situations.0.situation.0", taken.upper().replace(",", ""))
+    [fault] = faults(cases.load_cases, folder)
+    assert "case mei: situations[0].situation[0]" in fault
+    assert (
+        "is a form of situation handover of amara, too (cases/amara.json: case amara: situations[0].sit"
+        in fault
+    )
 
 
 def test_one_form_may_say_one_thing_in_two_cases(folder):
