@@ -171,7 +171,7 @@ class Client:
         found = [
             Act(kind, part)
             for part in PARTS
-            if self._next(state.heard, part) >= 0 and self._unlocked(state, part)
+            if self.next_place(state.heard, part) >= 0 and self._unlocked(state, part)
             for kind in (("open", "closed") if self.style == "verbose" else ("open",))
         ]
         found.append(Act("reflection"))
@@ -199,7 +199,7 @@ class Client:
             total += weight * f1(right, right, wanted)
         return round(total, 9)
 
-    def _next(self, heard: tuple[int, ...], part: str) -> int:
+    def next_place(self, heard: tuple[int, ...], part: str) -> int:
         """The place of what a question about a part would be told next; -1 where all of it was told."""
         place = PLACE[part]
         if part == "belief":
@@ -211,11 +211,12 @@ class Client:
         if before and not state.heard[PLACE[before]]:
             return False
         # What lies next on the way down from thought to belief is near after a hint.
-        hinted = state.last == "hint" and part == self._hinted(state.heard)
+        hinted = state.last == "hint" and part == self.hinted(state.heard)
         return state.openness + hinted >= NEEDS[part]
 
-    def _hinted(self, heard: tuple[int, ...]) -> str:
-        return next((part for part in ARROW if self._next(heard, part) >= 0), "")
+    def hinted(self, heard: tuple[int, ...]) -> str:
+        """The part that a hint is at; "" where all was told on that way."""
+        return next((part for part in ARROW if self.next_place(heard, part) >= 0), "")
 
     # --- chances ---
 
@@ -253,7 +254,7 @@ class Client:
         turn, openness, heard, ready, last, _ = state
         turn += 1
         one, part = self.numbers, act.part
-        place = self._next(heard, part)
+        place = self.next_place(heard, part)
         vain = State(turn, openness, heard, ready, part)
         shut = State(turn, max(openness - 1, 0), heard, False, part)
         hard = act.kind == "closed" and self.style != "verbose"
@@ -301,7 +302,8 @@ class Client:
         pick = Picker(luck)
         places = self.told(before, after)
         if places:
-            text = self._telling(places[0], after.last == "hint", pick)
+            hint = after.last == "hint" and self.hinted(after.heard) != ""
+            text = self._telling(places[0], hint, pick)
             return Reply(text, self.lines.tags[places[0]], stop)
         return Reply(pick.one(self._other(before, act, after)), (), stop)
 
@@ -328,7 +330,7 @@ class Client:
         """The forms of a reply that tells nothing."""
         client = wording.CLIENT[self.lines.wording]
         if act.kind in ("open", "closed"):
-            if self._next(before.heard, act.part) < 0:
+            if self.next_place(before.heard, act.part) < 0:
                 return client["told_before"]
             if not self._unlocked(before, act.part):
                 return client["locked"]
