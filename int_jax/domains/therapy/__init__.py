@@ -1,0 +1,275 @@
+"""Interviews with simulated clients, each played from a case that the interviewer is to find out.
+
+A task is a client with one situation and one style. The policy is the interviewer: it sees a short history, the style
+and the client's first words, asks for a few turns, and ends with a formulation (formulation.py) of what it heard, each
+item with the turn it was heard in. The client is a script (client.py), so that what each turn lost is exact, with
+respect to the script and to nothing else.
+
+This is rehearsal of interviewing skills for education and research. It is no therapy and no diagnosis, no model of a
+person, and its scores say nothing of clinical quality. Asking after somebody's safety is never marked down by the
+client, but costs a turn like any other.
+"""
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from int_jax.dialogue.oracle import TOLERANCE
+from int_jax.domains import PROMPTS, said, template
+from int_jax.domains.arithmetic import block
+from int_jax.domains.dialogue import Dialogue
+from int_jax.domains.therapy import formulation, wording
+from int_jax.domains.therapy.acts import FORMULATION, plain
+from int_jax.domains.therapy.cases import Case, Situation, load_cases, load_ids, load_lexicon
+from int_jax.domains.therapy.client import Client, lines, pattern
+from int_jax.knobs import Knob
+from int_jax.tokenizer import Tokenizer
+from int_jax.types import Reply, Task, Trace
+
+NAME = "therapy"
+FOLDER = Path(__file__).parents[2] / "assets" / NAME
+SPLITS = ("train", "hard_train", "hard_validation", "hard_test")
+HELD_OUT = 0.4  # the share of the cases that is kept for validation and test, half of it each, at most
+QUOTED = 6  # words in a row of an authored sentence that no turn has by chance
+PROPOSAL_ROLES: tuple[str, ...] = ("checker",)
+
+
+class Therapy(Dialogue):
+    """The domain, over a tokenizer. See `domains.Domain`.
+
+    hard_train, hard_validation and hard_test have other cases, and no set of beliefs is in two of them; each id of a case
+    that is held out is one of a training case, too. "train" has the cases of hard_train with other situations, styles and
+    first words.
+    """
+
+    name = NAME
+    splits = SPLITS
+    own, other = "therapist", "client"
+    proposal_roles = PROPOSAL_ROLES
+    KNOBS: ClassVar[dict[str, Knob]] = {
+        "turns": Knob(10, "own turns of an interview at most, the formulation among them", at_least=1),
+        "turn_tokens": Knob(128, "tokens of an own turn at most", at_least=1),
+        "wording": Knob(
+            "full",
+            "sentences, or the few words of a very small model",
+            choices=wording.WORDINGS,
+        ),
+        "styles": Knob(
+            wording.STYLES,
+            "ways in which clients talk and are best interviewed",
+            choices=wording.STYLES,
+            empty=False,
+        ),
+        "passing": Knob(0.8, "score with which a formulation passes", above=0, at_most=1),
+        "cases": Knob("", "a folder of ids.json, lexicon.json and cases/; empty: that of the package"),
+        "allow_risk_cases": Knob(False, "whether cases may hold a belief that is marked as a risk"),
+    }
+
+    def __init__(self, tokenizer: Tokenizer, **knobs: Any):
+        super().__init__(tokenizer, **knobs)
+        self.passing = self.knobs["passing"]
+        folder = Path(self.knobs["cases"] or FOLDER)
+        self.ids, self.lexicon = load_ids(folder), load_lexicon(folder)
+        self.cases = {case.id: case for case in load_cases(folder, self.knobs["allow_risk_cases"])}
+        self.split_of = dealt(list(self.cases.values()))
+        self.prompts = {role: template(PROMPTS / NAME / f"{role}.jinja") for role in ("solver", "checker", "partner")}
+        self.client_of = functools.lru_cache(4096)(self._client)
+        # What may stand in a slot of a formulation.
+        self.slots = {
+            "belief": self.ids.known("beliefs"),
+            "group": tuple(self.ids.beliefs),
+            "emotion": self.ids.known("emotions"),
+            "behaviour": self.ids.known("behaviours"),
+            "coping": self.ids.known("coping"),
+            "rule": self.ids.known("rules"),
+        }
+
+    # --- tasks ---
+
+    def tasks(self, split: str, seed: int, count: int) -> list[Task]:
+        """`count` interviews of a split, in an order of the seed.
+
+        Raises: ValueError where there are not so many.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"{NAME} has no split {split!r}: choose one of {', '.join(SPLITS)}")
+        known = [
+            (case, situation, style, opening)
+            for case in self.cases.values()
+            if self.split_of[case.id] == ("hard_train" if split == "train" else split)
+            for situation in case.situations
+            for style in self.knobs["styles"]
+            for opening in self.openings(situation.area)
+            if split not in ("train", "hard_train")
+            or (split == "train") == even(f"{case.id}/{situation.id}/{style}/{opening}")
+        ]
+        if len(known) < count:
+            raise ValueError(
+                f"{NAME} has {len(known)} interviews in split {split!r} with the styles {', '.join(self.knobs['styles'])}, "
+                f"not {count}: ask for fewer, allow more styles, or write more cases"
+            )
+        order = np.random.default_rng([seed, SPLITS.index(split)]).permutation(len(known))
+        return [self._task(f"{split}-{seed}-{i}", *known[k]) for i, k in enumerate(order[:count])]
+
+    def openings(self, area: str) -> Sequence[str]:
+        """What a client may say first: the area, and nothing else."""
+        return self.lexicon["areas"][area] if self.brief else wording.OPENINGS["full"][area]
+
+    @property
+    def brief(self) -> bool:
+        return self.knobs["wording"] == "brief"
+
+    def _task(self, name: str, case: Case, situation: Situation, style: str, opening: str) -> Task:
+        who = case.brief_history if self.brief else f"{case.name}, {case.age}. {case.history}"
+        meant = style if self.brief else f"{style} ({wording.MEANT[style]})"
+        labels = ("", "style ", "client ") if self.brief else ("", "Style: ", "Client: ")
+        problem = "\n".join(a + b for a, b in zip(labels, (who, meant, opening), strict=True))
+        wanted = formulation.reference(self.ids, case, situation)
+        ids = "; ".join(f"{slot} {one}" for slot in wanted for one in sorted(wanted[slot]))
+        meta = {"case": case.id, "situation": situation.id, "style": style}
+        return Task(name, NAME, problem, self._reference(case, situation, ids), ids, meta)
+
+    def _reference(self, case: Case, situation: Situation, ids: str) -> str:
+        """The diagram of a case: its ids, and in the full wording what the client says to each."""
+        if self.brief:
+            return ids
+        parts = [
+            ("belief", part) for part in case.beliefs
+        ] + [("rule", case.rule), ("coping", case.coping)]
+        parts += [("emotion", part) for part in situation.emotions] + [("behaviour", situation.behaviour)]
+        told = [f"{slot} {part.id}: {part.forms[0]}" for slot, part in parts]
+        told += [f"situation: {situation.situation[0]}", f"thought: {situation.thought[0]}"]
+        return "\n".join([ids, *told])
+
+    # --- the client ---
+
+    def client(self, task: Task) -> Client:
+        """The client of a task. Raises: ValueError where the task's case, situation or style is not known."""
+        return self.client_of(*(str(task.meta.get(key, "")) for key in ("case", "situation", "style")))
+
+    script = client
+
+    def _client(self, case: str, situation: str, style: str) -> Client:
+        found = self.cases.get(case)
+        here = next((one for one in found.situations if one.id == situation), None) if found else None
+        if not found or not here or style not in wording.STYLES:
+            raise ValueError(
+                f"{NAME} knows no client {case!r} with the situation {situation!r} and the style {style!r}: a task's "
+                "meta names them, and its tasks(split, seed, count) makes such tasks"
+            )
+        wanted = formulation.reference(self.ids, found, here)
+        told = lines(self.ids, self.lexicon, found, here, self.knobs["wording"], wanted)
+        groups = pattern([self.ids.group(part.id) for part in found.beliefs])
+        return Client(style, self.knobs["turns"], groups, told)
+
+    # --- views ---
+
+    def view(self, task: Task, steps: list[str], role: str) -> list[dict[str, str]]:
+        """The solver sees the public part, and what an interview is; the checker also the reference, and the turns."""
+        if role == "solver":
+            return [said("user", self._told("solver", task))]
+        self._check_role(task, role, PROPOSAL_ROLES)
+        return [said("user", self._told("checker", task, reference=task.reference, steps=steps))]
+
+    def _told(self, role: str, task: Task, **more: Any) -> str:
+        return (
+            self.prompts[role]
+            .render(
+                problem=task.problem,
+                brief=self.brief,
+                turns=self.knobs["turns"],
+                slots=self.slots,
+                **more,
+            )
+            .strip()
+        )
+
+    def reply_view(self, task: Task, turns: Sequence[str], reply: Reply) -> list[dict[str, str]]:
+        """Who speaks, what was said, and what is to be said now; what the client has not told is nowhere in it."""
+        style = str(task.meta["style"])
+        told = self._told(
+            "partner",
+            task,
+            talk=list(zip((self.own, self.other) * len(turns), turns, strict=False)),
+            say=reply.text,
+            sentences=wording.MOST_SENTENCES[style],
+        )
+        return [said("user", told)]
+
+    def checker_response(self, trace: Trace) -> str:
+        """What a perfect checker answers: a line for each turn up to the first that lost something, with what it did, and
+        the turn that should stand there."""
+        moments, lost = self.moments(trace), self.regrets(trace)
+        wrong = next((i for i, regret in enumerate(lost) if regret > TOLERANCE), None)
+        log = []
+        for i, one in enumerate(moments[: len(moments) if wrong is None else wrong + 1]):
+            kind, part, _ = one.act  # type: ignore[misc]
+            did = f"{kind} {part}".replace("_", " ").strip()
+            log.append(f"S{i + 1} {did} {'wrong' if i == wrong else 'ok'}")
+        last = block(0, "") if wrong is None else block(wrong + 1, self.correction(trace, wrong))
+        return "\n".join([*log, last])
+
+    # --- leaks ---
+
+    def leaks(self, task: Task, text: str) -> bool:
+        """Whether a turn says what only the reference holds: an authored sentence of the client's, six words in a row of
+        one, or, but in a formulation, a word that names one of its beliefs or its rule.
+
+        Whether the client has told it by then is not known here: what quotes the client is taken for a leak, too.
+        """
+        client = self.client(task)
+        words = " ".join(" ".join(plain(text)).replace("?", "").replace(",", "").split())
+        held = f" {words} "
+        for form in (form for place in client.lines.said for forms in place for form in forms):
+            spelled = " ".join(plain(form)).replace("?", "").replace(",", "").split()
+            size = min(len(spelled), QUOTED)
+            if any(f" {' '.join(spelled[i : i + size])} " in held for i in range(len(spelled) - size + 1)):
+                return True
+        if text.strip().casefold().startswith(FORMULATION):
+            return False
+        wanted = client.lines.reference
+        hidden = [word for one in (*wanted["belief"], *wanted["rule"]) for word in self.ids.words.get(one, (one,))]
+        return any(f" {word.replace('_', ' ')} " in held for word in hidden)
+
+
+def even(text: str) -> bool:
+    return hashlib.blake2b(text.encode(), digest_size=4).digest()[0] % 2 == 0
+
+
+def dealt(cases: Sequence[Case]) -> dict[str, str]:
+    """The split of each case, by its id: cases of the same beliefs together, in an order by a hash of these.
+
+    A set of beliefs is held out only if every id of its cases is still one of some training case: what a word means can
+    be learnt.
+    """
+    sets: dict[str, list[Case]] = {}
+    for case in cases:
+        sets.setdefault("+".join(sorted(part.id for part in case.beliefs)), []).append(case)
+    order = sorted(sets, key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest())
+    train, held = dict.fromkeys(order), []
+    for name in order:
+        rest = [case for other in train if other != name for case in sets[other]]
+        covered = {one for case in rest for one in named(case)}
+        if len(held) < int(HELD_OUT * len(order)) and all(named(case) <= covered for case in sets[name]):
+            held.append(name)
+            del train[name]
+    found = {case.id: "hard_train" for case in cases}
+    for i, name in enumerate(held):
+        found |= {case.id: SPLITS[2 + i % 2] for case in sets[name]}
+    return found
+
+
+def named(case: Case) -> set[tuple[str, str]]:
+    """What a case's formulations name, as (slot, id), and its areas."""
+    found = {("belief", part.id) for part in case.beliefs} | {("rule", case.rule.id), ("coping", case.coping.id)}
+    for one in case.situations:
+        found |= {("emotion", part.id) for part in one.emotions}
+        found |= {("behaviour", one.behaviour.id), ("area", one.area)}
+    return found
+
+
+build = Therapy
