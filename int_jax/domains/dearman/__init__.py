@@ -1,1 +1,1 @@
-"""DEAR MAN: rehearsing a hard conversation, the speaker's skills rated turn by turn (the idea of IMBUE, arXiv 2402.12556)."""
+"""DEAR MAN: a hard conversation is rehearsed, its skills rated turn by turn (the idea of IMBUE, arXiv 2402.12556)."""

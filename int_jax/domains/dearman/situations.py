@@ -1,11 +1,10 @@
-"""The situations of DEAR MAN, the counterpart's lines, and the labelled utterances: read, checked, and made of own words.
+"""DEAR MAN's situations, the counterpart's lines and the labelled utterances: read, checked, made of a person's words.
 
 All are files that a person can edit. `python -m int_jax.domains.dearman.situations FILE` prints what a file holds, or
 every fault in it with its place and its fix; loading a file with a fault raises ValueError with the same lines.
 """
 
 import hashlib
-import json
 import re
 import string
 import sys
@@ -14,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from int_jax.domains.dearman.fields import Item, parsed, read
 
 ASSETS = Path(__file__).parents[2] / "assets" / "dearman"
 SITUATIONS = ASSETS / "situations.json"
@@ -25,7 +26,7 @@ TYPES = ("object", "deflect", "attack", "bargain", "agree")
 STRATEGIES = ("describe", "express", "assert", "reinforce", "negotiate")
 STATES = ("mindful", "confident")
 STRENGTHS = ("strong", "weak", "none")
-DIFFICULTIES = range(1, 6)
+DIFFICULTIES = (1, 5)
 HALVES = ("a", "b")
 
 # The least and the most words of each brief text: what a model of a few hundred words can say of a situation.
@@ -41,7 +42,7 @@ BRIEF_REPLY = (2, 8)
 UTTERANCE = (5, 45)
 
 # What places a fact: a point of time, how often, how many, how long.
-NUMBER = r"(?:\d[\d.,:]*|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|dozen)"
+NUMBER = r"(?:\d+(?:[.,:]\d+)*(?:st|nd|rd|th)?|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|dozen)"
 UNIT = r"(?:minute|hour|day|night|week|weekend|month|year|time|evening|morning|euro|dollar|pound|percent)s?"
 DAY = r"(?:mon|tues|wednes|thurs|fri|satur|sun)days?"
 MONTH = r"(?:january|february|march|april|may|june|july|august|september|october|november|december)"
@@ -52,10 +53,14 @@ ANCHOR = re.compile(
 )
 # Words of a goal that do not say what is asked for.
 COMMON = frozenset(
-    "i me my mine we us our you your yours he him his she her hers they them their it its a an the this that these those "
-    "to of and or but if when then than so in on at by for from with without up out off over down as into is are be been "
-    "was were am do does did have has had will would can could should may might must not no never please want wants need "
-    "like ask refuse more less also just only any some all each every own same who what which where how there".split()
+    re.findall(
+        r"\w+",
+        """i me my mine we us our you your yours he him his she her hers they them their it its a an the this that these
+        those to of and or but if when then than so in on at by for from with without up out off over down as into is
+        are be been was were am do does did have has had will would can could should may might must not no never please
+        want wants need like ask refuse more less also just only any some all each every own same who what which where
+        how there""",
+    )
 )
 
 
@@ -141,23 +146,18 @@ def own_situation(relation: str, facts: str, goal: str, difficulty: int) -> Situ
     """
     faults: list[str] = []
     given = {"relation": relation, "facts": facts, "goal": goal, "difficulty": difficulty}
-    item = _Item("own situation", given, faults, tuple(given))
+    item = Item("own situation", given, faults, tuple(given))
     for field in ("relation", "facts", "goal"):
         item.text(field)
-    item.difficulty()
+    item.whole("difficulty", *DIFFICULTIES)
     _stop(faults)
     anchors = tuple(dict.fromkeys(found.group().lower() for found in ANCHOR.finditer(facts)))[:5]
-    ask = tuple(dict.fromkeys(_stem(word) for word in _words(goal) if word not in COMMON and len(word) > 1))[
-        :4
-    ]
+    said = [word for word in _words(goal) if word not in COMMON and len(word) > 1]
+    ask = tuple(dict.fromkeys(map(_stem, said)))[:4]
     if not anchors:
         item.fault("facts", "name no day, time or count", "say when it was, or how often")
     if not ask:
-        item.fault(
-            "goal",
-            f"is {goal!r:.60}, which asks for nothing",
-            "say what the other shall do, or what you refuse",
-        )
+        item.fault("goal", f"is {goal!r:.60}, which asks for nothing", "say what you want done, or refuse")
     _stop(faults)
     name = hashlib.sha256("\n".join((relation, facts, goal)).encode()).hexdigest()[:8]
     return Situation(f"own_{name}", "own", relation, facts, goal, difficulty, anchors, ask, (), (), None)
@@ -182,77 +182,6 @@ def load_gold(file: str | Path = GOLD, situations: Sequence[Situation] | None = 
     return _loaded(lambda path, faults: _gold(path, faults, {one.id for one in known}), file)
 
 
-class _Item:
-    """One object of a file; what is wrong with a field is put down under its place, and the field reads as empty."""
-
-    def __init__(
-        self, place: str, value: Any, faults: list[str], fields: Sequence[str], optional: Sequence[str] = ()
-    ):
-        self.place, self.faults, self.before = place, faults, len(faults)
-        self.value: dict = value if isinstance(value, dict) else {}
-        if not isinstance(value, dict):
-            faults.append(f"{place}: is {value!r:.60}: make it an object with {', '.join(fields)}")
-            return
-        for field in fields:
-            if field not in value and field not in optional:
-                self.fault(field, "is missing", f"an item has {', '.join(fields)}")
-        for field in value:
-            if field not in fields:
-                self.fault(field, "is not known", f"take it out, or name it one of {', '.join(fields)}")
-
-    @property
-    def good(self) -> bool:
-        return len(self.faults) == self.before
-
-    def fault(self, field: str, what: str, fix: str) -> None:
-        self.faults.append(f"{self.place}: {field} {what}: {fix}")
-
-    def text(self, field: str, empty: bool = False) -> str:
-        value = self.value.get(field, "")
-        if field in self.value and (not isinstance(value, str) or not (empty or value.strip())):
-            self.fault(field, f"is {value!r:.60}", "write a text" + ("" if empty else " that is not empty"))
-        return value if isinstance(value, str) else ""
-
-    def texts(self, field: str, low: int, high: int) -> tuple[str, ...]:
-        value = self.value.get(field, [])
-        if field not in self.value:
-            return ()
-        if not isinstance(value, list) or not all(isinstance(one, str) and one.strip() for one in value):
-            self.fault(field, f"is {value!r:.60}", "write a list of texts that are not empty")
-            return ()
-        if not low <= len(value) <= high:
-            self.fault(field, f"has {len(value)} texts", f"write {low} to {high}")
-        for one, count in Counter(value).items():
-            if count > 1:
-                self.fault(field, f"has {one!r:.60} {count} times", "write it once")
-        return tuple(value)
-
-    def choice(self, field: str, choices: Sequence[str]) -> str:
-        value = self.value.get(field, "")
-        if field in self.value and value not in choices:
-            self.fault(field, f"is {value!r:.60}", f"choose one of {', '.join(choices)}")
-        return value
-
-    def difficulty(self) -> int:
-        value = self.value.get("difficulty", 0)
-        if "difficulty" in self.value and (type(value) is not int or value not in DIFFICULTIES):
-            self.fault("difficulty", f"is {value!r:.60}", "write a whole number from 1 to 5")
-        return value
-
-    def words(self, field: str, text: str, limits: tuple[int, int]) -> None:
-        low, high = limits
-        if text and not low <= (count := len(text.split())) <= high:
-            self.fault(
-                field, f"has {count} words", f"write {low} to {high}" if low < high else f"write {low}"
-            )
-
-    def plain(self, field: str, text: str) -> None:
-        if odd := re.search(r"[^a-z ]", text):
-            self.fault(
-                field, f"has {odd.group()!r}", "write lower-case words of the letters a to z, without signs"
-            )
-
-
 def _words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower())
 
@@ -267,39 +196,23 @@ def _stop(faults: list[str]) -> None:
         raise ValueError("\n".join(faults))
 
 
-def _loaded(read: Callable, file: str | Path) -> Any:
+def _loaded(reader: Callable, file: str | Path) -> Any:
     faults: list[str] = []
-    result = read(Path(file), faults)
+    result = reader(Path(file), faults)
     _stop(faults)
     return result
-
-
-def _json(text: str, place: str, faults: list[str], line: int = 1) -> Any:
-    """The JSON of a text whose first line is the file's line `line`; None, and a fault, where it is none."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"line {line + error.lineno - 1}, column {error.colno}"
-        faults.append(f"{place}: {where} is no JSON ({error.msg}): mind the quotes and commas before it")
-        return None
-
-
-def _text(path: Path, faults: list[str]) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        faults.append(f"{path}: byte {error.start + 1} is not UTF-8: save the file as UTF-8")
-        return ""
 
 
 def _named(path: Path, number: int, value: Any, seen: Counter) -> str:
     """The place of an item: the file, and the item's id if it has one that is not taken, its number otherwise."""
     name = value.get("id") if isinstance(value, dict) else None
+    if not isinstance(name, str) or not name:
+        return f"{path}: item {number}"
     seen[name] += 1
-    return f"{path}: " + (name if isinstance(name, str) and name and seen[name] == 1 else f"item {number}")
+    return f"{path}: {name}" if seen[name] == 1 else f"{path}: item {number}"
 
 
-def _id(item: _Item, seen: Counter) -> str:
+def _id(item: Item, seen: Counter) -> str:
     name = item.text("id")
     if name and not re.fullmatch(r"[a-z0-9_]+", name):
         item.fault("id", f"is {name!r:.60}", "write lower-case letters, digits and _")
@@ -309,9 +222,9 @@ def _id(item: _Item, seen: Counter) -> str:
 
 
 def _situations(path: Path, faults: list[str]) -> list[Situation]:
-    if not (text := _text(path, faults)) and faults:
+    if not (text := read(path, faults)) and faults:
         return []
-    values = _json(text, str(path), faults)
+    values = parsed(text, str(path), faults)
     if faults:
         return []
     if not isinstance(values, list) or not values:
@@ -324,20 +237,16 @@ def _situations(path: Path, faults: list[str]) -> list[Situation]:
 
 
 def _situation(place: str, value: Any, faults: list[str], seen: Counter) -> Situation:
-    item = _Item(place, value, faults, tuple(Situation.__dataclass_fields__), optional=("brief",))
+    item = Item(place, value, faults, tuple(Situation.__dataclass_fields__), optional=("brief",))
     facts, goal = item.text("facts"), item.text("goal")
     anchors, ask = item.texts("anchors", 2, 5), item.texts("ask", 2, 4)
     for anchor in anchors:
         if facts and anchor.lower() not in facts.lower():
-            item.fault(
-                "anchors",
-                f"has {anchor!r}, which the facts have not",
-                "take words as they stand in the facts",
-            )
+            item.fault("anchors", f"has {anchor!r}, which the facts have not", "take words of the facts")
     for stem in (one for text in ask for one in _words(text)):
         if goal and not any(word.startswith(stem) for word in _words(goal)):
             item.fault(
-                "ask", f"has {stem!r}, with which no word of the goal begins", "take beginnings of its words"
+                "ask", f"has {stem!r}, which begins no word of the goal", "take beginnings of its words"
             )
     return Situation(
         _id(item, seen),
@@ -345,7 +254,7 @@ def _situation(place: str, value: Any, faults: list[str], seen: Counter) -> Situ
         item.text("relation"),
         facts,
         goal,
-        item.difficulty(),
+        item.whole("difficulty", *DIFFICULTIES),
         anchors,
         ask,
         item.texts("benefit", 2, 4),
@@ -355,34 +264,30 @@ def _situation(place: str, value: Any, faults: list[str], seen: Counter) -> Situ
 
 
 def _brief(place: str, value: Any, faults: list[str]) -> Brief:
-    item = _Item(f"{place}: brief", value, faults, tuple(BRIEF))
+    item = Item(f"{place}: brief", value, faults, tuple(BRIEF))
     texts = {field: item.text(field) for field in BRIEF}
     for field, limits in BRIEF.items():
         item.words(field, texts[field], limits)
         item.plain(field, texts[field])
     if item.good and f" {texts['anchor']} " not in f" {texts['facts']} ":
-        item.fault(
-            "anchor",
-            f"is {texts['anchor']!r}, which the facts have not",
-            "take words that follow each other there",
-        )
+        item.fault("anchor", f"is {texts['anchor']!r}, which the facts have not", "take a part of them")
     return Brief(**texts)
 
 
 def _replies(path: Path, faults: list[str]) -> dict[str, Lines]:
-    if not (text := _text(path, faults)) and faults:
+    if not (text := read(path, faults)) and faults:
         return {}
-    value = _json(text, str(path), faults)
+    value = parsed(text, str(path), faults)
     if faults:
         return {}
-    table = _Item(str(path), value, faults, TYPES)
+    table = Item(str(path), value, faults, TYPES)
     return {
         kind: _lines(f"{path}: {kind}", table.value[kind], faults) for kind in TYPES if kind in table.value
     }
 
 
 def _lines(place: str, value: Any, faults: list[str]) -> Lines:
-    item = _Item(place, value, faults, ("full", "brief"))
+    item = Item(place, value, faults, ("full", "brief"))
     full, brief = item.texts("full", 1, 1000), item.texts("brief", 1, 1000)
     for line in full:
         try:
@@ -390,9 +295,7 @@ def _lines(place: str, value: Any, faults: list[str]) -> Lines:
         except ValueError:
             slots = {line}
         if slots - {"goal"}:
-            item.fault(
-                "full", f"has {line!r:.60}", "the only slot is {goal}, and no other brace may stand in a line"
-            )
+            item.fault("full", f"has {line!r:.60}", "write no braces but those of the slot {goal}")
     for line in brief:
         item.words("brief", line, BRIEF_REPLY)
         item.plain("brief", line)
@@ -400,13 +303,14 @@ def _lines(place: str, value: Any, faults: list[str]) -> Lines:
 
 
 def _gold(path: Path, faults: list[str], situations: set[str]) -> list[Utterance]:
-    found, seen, texts = [], Counter(), Counter()  # type: ignore[var-annotated]
-    text = _text(path, faults)
-    for number, line in enumerate(text.split("\n"), 1):
+    found: list[Utterance] = []
+    seen: Counter = Counter()
+    texts: Counter = Counter()
+    for number, line in enumerate(read(path, faults).split("\n"), 1):
         if not line.strip():
             continue
         before = len(faults)
-        value = _json(line, str(path), faults, number)
+        value = parsed(line, str(path), faults, number)
         if len(faults) == before:
             found.append(_utterance(_named(path, number, value, seen), value, faults, seen, situations))
             texts[found[-1].text] += 1
@@ -418,21 +322,28 @@ def _gold(path: Path, faults: list[str], situations: set[str]) -> list[Utterance
 
 
 def _utterance(place: str, value: Any, faults: list[str], seen: Counter, situations: set[str]) -> Utterance:
-    item = _Item(place, value, faults, tuple(Utterance.__dataclass_fields__))
+    item = Item(place, value, faults, tuple(Utterance.__dataclass_fields__))
     situation, text, half = item.text("situation"), item.text("text"), item.choice("half", HALVES)
     if situation and situation not in situations:
         item.fault("situation", f"is {situation!r:.60}", "write the id of a situation")
     item.words("text", text, UTTERANCE)
     if situation in situations and half in HALVES and half != half_of(situation):
         item.fault("half", f"is {half!r}", f"all utterances of {situation} are in half {half_of(situation)}")
-    labels = _Item(f"{place}: labels", item.value.get("labels", {}), faults, STRATEGIES + STATES)
-    for field in STRATEGIES + STATES:
-        labels.choice(field, STRENGTHS if field in STRATEGIES else ("yes", "no"))
-    return Utterance(_id(item, seen), situation, item.text("context", empty=True), text, labels.value, half)
+    labels: dict[str, str] = {}
+    if "labels" in item.value:
+        labels = _labels(f"{place}: labels", item.value["labels"], faults)
+    return Utterance(_id(item, seen), situation, item.text("context", empty=True), text, labels, half)
+
+
+def _labels(place: str, value: Any, faults: list[str]) -> dict[str, str]:
+    item = Item(place, value, faults, STRATEGIES + STATES)
+    return {field: item.choice(field, STRENGTHS) for field in STRATEGIES} | {
+        field: item.choice(field, ("yes", "no")) for field in STATES
+    }
 
 
 def _counts(path: Path) -> list[str]:
-    """What a file holds, a line a count. Its kind is told by how it begins: [ situations, {"object" replies, else gold."""
+    """What a file holds, a line a count: utterances where it ends in .jsonl, replies where it begins with {."""
     if path.suffix == ".jsonl":
         gold = load_gold(path)
         rows = [f"{len(gold)} utterances: " + _table(Counter(one.half for one in gold))]
