@@ -181,11 +181,12 @@ HINT = _found(
     r"|i'd (?:maybe|perhaps) like|can't go on like this|i don't think i can|i guess i|it could (?:maybe|perhaps|possibly)|might go|it might"
     r"|i'm thirty|i don't really|has to change|i may|it would be nice|more it's|not exactly mind|wasn't sure whether"
 )
-CONDITION = re.compile(
-    rf"(?<![\w'])(?:if (?:you|they're|they|everyone|we)|with the|with a)(?:'re)? (?:\w+ ){{0,2}}?(?:{VERBS}|back in|filled|down|full)(?![\w'])"
+CONDITION = re.compile(  # "if you bring it back", "with the bass down"
+    rf"(?<![\w'])(?:if (?:you|they're|they|everyone|we)(?:'re)? (?!do(?: that| so| this| it)? )(?:\w+ ){{0,2}}?(?:{VERBS}|back in)"
+    r"|with (?:the|a) (?:\w+ )?(?:back in|filled|down|full|off|away))(?![\w'])"
 )
 GOOD_FOR_YOU = _found(
-    r"(?:and|then|way|,|:|-|;) (?:then )?(?:you|the \w+|he|she|they|we|dad)(?:'ll|'d| will| would| can| get| needn't| won't| save| keep| have)"
+    r"(?:and|then|way|,|:|-|;) (?:then )?(?:you(?:'ll|'d| will| would| can| get| needn't| won't| save| keep)|(?:the \w+|he|she|they|we|dad)(?:'ll|'d| will| would| can| gets))"
     r"|you(?:'ll| will|'d| would) (?!have to|need to|regret|be sorry|know[ ,]|better|pay for|see what|see [.!])\w+"
     r"|you(?:'d| would) (?:get|have|skip|save|be|find|never|gain|see|keep|come|finish|know|sleep|win|still|also|land|start|start)"
     r"|you get|you gain|you can then|you needn't|you (?:\w+ )?save|that way|so that you|it means|for you it|he gets|we'll (?:both )?(?:have|get|sit|be)|you'd have|i'm (?:glad|happy) to"
@@ -193,6 +194,7 @@ GOOD_FOR_YOU = _found(
     r"|instead of (?:\w+ ){1,4}|lie quietly|will be (?:easier|better|calm|good) for you|better for you|good for you|helps you|makes it easier for you|easier for you"
     r"|laugh with you|then land on|turn faster|no complaint|you'd never|both sit"
 )
+TIED = _found(r"if you do|that way|it means|you get|in return|here is what you")
 GOOD_FOR_ALL = _found(
     r"(?:nicer|better|easier|smoother|good|lovely|pleasant|relaxed|simpler|handier|motivating|calmer|nice|best)(?: \w+)? for (?:me|us|everyone|everybody|all|both|the (?:team|family))"
     r"|i'd (?:be|have) (?:in )?(?:a |more |much |so )?(?:\w+ )?(?:happier|nicer|better|cheerful|glad|mood|time|calmer|off)|better all round|things would be (?:easier|better|nicer)|all round"
@@ -202,10 +204,10 @@ OFFER = _found(
     r", or (?!else|so|something|whatever|less|not|no|two|three|i'll (?:tell|leave|quit|call|throw)|you'll)[\w']+ [\w']+|"
     r"let's (?:swap|skip|count|split|share|say|do|try|meet|take|agree that|alternate|phone|make it)|how about|what if (?:we|i|you)|shall we say|my offer|i(?: can)? offer|here is (?:what i offer|my offer)"
     r"|or (?:we|you|i|i'll|put|tell|clean|give|hand|he|she|five|from|by|have|move|take|make|let|send|do|pay|at|on|half|any|some days|leave it|call|write|bring|we'll)(?: \w+)"
-    r"|(?:i'll|i will|i can|i could|i'd gladly|i'd|we'll|we can|we could) (?:\w+ ){0,8}?(?:if you|if somebody|and you|while you|until|half|instead|from august|two nights|each(?! other)|at a fixed|whoever|for you)"
+    r"|(?:i'll|i will|i can|i could|i'd gladly|i'd|we'll|we can|we could) (?:(?!not )\w+ ){0,8}?(?:if you|if somebody|and you|while you|until|half|instead|from august|two nights|each(?! other)|at a fixed|whoever|for you)"
     r"|you (?:\w+ ){1,6}(?:,|and) (?:and )?(?:i|i'll|i will|the neighbour|we) (?:take|do|bring|will|pay|dry|keep|cover|'ll|go|have|cook|drive)"
-    r"|every other|half (?:of|now|past|each)|instead , |in return|in exchange|a trade|trade|meet (?:you|me) halfway|ten each|sixty to forty|as long as you|while you take|would suit me|would do|if it's easier|by hours"
-    r"|(?:two|three) days(?: ,|, though)? (?:at|though|,|instead)|two days , though|i can come for|i could bring|with others there|just us two|for (?:two|three) (?:days|weeks)|as a start|to begin with|for a real emergency"
+    r"|every other|half (?:of it|now|past|each)|instead , |in return|in exchange|a trade|trade|meet (?:you|me) halfway|ten each|sixty to forty|as long as you|while you take|would suit me|would do|if it's easier|by hours"
+    r"|(?:two|three) days(?: ,|, though)? (?:at|though|,|instead)|two days , though|i can come for|i could bring|with others there|just us two|(?:i|we) (?:can |will |could )?(?:come|stay|do it|try it) for (?:two|three)|as a start|to begin with|for a real emergency"
     r"|(?:saturdays|weekends|fridays|sundays) until|percent now|go on with|i'd run|(?:if|when) (?:he|she|you|they) (?:takes?|pays?|covers?|carry|carries) (?:a|his|her|your|the|over)"
     r"|i'll bake|and hand my|i'll start at|then (?:swap|do|move|have)|we'll share|join my|we can swap|i'd gladly give|split it"
 )

@@ -307,7 +307,7 @@ class _Rater:
                 self.strategy(EXPRESS, WEAK, "no_feeling_word", *match.span())
 
     def reinforce(self) -> None:
-        tied = self.levels[ASSERT] > NONE or lex.OFFER.search(self.normal) is not None
+        tied = self.levels[ASSERT] > NONE or any(one.search(self.normal) for one in (lex.OFFER, lex.TIED))
         for match in lex.GOOD_FOR_YOU.finditer(self.normal):
             if tied and not any(one.code == "threat" for one in self.found):
                 self.strategy(REINFORCE, STRONG, "benefit", *match.span())
