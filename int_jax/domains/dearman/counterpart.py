@@ -173,7 +173,7 @@ class Counterpart:
             if new:
                 lowered = max(lowered, called + (strength == STRONG))
                 trust += strategy == EXPRESS and strength == STRONG
-                offers += strategy in (REINFORCE, NEGOTIATE) and strength == STRONG
+                offers += strategy in (REINFORCE, NEGOTIATE)
             elif called and described and strategy in (DESCRIBE, ASSERT):  # said again, it is heard if it is called for
                 lowered = max(lowered, int(strength == STRONG))
         if not act.mindful:
@@ -188,7 +188,7 @@ class Counterpart:
             min(MOST, max(0, state.resistance - lowered + act.harsh)),
             trust,
             min(3, heat),
-            offers,
+            min(OFFERS, offers),
             described,
             asserted,
             state.mindful and act.mindful,

@@ -189,8 +189,8 @@ GOOD_FOR_YOU = _found(
     r"(?:and|then|way|,|:|-|;) (?:then )?(?:you(?:'ll|'d| will| would| can| get| needn't| won't| save| keep)|(?:the \w+|he|she|they|we|dad)(?:'ll|'d| will| would| can| gets))"
     r"|you(?:'ll| will|'d| would) (?!have to|need to|regret|be sorry|know[ ,]|better|pay for|see what|see [.!])\w+"
     r"|you(?:'d| would) (?:get|have|skip|save|be|find|never|gain|see|keep|come|finish|know|sleep|win|still|also|land|start|start)"
-    r"|you get|you gain|you can then|you needn't|you (?:\w+ )?save|that way|so that you|it means|for you it|he gets|we'll (?:both )?(?:have|get|sit|be)|you'd have|i'm (?:glad|happy) to"
-    r"|people will|(?:i'll|i will|i'd) (?:be out to |gladly |happily |say no more|give you|cook|be glad|thank|lend|help|bring|work)|you two needn't|your phone stays|you can (?:borrow|have|keep|launch|pick|choose)|without (?:me|a grudge|anyone)"
+    r"|you get|you gain|you can then|you needn't|you (?:\w+ )?save|that way you|so that you|it means|for you it|he gets|we'll (?:both )?(?:have|get|sit|be)|you'd have|i'm (?:glad|happy) to"
+    r"|people will|(?:i'll|i will|i'd) (?:be out to |gladly |happily |say no more|give you|cook|be glad|thank|lend|help|bring|work)|you two needn't|your phone stays|without (?:me|a grudge|anyone)"
     r"|instead of (?:\w+ ){1,4}|lie quietly|will be (?:easier|better|calm|good) for you|better for you|good for you|helps you|makes it easier for you|easier for you"
     r"|laugh with you|then land on|turn faster|no complaint|you'd never|both sit"
 )
@@ -219,14 +219,14 @@ HEDGE = _found(
     r"kind of|sort of|i guess|i suppose|i don't know|i mean|no rush|(?:just|only) (?:wondering|wondered|thought|hoping|hoped)|was wondering|never mind|don't worry"
     r"|i'm not sure|i wasn't sure|i may have|don't take my word|not necessarily|if that's not|if it isn't|only if you like|if it's not|if you don't mind|if it isn't too|if that makes sense|i could be wrong|i might be wrong|it's just that|it's only that|no big deal|not a big deal|no pressure|just an idea|just a thought|only an idea|feel free to|you don't have to|if it's no trouble|if it's too much|i'd hate to|it's okay if not|if possible|if it's possible|i was thinking maybe|i'm probably|by no means urgent|sorry to bother|if you could maybe|not that it matters|it's fine if|whenever you've|possibly|um|uh|er|hm|at some point"
     r"|however you see it|in whatever form|it doesn't matter|i hate to|if at all possible|i was hoping|ish|more or less|whatever suits you|sort of like|it might be|i was just|i was kind"
-    r"|a tiny bit|not exactly|by any chance|if you want to|i don't want to be|i don't mind|something like that|when it suits you"
+    r"|a tiny bit|not exactly|by any chance|if you want to|i don't want to be|i (?:don't|do not) mind|i do not know|something like that|when it suits you"
 )
 SOFT_HEDGE = _found(r"maybe|perhaps|might|probably|a bit|slightly|rather|sometimes|just|quite|some|could|somehow")
 SELF_DOUBT = _found(
     r"i'm (?:probably |just |only |being |so |terribly |really )*(?:silly|overreacting|hopeless|slow|petty|difficult|bad at|no expert|not (?:really )?(?:that )?good|odd|too sensitive|so stupid|being silly|the one who's|a burden|wrong)|petty of me|it's silly|i'm not sure|it's probably (?:me|nothing|annoying|silly)"
     r"|i shouldn't be|i'm doing it wrong|doing it wrong|maybe i'm|i feel (?:bad|terrible|awful|silly|stupid)|i'm sure i'm|my fault|i deserve|it's my fault|it is my fault|i have it wrong|i'm not that|who am i|i am bad|i am wrong"
 )
-APOLOGY = _found(r"sorry|i apologi[sz]e|my apologies|forgive me|pardon me|excuse me")
+APOLOGY = _found(r"(?<!be )sorry|i apologi[sz]e|my apologies|forgive me|pardon me|excuse me")
 # An apology for what one did, or regret of what befell the other, is due.
 DUE = re.compile(
     r"(?:sorry|apologi[sz]e)(?: \w+){0,2}? (?:you (?:were|had|have|are)|for (?:what|that|shouting|being late|the|my|last|being)|about your|to hear|that (?:i|you) (?:shouted|forgot|were|lost))|i was wrong|i blamed"
