@@ -13,7 +13,6 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from int_jax.dialogue.script import luck_of
 from int_jax.domains.dearman import wording as words
 from int_jax.domains.dearman.rater import (
     ASSERT,
@@ -25,7 +24,7 @@ from int_jax.domains.dearman.rater import (
     STRONG,
     rate,
 )
-from int_jax.domains.dearman.situations import TYPES, Lines, Situation, load_replies
+from int_jax.domains.dearman.situations import Lines, Situation, load_replies
 from int_jax.types import Reply
 
 MOODS = ("calm", "busy", "angry")
@@ -265,11 +264,3 @@ class Counterpart:
             f"situation {self.situation.id}: no wording does {act.heard}; the first one is heard as "
             f"{self.act(state, words.joined(said[0], self.wording)).heard}: put its texts more plainly"
         )
-
-
-def first_line(script: Counterpart, name: str) -> str:
-    """What the counterpart says before the first own turn of a task."""
-    return script.line(script.opening, luck_of(name, 0, "opening"))
-
-
-assert set(CALLS) - {""} == set(TYPES) - {"agree"}
