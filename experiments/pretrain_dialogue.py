@@ -37,6 +37,7 @@ BLOCK = "<intervention>", "</intervention>", '{"location": ', ', "content": "', 
 ROWS, ROW_LENGTH, MICRO_ROWS = 16, MAX_LEN, 4
 UPDATES, WARMUP, DECAY_AT, PEAK = 1600, 100, 1000, 3e-3
 TASKS = 400  # of each domain
+SKILL = 0.1, 0.6  # share of a novice's turns that are good: evenly, of each conversation
 
 
 def schedule(step):
@@ -68,7 +69,9 @@ def tasks_of(domain) -> list:
 
 
 def novice_talk(domain, task, rng: np.random.Generator):
-    return rollout.play(domain, task, lambda trace: domain.novice(trace, rng))
+    """A conversation of a beginner, some better than others."""
+    skill = rng.uniform(*SKILL)
+    return rollout.play(domain, task, lambda trace: domain.novice_turn(trace, rng, skill))
 
 
 def example(chat: Chat, every: dict, tasks: dict, rng: np.random.Generator) -> batching.Sequence:

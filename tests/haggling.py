@@ -93,5 +93,12 @@ class Haggling(Dialogue):
     def reply_view(self, task, turns, reply):
         return [said("user", f"You sell lamps. You heard: {turns[-1]} Say in your own words: {reply.text}")]
 
+    def checker_response(self, trace):
+        step = self.first_error(trace)
+        return "0" if step is None else f"{step + 1}: {self.correction(trace, step)}"
+
+    def novice_turn(self, trace, rng, skill):
+        return self.next_turn(trace) if rng.random() < skill else "Fine day."
+
     def leaks(self, task, text):
         return task.reference in text

@@ -10,6 +10,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
+
 from int_jax.dialogue.oracle import TOLERANCE, Oracle
 from int_jax.dialogue.partner import Asked, Partner, Scripted
 from int_jax.dialogue.script import Moment, Script, State, luck_of, replay
@@ -56,6 +58,15 @@ class Dialogue(TextDomain, abc.ABC):
     def reply_view(self, task: Task, turns: Sequence[str], reply: Reply) -> list[dict[str, str]]:
         """The chat with which a language model is asked to say `reply` in its own words; see `partner.Asked`."""
         raise ValueError(f"{self.name} has no prompt for a language model as the partner")
+
+    @abc.abstractmethod
+    def checker_response(self, trace: Trace) -> str:
+        """What a perfect checker answers, with respect to the script: ends in the intervention at the first error."""
+
+    @abc.abstractmethod
+    def novice_turn(self, trace: Trace, rng: np.random.Generator, skill: float) -> str:
+        """What a scripted beginner says next in an open trace, for training data and as a baseline. skill: the share of
+        turns that are good."""
 
     # The conversation so far ----------------------------------------------------------------------------------------
 

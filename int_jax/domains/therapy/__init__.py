@@ -22,7 +22,7 @@ from int_jax.dialogue.oracle import TOLERANCE
 from int_jax.domains import PROMPTS, said, template
 from int_jax.domains.arithmetic import block
 from int_jax.domains.dialogue import Dialogue
-from int_jax.domains.therapy import formulation, wording
+from int_jax.domains.therapy import formulation, novice, wording
 from int_jax.domains.therapy.acts import FORMULATION, plain
 from int_jax.domains.therapy.cases import Case, Situation, load_cases, load_ids, load_lexicon
 from int_jax.domains.therapy.client import Client, lines, pattern
@@ -212,6 +212,10 @@ class Therapy(Dialogue):
             log.append(f"S{i + 1} {did} {'wrong' if i == wrong else 'ok'}")
         last = block(0, "") if wrong is None else block(wrong + 1, self.correction(trace, wrong))
         return "\n".join([*log, last])
+
+    def novice_turn(self, trace: Trace, rng: np.random.Generator, skill: float = novice.SKILL) -> str:
+        """What a scripted novice says next in an open trace; see novice.py."""
+        return novice.turn(self, trace, rng, skill)
 
     # --- leaks ---
 

@@ -1,4 +1,4 @@
-"""Scripted interviewers of novice quality, for training data and as a baseline; the expert beside them is exact.
+"""Scripted interviewers of novice quality, for training data and as a baseline.
 
 A novice has habits: too many closed questions, advice early, small talk, a belief named before it was told, parts asked
 in no order, and a formulation that comes too early or with guessed items. Each turn is drawn anew, so that a novice does
@@ -18,16 +18,16 @@ from int_jax.types import Trace
 if TYPE_CHECKING:
     from int_jax.domains.therapy import Therapy
 
-HABITS = {
-    "right": 0.12,
-    "open": 0.26,
-    "closed": 0.24,
-    "advice": 0.1,
-    "small_talk": 0.06,
+SKILL = 0.12  # the share of turns that are the best there is
+HABITS = {  # of the others
+    "open": 0.3,
+    "closed": 0.27,
+    "advice": 0.11,
+    "small_talk": 0.07,
     "interpretation": 0.05,
-    "reflection": 0.05,
-    "validation": 0.04,
-    "summary": 0.04,
+    "reflection": 0.06,
+    "validation": 0.05,
+    "summary": 0.05,
     "redirect": 0.04,
 }
 STOPS_EARLY = 0.06  # the chance, at each turn after the second, that it formulates; at the last turn it mostly does
@@ -35,7 +35,7 @@ FORGETS = 0.3  # the chance that it does not name an item that was told, or cite
 GUESSES = 0.25  # the chance, for each slot, that it adds an item that was not told
 
 
-def turn(domain: "Therapy", trace: Trace, rng: np.random.Generator) -> str:
+def turn(domain: "Therapy", trace: Trace, rng: np.random.Generator, skill: float = SKILL) -> str:
     """The next own turn of a novice in an open trace."""
     client = domain.client(trace.task)
     moments = domain.moments(trace)
@@ -43,10 +43,10 @@ def turn(domain: "Therapy", trace: Trace, rng: np.random.Generator) -> str:
     last = state.turn == client.turns - 1
     if (last and rng.random() < 0.9) or (state.turn > 1 and rng.random() < STOPS_EARLY):
         return formulation(domain, client, state, rng)
+    if rng.random() < skill:
+        return domain.next_turn(trace)
     habits, weights = zip(*HABITS.items(), strict=True)
     habit = str(rng.choice(habits, p=weights))
-    if habit == "right":
-        return domain.next_turn(trace)
     part = ""
     if habit in ("open", "closed"):
         # Mostly what it would ask next on its list, which knows nothing of the client.
@@ -69,8 +69,3 @@ def formulation(domain: "Therapy", client: Client, state: State, rng: np.random.
         if rng.random() < GUESSES:
             items.append(Item(slot, str(rng.choice(names)), int(rng.integers(1, max(state.turn, 1) + 1))))
     return render(items)
-
-
-def expert(domain: "Therapy", trace: Trace) -> str:
-    """A best turn, with respect to the script."""
-    return domain.next_turn(trace)
