@@ -70,9 +70,7 @@ class DearMan(Dialogue):
         **Dialogue.KNOBS,
         "turns": Knob(TURNS, "own turns of a conversation at most", at_least=1, at_most=TURNS),
         "wording": Knob("full", "natural English, or few simple words", choices=words.WORDINGS),
-        "difficulty": Knob(
-            DIFFICULTIES, "of the situations, 1 to 5", at_least=1, at_most=5, order="range"
-        ),
+        "difficulty": Knob(DIFFICULTIES, "of the situations, 1 to 5", at_least=1, at_most=5, order="range"),
         "passing": Knob(0.8, "the score with which a conversation passes", above=0, at_most=1),
     }
 
@@ -95,7 +93,9 @@ class DearMan(Dialogue):
             raise ValueError(f"dearman has no split {split!r}: choose one of {', '.join(SPLITS)}")
         low, high = self.knobs["difficulty"]
         chosen = [
-            one for one in situations().values() if low <= one.difficulty <= high and split_of(one.id) == split
+            one
+            for one in situations().values()
+            if low <= one.difficulty <= high and split_of(one.id) == split
         ]
         rng = np.random.default_rng([seed, SPLITS.index(split)])
 
@@ -110,9 +110,16 @@ class DearMan(Dialogue):
         """A conversation about a situation, a person's own too (`own_situation`), with a mood and a first line."""
         mood = MOODS[int(rng.integers(len(MOODS)))]
         opening = OPENINGS[int(rng.integers(len(OPENINGS)))]
-        script = Counterpart(situation.difficulty, mood, situation, opening, self.wording, self.knobs["turns"])
+        script = Counterpart(
+            situation.difficulty, mood, situation, opening, self.wording, self.knobs["turns"]
+        )
         line = script.line(opening, float(rng.random()))
-        meta = {"situation": situation.id, "mood": mood, "opening": opening, "difficulty": situation.difficulty}
+        meta = {
+            "situation": situation.id,
+            "mood": mood,
+            "opening": opening,
+            "difficulty": situation.difficulty,
+        }
         if situations().get(situation.id) != situation:
             meta["own"] = types.to_json(situation)
         return Task(name, NAME, self._problem(script, line), self._reference(script), meta=meta)
@@ -147,9 +154,7 @@ class DearMan(Dialogue):
     def _reference(self, script: Counterpart) -> str:
         one = script.situation
         assert one is not None
-        turns = [
-            f"{skill} : {words.variants(one, i, self.wording)[0]}" for i, skill in enumerate(STRATEGIES)
-        ]
+        turns = [f"{skill} : {words.variants(one, i, self.wording)[0]}" for i, skill in enumerate(STRATEGIES)]
         needs = NEEDS[self.wording].format(count=RESISTANCE[script.difficulty], mood=script.mood)
         return "\n".join([*turns, needs])
 

@@ -141,9 +141,7 @@ class Counterpart:
 
     def start(self) -> State:
         heat = 1 if self.mood == "angry" else 0
-        return State(
-            0, RESISTANCE[self.difficulty], 0, heat, 0, NONE, NONE, True, True, 0, self.opening
-        )
+        return State(0, RESISTANCE[self.difficulty], 0, heat, 0, NONE, NONE, True, True, 0, self.opening)
 
     def act(self, state: State, text: str) -> Act:
         rating = rate(text, self.situation)
@@ -173,7 +171,9 @@ class Counterpart:
                 lowered = max(lowered, called + (strength == STRONG))
                 trust += strategy == EXPRESS and strength == STRONG
                 offers += strategy in (REINFORCE, NEGOTIATE)
-            elif called and described and strategy in (DESCRIBE, ASSERT):  # said again, it is heard if it is called for
+            elif (
+                called and described and strategy in (DESCRIBE, ASSERT)
+            ):  # said again, it is heard if it is called for
                 lowered = max(lowered, int(strength == STRONG))
         if not act.mindful:
             lowered, trust = 0, max(0, state.trust - 1)

@@ -36,7 +36,9 @@ FACT = _found(  # a verb of what was: the past, or the perfect
         you let,you put,i let,i put"""
     )
 )
-PRESENT = _found(r"is|are|am|take|takes|end|ends|come|get|has|have|says|costs|\w+s")  # enough for a known fact
+PRESENT = _found(
+    r"is|are|am|take|takes|end|ends|come|get|has|have|says|costs|\w+s"
+)  # enough for a known fact
 # What is asked, supposed or proposed, and so no fact.
 UNREAL = _found(
     r"please|if|want|need|expect|won't|will|'ll|\w+'ll|would|\w+'d (?:be|like|have)|could|can|can't|should|shall|might"
@@ -221,7 +223,9 @@ HEDGE = _found(
     r"|however you see it|in whatever form|it doesn't matter|i hate to|if at all possible|i was hoping|ish|more or less|whatever suits you|sort of like|it might be|i was just|i was kind"
     r"|a tiny bit|not exactly|by any chance|if you want to|i don't want to be|i (?:don't|do not) mind|i do not know|something like that|when it suits you"
 )
-SOFT_HEDGE = _found(r"maybe|perhaps|might|probably|a bit|slightly|rather|sometimes|just|quite|some|could|somehow")
+SOFT_HEDGE = _found(
+    r"maybe|perhaps|might|probably|a bit|slightly|rather|sometimes|just|quite|some|could|somehow"
+)
 SELF_DOUBT = _found(
     r"i'm (?:probably |just |only |being |so |terribly |really )*(?:silly|overreacting|hopeless|slow|petty|difficult|bad at|no expert|not (?:really )?(?:that )?good|odd|too sensitive|so stupid|being silly|the one who's|a burden|wrong)|petty of me|it's silly|i'm not sure|it's probably (?:me|nothing|annoying|silly)"
     r"|i shouldn't be|i'm doing it wrong|doing it wrong|maybe i'm|i feel (?:bad|terrible|awful|silly|stupid)|i'm sure i'm|my fault|i deserve|it's my fault|it is my fault|i have it wrong|i'm not that|who am i|i am bad|i am wrong"
@@ -231,6 +235,4 @@ APOLOGY = _found(r"(?<!be )sorry|i apologi[sz]e|my apologies|forgive me|pardon m
 DUE = re.compile(
     r"(?:sorry|apologi[sz]e)(?: \w+){0,2}? (?:you (?:were|had|have|are)|for (?:what|that|shouting|being late|the|my|last|being)|about your|to hear|that (?:i|you) (?:shouted|forgot|were|lost))|i was wrong|i blamed"
 )
-NOT_SAID = re.compile(
-    r"(?:\bnot|n't|\bnever|\bwithout|\bno one|\bnobody)(?: (?!but\b)[\w']+){0,5}$"
-)
+NOT_SAID = re.compile(r"(?:\bnot|n't|\bnever|\bwithout|\bno one|\bnobody)(?: (?!but\b)[\w']+){0,5}$")

@@ -7,7 +7,14 @@ from int_jax.domains.dearman.lexicon import ANCHOR
 from int_jax.domains.dearman.rater import ASSERT, DESCRIBE, EXPRESS, NEGOTIATE, REINFORCE, Finding, rate
 from int_jax.domains.dearman.situations import Situation
 
-DROPPED = ("judgement", "counter_attack", "took_bait", "threat", "gave_in", "off_topic")  # with their sentence
+DROPPED = (
+    "judgement",
+    "counter_attack",
+    "took_bait",
+    "threat",
+    "gave_in",
+    "off_topic",
+)  # with their sentence
 CUT = ("hedge", "needless_apology", "self_doubt")  # alone
 REPLACED = {  # their sentence, by one that does the same well
     "mind_reading": DESCRIBE,
@@ -78,7 +85,9 @@ def rewrite(text: str, situation: Situation, wording: str = "full") -> str:
         found = rate(text, situation).findings
         # What is said well elsewhere in the utterance needs no repair here.
         done = {one.skill for one in found if one.code in DONE}
-        faults = [one for one in found if one.code in FAULTS and not (one.code in REPLACED and one.skill in done)]
+        faults = [
+            one for one in found if one.code in FAULTS and not (one.code in REPLACED and one.skill in done)
+        ]
         if not faults:
             break
         first = min(faults, key=lambda one: FAULTS.index(one.code))
@@ -87,5 +96,7 @@ def rewrite(text: str, situation: Situation, wording: str = "full") -> str:
             break
         text = better
     if not any(rate(text, situation).strengths):
-        text = words.joined([*([text] if text else []), words.variants(situation, ASSERT, wording)[0]], wording)
+        text = words.joined(
+            [*([text] if text else []), words.variants(situation, ASSERT, wording)[0]], wording
+        )
     return text

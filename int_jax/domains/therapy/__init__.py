@@ -76,7 +76,9 @@ class Therapy(Dialogue):
         self.ids, self.lexicon = load_ids(folder), load_lexicon(folder)
         self.cases = {case.id: case for case in load_cases(folder, self.knobs["allow_risk_cases"])}
         self.split_of = dealt(list(self.cases.values()))
-        self.prompts = {role: template(PROMPTS / NAME / f"{role}.jinja") for role in ("solver", "checker", "partner")}
+        self.prompts = {
+            role: template(PROMPTS / NAME / f"{role}.jinja") for role in ("solver", "checker", "partner")
+        }
         self.client_of = functools.lru_cache(4096)(self._client)
         # What may stand in a slot of a formulation.
         self.slots = {
@@ -137,9 +139,7 @@ class Therapy(Dialogue):
         """The diagram of a case: its ids, and in the full wording what the client says to each."""
         if self.brief:
             return ids
-        parts = [
-            ("belief", part) for part in case.beliefs
-        ] + [("rule", case.rule), ("coping", case.coping)]
+        parts = [("belief", part) for part in case.beliefs] + [("rule", case.rule), ("coping", case.coping)]
         parts += [("emotion", part) for part in situation.emotions] + [("behaviour", situation.behaviour)]
         told = [f"{slot} {part.id}: {part.forms[0]}" for slot, part in parts]
         told += [f"situation: {situation.situation[0]}", f"thought: {situation.thought[0]}"]
@@ -236,7 +236,9 @@ class Therapy(Dialogue):
         if text.strip().casefold().startswith(FORMULATION):
             return False
         wanted = client.lines.reference
-        hidden = [word for one in (*wanted["belief"], *wanted["rule"]) for word in self.ids.words.get(one, (one,))]
+        hidden = [
+            word for one in (*wanted["belief"], *wanted["rule"]) for word in self.ids.words.get(one, (one,))
+        ]
         return any(f" {word.replace('_', ' ')} " in held for word in hidden)
 
 
@@ -269,7 +271,10 @@ def dealt(cases: Sequence[Case]) -> dict[str, str]:
 
 def named(case: Case) -> set[tuple[str, str]]:
     """What a case's formulations name, as (slot, id), and its areas."""
-    found = {("belief", part.id) for part in case.beliefs} | {("rule", case.rule.id), ("coping", case.coping.id)}
+    found = {("belief", part.id) for part in case.beliefs} | {
+        ("rule", case.rule.id),
+        ("coping", case.coping.id),
+    }
     for one in case.situations:
         found |= {("emotion", part.id) for part in one.emotions}
         found |= {("behaviour", one.behaviour.id), ("area", one.area)}

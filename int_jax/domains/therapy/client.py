@@ -147,16 +147,16 @@ class Client:
     def _unheard(self, known: frozenset[str]) -> tuple[str, ...]:
         """Words for the beliefs that were not told."""
         heard = {word for name in known for word in self.lines.words[name]}
-        return tuple(
-            sorted({word for name in self.lines.group for word in self.lines.words[name]} - heard)
-        )
+        return tuple(sorted({word for name in self.lines.group for word in self.lines.words[name]} - heard))
 
     def _worth(self, state: State, text: str) -> float:
         told: dict[int, frozenset[tuple[str, str]]] = {}
         for turn, tags in zip(state.heard, self.lines.tags, strict=True):
             if turn:
                 told[turn] = told.get(turn, frozenset()) | {self._slot(tag) for tag in tags}
-                told[turn] |= {("group", self.lines.group[name]) for slot, name in told[turn] if slot == "belief"}
+                told[turn] |= {
+                    ("group", self.lines.group[name]) for slot, name in told[turn] if slot == "belief"
+                }
         return score(parse(text), self.lines.reference, told)
 
     def _slot(self, tag: str) -> tuple[str, str]:
@@ -276,7 +276,9 @@ class Client:
     def essence(self, state: State) -> State:
         """Without the turns in which parts were told, nor readiness where it changes nothing."""
         turn, openness, heard, ready, last, worth = state
-        flags = tuple([1 if one else 0 for one in heard])  # a list, which is built faster than what a generator gives
+        flags = tuple(
+            [1 if one else 0 for one in heard]
+        )  # a list, which is built faster than what a generator gives
         return State(turn, openness, flags, ready and self.numbers.key != "", last, worth)
 
     def over(self, state: State) -> str:
@@ -359,7 +361,9 @@ class Client:
             for slot, name in map(self._slot, tags if turn else ()):
                 if slot in WEIGHTS:
                     found.append(Item(slot, name, turn))
-                if slot == "belief" and self.lines.group[name] not in {one.id for one in found if one.slot == "group"}:
+                if slot == "belief" and self.lines.group[name] not in {
+                    one.id for one in found if one.slot == "group"
+                }:
                     found.append(Item("group", self.lines.group[name], turn))
         order = list(WEIGHTS)
         return sorted(found, key=lambda one: order.index(one.slot))
@@ -380,9 +384,7 @@ class Picker:
 
 def count_sentences(text: str) -> int:
     """Of a text: its ends of sentences, or 1 where it has none."""
-    ends = sum(
-        1 for a, b in zip(text, f"{text[1:]} ", strict=True) if a in ".!?" and b in " \n"
-    )
+    ends = sum(1 for a, b in zip(text, f"{text[1:]} ", strict=True) if a in ".!?" and b in " \n")
     return max(ends, 1)
 
 

@@ -127,7 +127,9 @@ def best_unheard(references: Sequence[Reference]) -> dict[str, list[str]]:
     a history names no part. In each slot ids are added, the most frequent first, as long as the mean F1 rises."""
     found = {}
     for slot in WEIGHTS:
-        counts = {name: sum(name in one[slot] for one in references) for one in references for name in one[slot]}
+        counts = {
+            name: sum(name in one[slot] for one in references) for one in references for name in one[slot]
+        }
         order = sorted(counts, key=lambda name: (-counts[name], name))[:MOST]
 
         def mean(k: int, slot=slot, order=order) -> float:

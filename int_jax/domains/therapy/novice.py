@@ -30,7 +30,9 @@ HABITS = {  # of the others
     "summary": 0.05,
     "redirect": 0.04,
 }
-STOPS_EARLY = 0.06  # the chance, at each turn after the second, that it formulates; at the last turn it mostly does
+STOPS_EARLY = (
+    0.06  # the chance, at each turn after the second, that it formulates; at the last turn it mostly does
+)
 FORGETS = 0.3  # the chance that it does not name an item that was told, or cites another turn
 GUESSES = 0.25  # the chance, for each slot, that it adds an item that was not told
 
