@@ -35,7 +35,8 @@ MIXTURE = {"talk": 0.7, "check": 0.3}  # by conversations
 ENTRIES, MAX_LEN = 1024, 768
 BLOCK = "<intervention>", "</intervention>", '{"location": ', ', "content": "', '"}'
 ROWS, ROW_LENGTH, MICRO_ROWS = 16, MAX_LEN, 4
-UPDATES, WARMUP, DECAY_AT, PEAK = 1600, 100, 1000, 3e-3
+UPDATES, WARMUP, DECAY_AT, PEAK = 1200, 100, 700, 3e-3
+EXAMPLES = 8_000
 TASKS = 400  # of each domain
 SKILL = 0.1, 0.6  # share of a novice's turns that are good: evenly, of each conversation
 
@@ -85,15 +86,23 @@ def example(chat: Chat, every: dict, tasks: dict, rng: np.random.Generator) -> b
     return batching.conversation(chat, shown, domain.checker_response(trace))
 
 
-def batch_at(chat: Chat, every: dict, tasks: dict, step: int) -> batching.Batch:
-    """The batch of one update, a pure function of its number."""
+def examples(chat: Chat, every: dict, tasks: dict) -> list[batching.Sequence]:
+    """All there are to train on; the same each time."""
+    rng = np.random.default_rng(0)
+    found = [example(chat, every, tasks, rng) for _ in range(EXAMPLES)]
+    fit = [one for one in found if len(one.tokens) <= ROW_LENGTH]
+    print(
+        f"{len(fit)} of {EXAMPLES} examples fit; {sum(len(one.tokens) for one in fit):,} tokens", flush=True
+    )
+    return fit
+
+
+def batch_at(every: list[batching.Sequence], step: int) -> batching.Batch:
+    """The batch of one update, a pure function of its number: examples for ROWS rows."""
     rng = np.random.default_rng([0, step])
-    sequences, tokens = [], 0
-    while tokens < 0.9 * ROWS * ROW_LENGTH:
-        one = example(chat, every, tasks, rng)
-        if len(one.tokens) <= ROW_LENGTH:
-            sequences.append(one)
-            tokens += len(one.tokens)
+    sequences: list[batching.Sequence] = []
+    while sum(len(one.tokens) for one in sequences) < 0.9 * ROWS * ROW_LENGTH:
+        sequences.append(every[int(rng.integers(len(every)))])
     return batching.pack(sequences, ROW_LENGTH, MICRO_ROWS)
 
 
@@ -165,9 +174,8 @@ def main(_):
         "qwen3", chat.vocab, 128, 4, 4, 2, 32, 384, MAX_LEN, qk_norm=True, tied=True, rope_theta=10_000.0
     )
     engine = Engine(families.build(config))
-    state = fit(
-        engine, schedule, UPDATES, lambda state: batch_at(chat, every, tasks, int(state.step)), workdir
-    )
+    some = examples(chat, every, tasks)
+    state = fit(engine, schedule, UPDATES, lambda state: batch_at(some, int(state.step)), workdir)
     hf_format.save(workdir / "model", config, state.params, workdir / "tokenizer")
     print(json.dumps(scores(engine, state.params, chat, every), indent=1))
 
