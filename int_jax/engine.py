@@ -373,7 +373,9 @@ class Engine:
 
     def finite(self, tree) -> bool:
         """Whether every number of a tree of arrays (parameters, or a State with its moments) is finite."""
-        return bool(to_host(self._call(_finite, tree)))
+        # Without the counts, of which optimizers have different numbers: one program for all their states.
+        numbers = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+        return bool(to_host(self._call(_finite, numbers)))
 
 
 @functools.lru_cache
@@ -490,8 +492,8 @@ def _score(model: Model, params, tokens_BT, temperature):
 
 
 @jax.jit
-def _finite(tree):
-    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+def _finite(leaves: list):
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4), donate_argnums=0)
