@@ -162,6 +162,7 @@ def pack_unpacked(sequences, rows):
     for name in batches[0]._fields:
         arrays = [getattr(b, name) for b in batches]
         if name.endswith("_MBT"):
+            arrays = [array[:1] for array in arrays]  # the others are padding
             fields[name] = np.concatenate(arrays).reshape(-1, rows, 12)
     return batches[0]._replace(**fields, micro=np.int32(len(sequences) // rows))
 
