@@ -186,10 +186,14 @@ class Engine:
 
     def pages_for(self, rows: int, longest: int) -> int:
         """Pages of a replica for so many rows of up to `longest` tokens: of 4,096 tokens or 64 MiB, of four times as
-        many ..., as far as memory goes; never fewer than before, since programs are compiled for a number of pages."""
+        many ..., as far as memory goes; never fewer than before, since programs are compiled for a number of pages.
+        Where 256 MiB hold whatever may come, they are taken at once: those of a small model are compiled once."""
         each = -(-longest // self.page)
-        rows = min(-(-rows // self.replicas), self.slots // self.mesh.shape["data"])
-        wanted = self._wanted or max(1, 4096 // self.page, 2**26 // self._page_bytes)
+        most = self.slots // self.mesh.shape["data"]
+        rows = min(-(-rows // self.replicas), most)
+        whole = most * -(-self.max_len // self.page) + 1
+        least = max(1, 4096 // self.page, 2**26 // self._page_bytes)
+        wanted = self._wanted or (max(least, whole) if whole * self._page_bytes <= 2**28 else least)
         while wanted <= rows * each:  # one more is needed: page 0
             wanted *= 4
         self._wanted = wanted
@@ -369,7 +373,9 @@ class Engine:
 
     def finite(self, tree) -> bool:
         """Whether every number of a tree of arrays (parameters, or a State with its moments) is finite."""
-        return bool(to_host(self._call(_finite, tree)))
+        # Without the counts, of which optimizers have different numbers: one program for all their states.
+        numbers = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+        return bool(to_host(self._call(_finite, numbers)))
 
 
 @functools.lru_cache
@@ -486,8 +492,8 @@ def _score(model: Model, params, tokens_BT, temperature):
 
 
 @jax.jit
-def _finite(tree):
-    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+def _finite(leaves: list):
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4), donate_argnums=0)

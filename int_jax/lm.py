@@ -1,9 +1,11 @@
 """`load` and `LM`: a model, its parameters, its tokenizer and its engine, behind four methods."""
 
+import ctypes
 import dataclasses
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,9 +44,12 @@ def load(
       chat: what the chat template is told besides the messages, such as {"enable_thinking": False}.
       family: a model family of your own, by its dotted name or its file, for a model_type that is not in the package.
 
-    Compiled programs are kept on disk from here on (`keep_programs`).
+    Compiled programs are kept on disk from here on (`keep_programs`), and on a CPU memory by the process
+    (`keep_memory`).
     """
     keep_programs()
+    if jax.default_backend() == "cpu":
+        keep_memory()
     path = directory(path_or_hub_id)
     config = hf_format.read_config(path, dtype, family)
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
@@ -76,6 +81,33 @@ def keep_programs() -> None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "int_jax" / "programs"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+# malloc.h of glibc: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX, and what they are set to. They also have
+# variables of the environment.
+MALLOC = {-1: 2**31 - 1, -2: 2**26, -4: 0, -8: 1}
+MALLOC_VARIABLES = (
+    "GLIBC_TUNABLES",
+    "MALLOC_TRIM_THRESHOLD_",
+    "MALLOC_TOP_PAD_",
+    "MALLOC_MMAP_MAX_",
+    "MALLOC_ARENA_MAX",
+)
+
+
+def keep_memory() -> None:
+    """Keep freed memory for what is allocated next, up to 2 GiB, where malloc is glibc's and its variables in the
+    environment say nothing else.
+
+    By default each call of a program on a CPU takes its work space anew from the system and gives it back: 60 MB that
+    are zeroed page by page, of 128 rows of a small model a fifth of the time of a decode.
+    """
+    if sys.platform != "linux" or any(name in os.environ for name in MALLOC_VARIABLES):
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version"):
+        for parameter, value in MALLOC.items():
+            libc.mallopt(parameter, value)
 
 
 def directory(path_or_hub_id: str | Path) -> Path:

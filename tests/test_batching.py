@@ -65,6 +65,20 @@ def test_pack_keeps_every_token_and_weight_exactly_once(lengths, row_length, row
     assert 1 <= batch.micro <= len(batch.segments_MBT) and not batch.segments_MBT[batch.micro :].any()
 
 
+def test_small_updates_have_one_shape():
+    """Up to 16 micro-batches, or as many as hold 2^15 tokens; more are a power of two."""
+    rng = np.random.default_rng(0)
+
+    def micro(rows, row_length, count):
+        batch = pack([sequence(rng, row_length)] * count, row_length, rows)
+        assert batch.micro == -(-count // rows)
+        return len(batch.tokens_MBT)
+
+    assert [micro(2, 12, count) for count in (1, 2, 31, 32, 33)] == [16, 16, 16, 16, 32]
+    assert [micro(2, 4096, count) for count in (1, 8, 9, 17)] == [4, 4, 8, 16]
+    assert [micro(1, 40_000, count) for count in (1, 2, 3)] == [1, 2, 4]
+
+
 @settings(deadline=None)
 @given(LENGTHS, st.integers(0, 99))
 def test_totals_are_the_sums_of_the_weights_unless_given(lengths, seed):
@@ -148,6 +162,7 @@ def pack_unpacked(sequences, rows):
     for name in batches[0]._fields:
         arrays = [getattr(b, name) for b in batches]
         if name.endswith("_MBT"):
+            arrays = [array[:1] for array in arrays]  # the others are padding
             fields[name] = np.concatenate(arrays).reshape(-1, rows, 12)
     return batches[0]._replace(**fields, micro=np.int32(len(sequences) // rows))
 

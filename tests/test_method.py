@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from int_jax import batching, losses, policy_gradient, rollout
 from int_jax import intervention_training as method
 from int_jax.domains.arithmetic import Arithmetic
-from int_jax.engine import _start, _update
+from int_jax.engine import _finite, _start, _update
 from int_jax.lab import adamw, warmup_cosine
 from int_jax.policy_gradient import PolicyGradient, by_group
 from int_jax.rows import AttemptRow, GuidedRow
@@ -248,6 +248,17 @@ def test_trainings_of_equal_knobs_share_their_programs(engine, params, guided_at
             pass
         sizes.append((_update._cache_size(), _start.cache_info().currsize))
     assert sizes[0] == sizes[1] == sizes[2]
+
+
+def test_the_states_of_all_optimizers_are_checked_by_one_program(engine, params):
+    """A schedule has a count of its own, a constant rate has none."""
+    states = [
+        engine.state(params, adamw(rate, 0.0, 1.0)) for rate in (1e-3, warmup_cosine(1e-3, 4, 0.1), 2e-3)
+    ]
+    found = [(engine.finite(state), _finite._cache_size()) for state in states]
+    assert found == [(True, found[0][1])] * 3
+    spoiled = jax.tree.map(lambda leaf: leaf * jax.numpy.nan, states[0].params)
+    assert not engine.finite(states[0]._replace(params=spoiled))
 
 
 @pytest.mark.parametrize("start", [0, 5])

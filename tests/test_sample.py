@@ -437,6 +437,17 @@ def test_the_number_of_programs_is_bounded(params):
     assert len(engine.programs) <= sum(bounds.values())
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_the_pages_of_a_small_model_are_all_taken_at_once(monkeypatch, more):
+    """Programs are compiled for a number of pages: only where 256 MiB do not hold all rows at full length it grows."""
+    engine = make(256)
+    every = 256 * -(-engine.max_len // engine.page) + 1
+    monkeypatch.setattr(Engine, "_page_bytes", 2**28 // every + more)
+    first = engine.pages_for(1, 20)
+    assert (first == every) == (not more)
+    assert (first == engine.pages_for(256, engine.max_len)) == (not more)
+
+
 @pytest.mark.parametrize("slots", [4, 8])
 def test_each_distinct_prompt_is_prefilled_once(params, slots, monkeypatch):
     engine = make(slots)

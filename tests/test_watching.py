@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 
@@ -106,3 +107,27 @@ def test_a_second_process_compiles_nothing_again(tiny_dir, tmp_path, told):
         folder == again == (str(tmp_path / "elsewhere") if told else str(tmp_path / "cache/int_jax/programs"))
     )
     assert before == 0 < after and first == second
+
+
+@pytest.mark.parametrize(
+    ("told", "faults"), [({}, range(100)), ({"MALLOC_TOP_PAD_": "131072"}, range(1_000, 99_999))]
+)
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+def test_memory_is_kept_unless_malloc_is_told_otherwise(told, faults):
+    """Pages of memory that a second block of 64 MiB takes from the system, in place of one that was freed."""
+    program = (
+        "import resource, int_jax.lm\n"
+        "int_jax.lm.keep_memory()\n"
+        "size = 2**26\n"  # not a constant, which would be made once
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    b'x' * size\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "print(faults(), faults())\n"
+    )
+    names = ("MALLOC_", "GLIBC_TUNABLES")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(names)} | {"JAX_PLATFORMS": "cpu"} | told
+    run = [sys.executable, "-c", program]
+    said = subprocess.run(run, env=env, check=True, capture_output=True, text=True).stdout
+    first, second = map(int, said.split())
+    assert first > 1_000 and second in faults
