@@ -16,7 +16,7 @@ from int_jax.batching import intervention_weights
 from int_jax.domains import Domain
 from int_jax.engine import Engine
 from int_jax.lab import Lab, Store
-from int_jax.lm import LM
+from int_jax.lm import LM, keep_memory
 from int_jax.policy_gradient import PolicyGradient, by_group
 from int_jax.sampler import Sampling
 from int_jax.sharding import make_mesh
@@ -36,6 +36,8 @@ def versions() -> dict[str, str]:
 def models(config: ConfigDict) -> tuple[LM, LM | None]:
     """The policy, and the proposer's model or None, once config and memory plan have been looked through."""
     check(config)
+    if jax.default_backend() == "cpu":
+        keep_memory()
     mesh = make_mesh(config.mesh.data, config.mesh.model)
     show(planned(config, mesh))
     lm = served(config, mesh, loaded(config, mesh, config.model, config.param_dtype))

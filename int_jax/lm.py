@@ -44,12 +44,9 @@ def load(
       chat: what the chat template is told besides the messages, such as {"enable_thinking": False}.
       family: a model family of your own, by its dotted name or its file, for a model_type that is not in the package.
 
-    Compiled programs are kept on disk from here on (`keep_programs`), and on a CPU memory by the process
-    (`keep_memory`).
+    Compiled programs are kept on disk from here on (`keep_programs`).
     """
     keep_programs()
-    if jax.default_backend() == "cpu":
-        keep_memory()
     path = directory(path_or_hub_id)
     config = hf_format.read_config(path, dtype, family)
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
@@ -96,8 +93,8 @@ MALLOC_VARIABLES = (
 
 
 def keep_memory() -> None:
-    """Keep freed memory for what is allocated next, up to 2 GiB, where malloc is glibc's and its variables in the
-    environment say nothing else.
+    """Let a process that runs on a CPU keep freed memory for what is allocated next, up to 2 GiB, where malloc is
+    glibc's and its variables in the environment say nothing else. A run does so; it is for a whole process to choose.
 
     By default each call of a program on a CPU takes its work space anew from the system and gives it back: 60 MB that
     are zeroed page by page, of 128 rows of a small model a fifth of the time of a decode.

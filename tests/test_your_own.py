@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "your_own.md").read_text()
 BLOCKS = dict(re.findall(r"```python\n# (lab/\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
 DOMAIN, PROPOSER, WRITER = "lab/days.py", "lab/first_step.py", "lab/table.py"
-METHOD = "lab/easy_first.py"
+METHOD, TALK = "lab/easy_first.py", "lab/lamp.py"
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ def lab(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["domain", DOMAIN], pytest.param(["proposer", PROPOSER], marks=pytest.mark.slow)],
-    ids=lambda a: a[0],
+    [["domain", DOMAIN], ["domain", TALK], pytest.param(["proposer", PROPOSER], marks=pytest.mark.slow)],
+    ids=lambda a: a[1],
 )
 def test_the_files_to_copy_pass_their_check(lab, capsys, arguments):
     assert main(arguments) == 0, capsys.readouterr().out
@@ -85,7 +85,7 @@ def test_a_fault_is_said_in_words_and_ends_in_status_1(lab, capsys):
 
 
 def test_the_page_names_its_files_and_the_commands_use_them():
-    assert BLOCKS.keys() == {DOMAIN, PROPOSER, WRITER, METHOD}
+    assert BLOCKS.keys() == {DOMAIN, PROPOSER, WRITER, METHOD, TALK}
     for name in BLOCKS:
         assert PAGE.count(name) >= 2
 
