@@ -23,7 +23,7 @@ from int_jax.domains import PROMPTS, said, template
 from int_jax.domains.arithmetic import block
 from int_jax.domains.dialogue import Dialogue
 from int_jax.domains.therapy import formulation, wording
-from int_jax.domains.therapy.acts import FORMULATION, plain
+from int_jax.domains.therapy.acts import FORMULATION, Act, plain
 from int_jax.domains.therapy.cases import Case, Situation, load_cases, load_ids, load_lexicon
 from int_jax.domains.therapy.client import Client, lines, pattern
 from int_jax.knobs import Knob
@@ -41,9 +41,9 @@ PROPOSAL_ROLES: tuple[str, ...] = ("checker",)
 class Therapy(Dialogue):
     """The domain, over a tokenizer. See `domains.Domain`.
 
-    hard_train, hard_validation and hard_test have other cases, and no set of beliefs is in two of them; each id of a case
-    that is held out is one of a training case, too. "train" has the cases of hard_train with other situations, styles and
-    first words.
+    hard_train, hard_validation and hard_test have other cases, and no set of beliefs is in two of them; each id of a
+    case that is held out is one of a training case, too. "train" has the cases of hard_train with other situations,
+    styles and first words.
     """
 
     name = NAME
@@ -76,17 +76,11 @@ class Therapy(Dialogue):
         self.ids, self.lexicon = load_ids(folder), load_lexicon(folder)
         self.cases = {case.id: case for case in load_cases(folder, self.knobs["allow_risk_cases"])}
         self.split_of = dealt(list(self.cases.values()))
-        self.prompts = {role: template(PROMPTS / NAME / f"{role}.jinja") for role in ("solver", "checker", "partner")}
-        self.client_of = functools.lru_cache(4096)(self._client)
-        # What may stand in a slot of a formulation.
-        self.slots = {
-            "belief": self.ids.known("beliefs"),
-            "group": tuple(self.ids.beliefs),
-            "emotion": self.ids.known("emotions"),
-            "behaviour": self.ids.known("behaviours"),
-            "coping": self.ids.known("coping"),
-            "rule": self.ids.known("rules"),
+        self.prompts = {
+            role: template(PROMPTS / NAME / f"{role}.jinja") for role in ("solver", "checker", "partner")
         }
+        self.client_of = functools.lru_cache(4096)(self._client)
+        self.slots = formulation.slots(self.ids)
 
     # --- tasks ---
 
@@ -109,8 +103,8 @@ class Therapy(Dialogue):
         ]
         if len(known) < count:
             raise ValueError(
-                f"{NAME} has {len(known)} interviews in split {split!r} with the styles {', '.join(self.knobs['styles'])}, "
-                f"not {count}: ask for fewer, allow more styles, or write more cases"
+                f"{NAME} has {len(known)} interviews in split {split!r} with the styles "
+                f"{', '.join(self.knobs['styles'])}, not {count}: ask for fewer, allow more styles, or write more cases"
             )
         order = np.random.default_rng([seed, SPLITS.index(split)]).permutation(len(known))
         return [self._task(f"{split}-{seed}-{i}", *known[k]) for i, k in enumerate(order[:count])]
@@ -137,9 +131,7 @@ class Therapy(Dialogue):
         """The diagram of a case: its ids, and in the full wording what the client says to each."""
         if self.brief:
             return ids
-        parts = [
-            ("belief", part) for part in case.beliefs
-        ] + [("rule", case.rule), ("coping", case.coping)]
+        parts = [("belief", part) for part in case.beliefs] + [("rule", case.rule), ("coping", case.coping)]
         parts += [("emotion", part) for part in situation.emotions] + [("behaviour", situation.behaviour)]
         told = [f"{slot} {part.id}: {part.forms[0]}" for slot, part in parts]
         told += [f"situation: {situation.situation[0]}", f"thought: {situation.thought[0]}"]
@@ -151,7 +143,8 @@ class Therapy(Dialogue):
         """The client of a task. Raises: ValueError where the task's case, situation or style is not known."""
         return self.client_of(*(str(task.meta.get(key, "")) for key in ("case", "situation", "style")))
 
-    script = client
+    def script(self, task: Task) -> Client:
+        return self.client(task)
 
     def _client(self, case: str, situation: str, style: str) -> Client:
         found = self.cases.get(case)
@@ -201,14 +194,14 @@ class Therapy(Dialogue):
         return [said("user", told)]
 
     def checker_response(self, trace: Trace) -> str:
-        """What a perfect checker answers: a line for each turn up to the first that lost something, with what it did, and
-        the turn that should stand there."""
+        """What a perfect checker answers: a line for each turn up to the first that lost something, with what it did,
+        and the turn that should stand there."""
         moments, lost = self.moments(trace), self.regrets(trace)
         wrong = next((i for i, regret in enumerate(lost) if regret > TOLERANCE), None)
         log = []
         for i, one in enumerate(moments[: len(moments) if wrong is None else wrong + 1]):
-            kind, part, _ = one.act  # type: ignore[misc]
-            did = f"{kind} {part}".replace("_", " ").strip()
+            act = Act(*one.act)  # type: ignore[misc]
+            did = f"{act.kind} {act.part}".replace("_", " ").strip()
             log.append(f"S{i + 1} {did} {'wrong' if i == wrong else 'ok'}")
         last = block(0, "") if wrong is None else block(wrong + 1, self.correction(trace, wrong))
         return "\n".join([*log, last])
@@ -216,8 +209,8 @@ class Therapy(Dialogue):
     # --- leaks ---
 
     def leaks(self, task: Task, text: str) -> bool:
-        """Whether a turn says what only the reference holds: an authored sentence of the client's, six words in a row of
-        one, or, but in a formulation, a word that names one of its beliefs or its rule.
+        """Whether a turn says what only the reference holds: an authored sentence of the client's, six words in a row
+        of one, or, but in a formulation, a word that names one of its beliefs or its rule.
 
         Whether the client has told it by then is not known here: what quotes the client is taken for a leak, too.
         """
@@ -232,7 +225,9 @@ class Therapy(Dialogue):
         if text.strip().casefold().startswith(FORMULATION):
             return False
         wanted = client.lines.reference
-        hidden = [word for one in (*wanted["belief"], *wanted["rule"]) for word in self.ids.words.get(one, (one,))]
+        hidden = [
+            word for one in (*wanted["belief"], *wanted["rule"]) for word in self.ids.words.get(one, (one,))
+        ]
         return any(f" {word.replace('_', ' ')} " in held for word in hidden)
 
 
@@ -250,7 +245,8 @@ def dealt(cases: Sequence[Case]) -> dict[str, str]:
     for case in cases:
         sets.setdefault("+".join(sorted(part.id for part in case.beliefs)), []).append(case)
     order = sorted(sets, key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest())
-    train, held = dict.fromkeys(order), []
+    train = dict.fromkeys(order)
+    held: list[str] = []
     for name in order:
         rest = [case for other in train if other != name for case in sets[other]]
         covered = {one for case in rest for one in named(case)}
@@ -265,7 +261,10 @@ def dealt(cases: Sequence[Case]) -> dict[str, str]:
 
 def named(case: Case) -> set[tuple[str, str]]:
     """What a case's formulations name, as (slot, id), and its areas."""
-    found = {("belief", part.id) for part in case.beliefs} | {("rule", case.rule.id), ("coping", case.coping.id)}
+    found = {("belief", part.id) for part in case.beliefs} | {
+        ("rule", case.rule.id),
+        ("coping", case.coping.id),
+    }
     for one in case.situations:
         found |= {("emotion", part.id) for part in one.emotions}
         found |= {("behaviour", one.behaviour.id), ("area", one.area)}

@@ -13,14 +13,14 @@ ready to answer at all. So each style asks for another way to interview, not onl
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from int_jax.dialogue.script import Act as AnyAct
 from int_jax.domains.therapy import wording
 from int_jax.domains.therapy.acts import PARTS, Act, read
 from int_jax.domains.therapy.cases import Case, Ids, Lexicon, Situation
-from int_jax.domains.therapy.formulation import MOST, WEIGHTS, Item, f1, parse, render, score
+from int_jax.domains.therapy.formulation import WEIGHTS, Item, f1, parse, render, score
 from int_jax.types import Reply
 
 OPEN_MOST = 4
@@ -147,16 +147,16 @@ class Client:
     def _unheard(self, known: frozenset[str]) -> tuple[str, ...]:
         """Words for the beliefs that were not told."""
         heard = {word for name in known for word in self.lines.words[name]}
-        return tuple(
-            sorted({word for name in self.lines.group for word in self.lines.words[name]} - heard)
-        )
+        return tuple(sorted({word for name in self.lines.group for word in self.lines.words[name]} - heard))
 
     def _worth(self, state: State, text: str) -> float:
         told: dict[int, frozenset[tuple[str, str]]] = {}
         for turn, tags in zip(state.heard, self.lines.tags, strict=True):
             if turn:
                 told[turn] = told.get(turn, frozenset()) | {self._slot(tag) for tag in tags}
-                told[turn] |= {("group", self.lines.group[name]) for slot, name in told[turn] if slot == "belief"}
+                told[turn] |= {
+                    ("group", self.lines.group[name]) for slot, name in told[turn] if slot == "belief"
+                }
         return score(parse(text), self.lines.reference, told)
 
     def _slot(self, tag: str) -> tuple[str, str]:
@@ -164,8 +164,8 @@ class Client:
         return slot, name
 
     def acts(self, state: State) -> Sequence[Act]:
-        """All but what others are never worse than: a formulation waits until all was told or the last turn is there, and
-        a question for what it needs; of closed questions only the verbose client's may be better than the open ones."""
+        """All but what others are never worse than: a formulation waits until all was told or the last turn is there,
+        a question for what it needs; of closed questions only the verbose client's may be better than open ones."""
         if state.turn >= self.turns - 1 or all(state.heard):
             return (Act("formulation", "", self.honest(state.heard)),)
         found = [
@@ -276,7 +276,9 @@ class Client:
     def essence(self, state: State) -> State:
         """Without the turns in which parts were told, nor readiness where it changes nothing."""
         turn, openness, heard, ready, last, worth = state
-        flags = tuple([1 if one else 0 for one in heard])  # a list, which is built faster than what a generator gives
+        flags = tuple(
+            [1 if one else 0 for one in heard]
+        )  # a list, which is built faster than what a generator gives
         return State(turn, openness, flags, ready and self.numbers.key != "", last, worth)
 
     def over(self, state: State) -> str:
@@ -359,7 +361,9 @@ class Client:
             for slot, name in map(self._slot, tags if turn else ()):
                 if slot in WEIGHTS:
                     found.append(Item(slot, name, turn))
-                if slot == "belief" and self.lines.group[name] not in {one.id for one in found if one.slot == "group"}:
+                if slot == "belief" and self.lines.group[name] not in {
+                    one.id for one in found if one.slot == "group"
+                }:
                     found.append(Item("group", self.lines.group[name], turn))
         order = list(WEIGHTS)
         return sorted(found, key=lambda one: order.index(one.slot))
@@ -379,11 +383,8 @@ class Picker:
 
 
 def count_sentences(text: str) -> int:
-    """Of a text: its ends of sentences, or 1 where it has none."""
-    ends = sum(
-        1 for a, b in zip(text, f"{text[1:]} ", strict=True) if a in ".!?" and b in " \n"
-    )
-    return max(ends, 1)
+    """Of a text: its ends of sentences, 1 where it has none; 0 of an empty one."""
+    return max(len(re.findall(r"[.!?](?=\s|$)", text)), 1 if text else 0)
 
 
 def lines(ids: Ids, lexicon: Lexicon, case: Case, situation: Situation, wordy: str, wanted) -> Lines:

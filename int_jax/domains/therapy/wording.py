@@ -1,4 +1,4 @@
-"""What both sides say beside the parts of a case: a therapist's acts, a client's other replies, and manners of speaking.
+"""What both sides say beside the parts of a case: a therapist's acts, a client's other replies, its manners.
 
 Two wordings, "brief" for models of a few hundred words and "full" for people and chat models, with the same keys.
 A client's reply is one of these beside what it tells:
@@ -133,7 +133,11 @@ ACTS: dict[str, dict[tuple[str, str], tuple[str, ...]]] = {
             "I'd like to stay with that one moment.",
             "Let's focus on that day again.",
         ),
-        ("small_talk", ""): ("Hello, good to meet you.", "Nice weather today.", "I hope you found it easily."),
+        ("small_talk", ""): (
+            "Hello, good to meet you.",
+            "Nice weather today.",
+            "I hope you found it easily.",
+        ),
         ("risk", ""): ("Are you safe at the moment?", "Do you have thoughts of harming yourself?"),
         ("interpretation", ""): ("I believe you are {}.", "So you feel {}.", "It seems you are really {}."),
         ("advice", ""): (
@@ -218,7 +222,10 @@ MANNER: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
             ("I could go on for hours about that.", "My sister says I always take too long to say so."),
         ),
         "reserved": ((), ()),
-        "tangent": (("Let me see.",), ("By the way, they're digging up our street again.", "Do you like fishing?")),
+        "tangent": (
+            ("Let me see.",),
+            ("By the way, they're digging up our street again.", "Do you like fishing?"),
+        ),
         "pleasing": (("That's a very good question.", "Thank you for asking so kindly."), ()),
     },
 }
@@ -226,14 +233,26 @@ MANNER: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
 OPENINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "full": {
         "work": ("It's about something at work.", "My job is on my mind.", "I'd like to talk about work."),
-        "study": ("It's about my course.", "My studies are on my mind.", "I'd like to talk about my studies."),
-        "family": ("It's about my family.", "Things at home are on my mind.", "I'd like to talk about my family."),
+        "study": (
+            "It's about my course.",
+            "My studies are on my mind.",
+            "I'd like to talk about my studies.",
+        ),
+        "family": (
+            "It's about my family.",
+            "Things at home are on my mind.",
+            "I'd like to talk about my family.",
+        ),
         "partner": (
             "It's about love, I suppose.",
             "I'd like to talk about somebody I love.",
             "It has to do with a person close to my heart.",
         ),
-        "friends": ("It's about people I know.", "My friends are on my mind.", "I'd like to talk about friends."),
+        "friends": (
+            "It's about people I know.",
+            "My friends are on my mind.",
+            "I'd like to talk about friends.",
+        ),
         "health": ("It's about my health.", "My body is on my mind.", "I'd like to talk about my health."),
         "money": ("It's about money.", "My bills are on my mind.", "I'd like to talk about money."),
     }
