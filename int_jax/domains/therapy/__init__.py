@@ -14,11 +14,12 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
 from int_jax.dialogue.oracle import TOLERANCE
+from int_jax.dialogue.script import Script
 from int_jax.domains import PROMPTS, said, template
 from int_jax.domains.arithmetic import block
 from int_jax.domains.dialogue import Dialogue
@@ -32,7 +33,7 @@ from int_jax.types import Reply, Task, Trace
 
 NAME = "therapy"
 FOLDER = Path(__file__).parents[2] / "assets" / NAME
-SPLITS = ("train", "hard_train", "hard_validation", "hard_test")
+SPLITS: tuple[str, ...] = ("train", "hard_train", "hard_validation", "hard_test")
 HELD_OUT = 0.4  # the share of the cases that is kept for validation and test, half of it each, at most
 QUOTED = 6  # words in a row of an authored sentence that no turn has by chance
 PROPOSAL_ROLES: tuple[str, ...] = ("checker",)
@@ -143,8 +144,8 @@ class Therapy(Dialogue):
         """The client of a task. Raises: ValueError where the task's case, situation or style is not known."""
         return self.client_of(*(str(task.meta.get(key, "")) for key in ("case", "situation", "style")))
 
-    def script(self, task: Task) -> Client:
-        return self.client(task)
+    def script(self, task: Task) -> Script:
+        return cast(Script, self.client(task))  # its states are its own, and a script's are any
 
     def _client(self, case: str, situation: str, style: str) -> Client:
         found = self.cases.get(case)
