@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from int_jax import rollout
+from int_jax import check, rollout
 from int_jax.check import byte_tokenizer
+from int_jax.check import domain as contract
 from int_jax.dialogue.oracle import Oracle
 from int_jax.dialogue.script import replay
 from int_jax.domains.therapy import Therapy, formulation, novice, skills, wording
@@ -599,3 +600,59 @@ def test_micro_skills(domains):
     rows = dict(skills.table([found, found | {"open_to_closed": None}]))
     assert rows[skills.SKILLS["open_to_closed"]] == 2 and rows[skills.SKILLS["repeats"]] == 1
     assert dict(skills.table([]))[skills.SKILLS["repeats"]] is None
+
+
+# --- the other role ---
+
+
+@pytest.fixture(scope="module")
+def roles(letters):
+    return {
+        (name, who): Therapy(letters, wording=name, plays="client", interviewer=who)
+        for name in wording.WORDINGS
+        for who in ("expert", "novice")
+    }
+
+
+def test_a_client_that_says_what_is_due_is_without_fault(roles):
+    for domain in roles.values():
+        for task in domain.tasks("hard_train", 0, 12):
+            trace = rollout.play(domain, task, domain.next_turn)
+            assert trace.judged == (True, 1.0, "correct") and trace.stop == "partner", domain.step_texts(
+                trace
+            )
+            assert len(trace.partner) == 10 and domain.first_error(trace) is None
+            # The interviewer hears, in the end, what was told.
+            told = [one.act.place for one in domain.moments(trace) if one.act.kind == "tell"]
+            assert trace.partner[-1].text.count("@") >= len(told) - 2
+
+
+def faulty(domain, task, kind):
+    """A turn of the client's that is at fault."""
+    lines = domain.client(task).lines
+    if kind == "contradiction":
+        return next(word for word in domain.script(task).foreign if word.startswith("i "))
+    long = "It went on. " * 9 if domain.knobs["wording"] == "full" else "on and " * 120
+    return {"empty": " ", "long": long, "early": lines.said[-1][0][0]}[kind]
+
+
+@pytest.mark.parametrize("kind", ["empty", "long", "early", "contradiction"])
+def test_faults_of_a_client_are_found_where_they_are(roles, kind):
+    for domain in roles.values():
+        for task in domain.tasks("hard_train", 1, 3):
+
+            def speak(trace, domain=domain, task=task):
+                return faulty(domain, task, kind) if len(trace.partner) == 2 else domain.next_turn(trace)
+
+            trace = rollout.play(domain, task, speak)
+            assert domain.moments(trace)[2].act.kind == kind
+            assert domain.first_error(trace) == 2 and trace.judged.score == pytest.approx(0.9)
+            assert domain.regrets(trace) == pytest.approx([0, 0, 0.1, *[0] * 7])
+            one = parse_intervention(domain.checker_response(trace))
+            assert one.step == 2 and one.text == domain.correction(trace, 2)
+
+
+@pytest.mark.parametrize("one", contract.CHECKS, ids=lambda one: one.__name__)
+def test_the_other_role_keeps_the_contract_of_domains(letters, one):
+    subject = contract.subject("therapy", letters, [], plays="client", wording="brief")
+    assert check.faults(one, subject) == []
