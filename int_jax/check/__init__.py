@@ -9,14 +9,20 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # mypy holds the package's own modules to their protocols
-    from int_jax.domains import Domain, arithmetic, code, math, reasoning_gym
+    from int_jax.domains import Domain, arithmetic, code, math, reasoning_gym, therapy
     from int_jax.engine import Engine
     from int_jax.proposers import Proposer, likelihood_ratio, oracle, self_verify
     from int_jax.report import Series, Writer
     from int_jax.report.writers import tensorboard, trackio, wandb
     from int_jax.sampler import ScoringSampler
 
-    DOMAINS: list[type[Domain]] = [arithmetic.build, code.build, math.build, reasoning_gym.build]
+    DOMAINS: list[type[Domain]] = [
+        arithmetic.build,
+        code.build,
+        math.build,
+        reasoning_gym.build,
+        therapy.build,
+    ]
     PROPOSERS: list[Proposer] = [likelihood_ratio.propose, oracle.propose, self_verify.propose]
     SAMPLERS: list[type[ScoringSampler]] = [Engine]
     WRITERS: list[Callable[[Series], Writer]] = [tensorboard.build, trackio.build, wandb.build]

@@ -30,8 +30,7 @@ class Domain(Protocol):
     Attributes:
       name: of tasks and errors. KNOBS: what may be set of it, a table of `knobs.Knob`, as config.domain.knobs.
       separator: the text that ends a step; "" where steps are turns of a conversation, which a partner replies to.
-        turn_tokens: the most tokens of one turn, None for what the conversation may still have. slow_partner: whether
-        its replies take so long that others are drawn meanwhile.
+        turn_tokens: the most tokens of one turn, None for what the conversation may still have.
       splits: those of which it has problems of its own; () where all come from files. A run asks for hard_train and
         hard_test (hard_validation while knobs are chosen).
     proposal_roles: the roles that a self-verifying proposer plays in turn, the last of which sees the attempt:
@@ -47,7 +46,6 @@ class Domain(Protocol):
     REWARDS: ClassVar[tuple[str, ...]]
     separator: str
     turn_tokens: int | None
-    slow_partner: bool
     splits: tuple[str, ...]
     proposal_roles: tuple[str, ...]
     roles: tuple[str, ...]
@@ -60,6 +58,10 @@ class Domain(Protocol):
     @property
     def tokenizer(self) -> Tokenizer:
         """The policy's, which it was made with."""
+
+    @property
+    def slow_partner(self) -> bool:
+        """Whether its partner's replies take so long that others are drawn meanwhile."""
 
     def tasks(self, split: str, seed: int, count: int) -> list[Task]:
         """`count` problems of a split, the same each time; no problem is in two splits. Raises ValueError where there

@@ -68,6 +68,11 @@ class Dialogue(TextDomain, abc.ABC):
         """What a scripted beginner says next in an open trace, for training data and as a baseline. skill: the share of
         turns that are good."""
 
+    def informed(self, task: Task) -> list[dict[str, str]]:
+        """The view of the "teacher", who speaks in the policy's place and knows the reference."""
+        *before, last = self.view(task, [], "solver")
+        return [*before, {**last, "content": f"{last['content']}\nReference:\n{task.reference}"}]
+
     # The conversation so far ----------------------------------------------------------------------------------------
 
     def own_turns(self, trace: Trace) -> list[str]:

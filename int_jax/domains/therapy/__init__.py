@@ -5,6 +5,8 @@ and the client's first words, asks for a few turns, and ends with a formulation 
 item with the turn it was heard in. The client is a script (client.py), so that what each turn lost is exact, with
 respect to the script and to nothing else.
 
+With `plays` = "client" the policy plays the client instead, and a scripted interviewer asks (played.py).
+
 This is rehearsal of interviewing skills for education and research. It is no therapy and no diagnosis, no model of a
 person, and its scores say nothing of clinical quality. Asking after somebody's safety is never marked down by the
 client, but costs a turn like any other.
@@ -14,36 +16,37 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
 from int_jax.dialogue.oracle import TOLERANCE
+from int_jax.dialogue.script import Script, luck_of
 from int_jax.domains import PROMPTS, said, template
 from int_jax.domains.arithmetic import block
 from int_jax.domains.dialogue import Dialogue
 from int_jax.domains.therapy import formulation, novice, wording
-from int_jax.domains.therapy.acts import FORMULATION, plain
+from int_jax.domains.therapy.acts import FORMULATION
 from int_jax.domains.therapy.cases import Case, Situation, load_cases, load_ids, load_lexicon
 from int_jax.domains.therapy.client import Client, lines, pattern
+from int_jax.domains.therapy.played import INTERVIEWERS, Played, quotes, words_of
 from int_jax.knobs import Knob
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Reply, Task, Trace
 
 NAME = "therapy"
 FOLDER = Path(__file__).parents[2] / "assets" / NAME
-SPLITS = ("train", "hard_train", "hard_validation", "hard_test")
+SPLITS: tuple[str, ...] = ("train", "hard_train", "hard_validation", "hard_test")
 HELD_OUT = 0.4  # the share of the cases that is kept for validation and test, half of it each, at most
-QUOTED = 6  # words in a row of an authored sentence that no turn has by chance
 PROPOSAL_ROLES: tuple[str, ...] = ("checker",)
 
 
 class Therapy(Dialogue):
     """The domain, over a tokenizer. See `domains.Domain`.
 
-    hard_train, hard_validation and hard_test have other cases, and no set of beliefs is in two of them; each id of a case
-    that is held out is one of a training case, too. "train" has the cases of hard_train with other situations, styles and
-    first words.
+    hard_train, hard_validation and hard_test have other cases, and no set of beliefs is in two of them; each id of a
+    case that is held out is one of a training case, too. "train" has the cases of hard_train with other situations,
+    styles and first words.
     """
 
     name = NAME
@@ -66,29 +69,26 @@ class Therapy(Dialogue):
         ),
         "passing": Knob(0.8, "score with which a formulation passes", above=0, at_most=1),
         "cases": Knob("", "a folder of ids.json, lexicon.json and cases/; empty: that of the package"),
+        "plays": Knob("therapist", "whose turns are the policy's", choices=("therapist", "client")),
+        "interviewer": Knob("expert", "who asks a policy that plays the client", choices=INTERVIEWERS),
         "allow_risk_cases": Knob(False, "whether cases may hold a belief that is marked as a risk"),
     }
 
     def __init__(self, tokenizer: Tokenizer, **knobs: Any):
         super().__init__(tokenizer, **knobs)
         self.passing = self.knobs["passing"]
+        self.own, self.other = ("client", "therapist") if self.client_plays else ("therapist", "client")
         folder = Path(self.knobs["cases"] or FOLDER)
         self.ids, self.lexicon = load_ids(folder), load_lexicon(folder)
         self.cases = {case.id: case for case in load_cases(folder, self.knobs["allow_risk_cases"])}
         self.split_of = dealt(list(self.cases.values()))
         self.prompts = {
-            role: template(PROMPTS / NAME / f"{role}.jinja") for role in ("solver", "checker", "partner")
+            role: template(PROMPTS / NAME / f"{role}.jinja")
+            for role in ("solver", "checker", "partner", "client", "client_checker")
         }
         self.client_of = functools.lru_cache(4096)(self._client)
-        # What may stand in a slot of a formulation.
-        self.slots = {
-            "belief": self.ids.known("beliefs"),
-            "group": tuple(self.ids.beliefs),
-            "emotion": self.ids.known("emotions"),
-            "behaviour": self.ids.known("behaviours"),
-            "coping": self.ids.known("coping"),
-            "rule": self.ids.known("rules"),
-        }
+        self.played_of = functools.lru_cache(4096)(self._played)
+        self.slots = formulation.slots(self.ids)
 
     # --- tasks ---
 
@@ -111,8 +111,8 @@ class Therapy(Dialogue):
         ]
         if len(known) < count:
             raise ValueError(
-                f"{NAME} has {len(known)} interviews in split {split!r} with the styles {', '.join(self.knobs['styles'])}, "
-                f"not {count}: ask for fewer, allow more styles, or write more cases"
+                f"{NAME} has {len(known)} interviews in split {split!r} with the styles "
+                f"{', '.join(self.knobs['styles'])}, not {count}: ask for fewer, allow more styles, or write more cases"
             )
         order = np.random.default_rng([seed, SPLITS.index(split)]).permutation(len(known))
         return [self._task(f"{split}-{seed}-{i}", *known[k]) for i, k in enumerate(order[:count])]
@@ -120,6 +120,10 @@ class Therapy(Dialogue):
     def openings(self, area: str) -> Sequence[str]:
         """What a client may say first: the area, and nothing else."""
         return self.lexicon["areas"][area] if self.brief else wording.OPENINGS["full"][area]
+
+    @property
+    def client_plays(self) -> bool:
+        return self.knobs["plays"] == "client"
 
     @property
     def brief(self) -> bool:
@@ -130,6 +134,11 @@ class Therapy(Dialogue):
         meant = style if self.brief else f"{style} ({wording.MEANT[style]})"
         labels = ("", "style ", "client ") if self.brief else ("", "Style: ", "Client: ")
         problem = "\n".join(a + b for a, b in zip(labels, (who, meant, opening), strict=True))
+        if self.client_plays:
+            # The client knows itself, and answers to what is asked first.
+            played = self._played(case.id, situation.id, style)
+            first = played.client.words(played.client.start(), played.start().asked, luck_of(problem, 0))
+            problem = f"{problem}\n{self._diagram(case, situation)}\nTherapist: {first}"
         wanted = formulation.reference(self.ids, case, situation)
         ids = "; ".join(f"{slot} {one}" for slot in wanted for one in sorted(wanted[slot]))
         meta = {"case": case.id, "situation": situation.id, "style": style}
@@ -137,13 +146,18 @@ class Therapy(Dialogue):
 
     def _reference(self, case: Case, situation: Situation, ids: str) -> str:
         """The diagram of a case: its ids, and in the full wording what the client says to each."""
-        if self.brief:
-            return ids
-        parts = [("belief", part) for part in case.beliefs] + [("rule", case.rule), ("coping", case.coping)]
-        parts += [("emotion", part) for part in situation.emotions] + [("behaviour", situation.behaviour)]
-        told = [f"{slot} {part.id}: {part.forms[0]}" for slot, part in parts]
-        told += [f"situation: {situation.situation[0]}", f"thought: {situation.thought[0]}"]
-        return "\n".join([ids, *told])
+        return ids if self.brief else f"{ids}\n{self._diagram(case, situation)}"
+
+    def _diagram(self, case: Case, situation: Situation) -> str:
+        """A line for each part that a client can tell: its tag, and one of its forms."""
+        told = lines(self.ids, self.lexicon, case, situation, self.knobs["wording"], {})
+        rows = []
+        for tags, lists in zip(told.tags, told.said, strict=True):
+            rows += [
+                f"{tag.replace(':', ' ')}: {forms[0].removeprefix('and ')}"
+                for tag, forms in zip(tags, lists, strict=True)
+            ]
+        return "\n".join(rows)
 
     # --- the client ---
 
@@ -151,7 +165,10 @@ class Therapy(Dialogue):
         """The client of a task. Raises: ValueError where the task's case, situation or style is not known."""
         return self.client_of(*(str(task.meta.get(key, "")) for key in ("case", "situation", "style")))
 
-    script = client
+    def script(self, task: Task) -> Script:
+        # Their states are their own, and a script's are any.
+        key = (str(task.meta.get(name, "")) for name in ("case", "situation", "style"))
+        return cast(Script, self.played_of(*key) if self.client_plays else self.client(task))
 
     def _client(self, case: str, situation: str, style: str) -> Client:
         found = self.cases.get(case)
@@ -166,14 +183,32 @@ class Therapy(Dialogue):
         groups = pattern([self.ids.group(part.id) for part in found.beliefs])
         return Client(style, self.knobs["turns"], groups, told)
 
+    def _played(self, case: str, situation: str, style: str) -> Played:
+        client = self.client_of(case, situation, style)
+        own = {tag.rpartition(":")[2] for tags in client.lines.tags for tag in tags}
+        foreign: set[str] = set()
+        for slot in ("beliefs", "emotions", "coping", "behaviours", "rules"):
+            for name in set(self.ids.known(slot)) - own:
+                foreign |= set(self.lexicon[slot].get(name, ())) if self.brief else set()
+                # "i feel guilty", "i was guilty"
+                words = () if self.brief else self.ids.words.get(name, ())
+                foreign |= {f"i {verb} {word}" for word in words for verb in ("am", "was", "feel", "felt")}
+        return Played(client, self.knobs["interviewer"], tuple(sorted(foreign)))
+
     # --- views ---
 
     def view(self, task: Task, steps: list[str], role: str) -> list[dict[str, str]]:
-        """The solver sees the public part, and what an interview is; the checker also the reference, and the turns."""
+        """The solver sees the public part, and what an interview is; the teacher also the reference, the checker the
+        turns, too."""
+        solver, checker = ("client", "client_checker") if self.client_plays else ("solver", "checker")
+        style = str(task.meta.get("style", ""))
+        more = {"sentences": wording.MOST_SENTENCES.get(style, 5)}
         if role == "solver":
-            return [said("user", self._told("solver", task))]
-        self._check_role(task, role, PROPOSAL_ROLES)
-        return [said("user", self._told("checker", task, reference=task.reference, steps=steps))]
+            return [said("user", self._told(solver, task, **more))]
+        self._check_role(task, role, (*PROPOSAL_ROLES, "teacher"))
+        if role == "teacher":
+            return self.informed(task)
+        return [said("user", self._told(checker, task, reference=task.reference, steps=steps, **more))]
 
     def _told(self, role: str, task: Task, **more: Any) -> str:
         return (
@@ -190,6 +225,10 @@ class Therapy(Dialogue):
 
     def reply_view(self, task: Task, turns: Sequence[str], reply: Reply) -> list[dict[str, str]]:
         """Who speaks, what was said, and what is to be said now; what the client has not told is nowhere in it."""
+        if self.client_plays:
+            raise ValueError(
+                f"{NAME} has no prompt for a language model as the interviewer: leave the partner as it is"
+            )
         style = str(task.meta["style"])
         told = self._told(
             "partner",
@@ -201,38 +240,35 @@ class Therapy(Dialogue):
         return [said("user", told)]
 
     def checker_response(self, trace: Trace) -> str:
-        """What a perfect checker answers: a line for each turn up to the first that lost something, with what it did, and
-        the turn that should stand there."""
+        """What a perfect checker answers: a line for each turn up to the first that lost something, with what it did,
+        and the turn that should stand there."""
         moments, lost = self.moments(trace), self.regrets(trace)
         wrong = next((i for i, regret in enumerate(lost) if regret > TOLERANCE), None)
         log = []
         for i, one in enumerate(moments[: len(moments) if wrong is None else wrong + 1]):
-            kind, part, _ = one.act  # type: ignore[misc]
-            did = f"{kind} {part}".replace("_", " ").strip()
+            did = (
+                " ".join(str(word) for word in one.act[:2] if isinstance(word, str)).replace("_", " ").strip()
+            )  # type: ignore[index]
             log.append(f"S{i + 1} {did} {'wrong' if i == wrong else 'ok'}")
         last = block(0, "") if wrong is None else block(wrong + 1, self.correction(trace, wrong))
         return "\n".join([*log, last])
 
-    def novice_turn(self, trace: Trace, rng: np.random.Generator, skill: float = novice.SKILL) -> str:
-        """What a scripted novice says next in an open trace; see novice.py."""
+    def novice_turn(self, trace: Trace, rng: np.random.Generator, skill: float = novice.RIGHT) -> str:
         return novice.turn(self, trace, rng, skill)
 
     # --- leaks ---
 
     def leaks(self, task: Task, text: str) -> bool:
-        """Whether a turn says what only the reference holds: an authored sentence of the client's, six words in a row of
-        one, or, but in a formulation, a word that names one of its beliefs or its rule.
+        """Whether a turn says what only the reference holds: an authored sentence of the client's, six words in a row
+        of one, or, but in a formulation, a word that names one of its beliefs or its rule.
 
         Whether the client has told it by then is not known here: what quotes the client is taken for a leak, too.
         """
-        client = self.client(task)
-        words = " ".join(" ".join(plain(text)).replace("?", "").replace(",", "").split())
-        held = f" {words} "
-        for form in (form for place in client.lines.said for forms in place for form in forms):
-            spelled = " ".join(plain(form)).replace("?", "").replace(",", "").split()
-            size = min(len(spelled), QUOTED)
-            if any(f" {' '.join(spelled[i : i + size])} " in held for i in range(len(spelled) - size + 1)):
-                return True
+        if self.client_plays:
+            return False  # the client knows all that there is
+        client, held = self.client(task), words_of(text)
+        if any(quotes(held, form) for place in client.lines.said for forms in place for form in forms):
+            return True
         if text.strip().casefold().startswith(FORMULATION):
             return False
         wanted = client.lines.reference
@@ -256,7 +292,8 @@ def dealt(cases: Sequence[Case]) -> dict[str, str]:
     for case in cases:
         sets.setdefault("+".join(sorted(part.id for part in case.beliefs)), []).append(case)
     order = sorted(sets, key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest())
-    train, held = dict.fromkeys(order), []
+    train = dict.fromkeys(order)
+    held: list[str] = []
     for name in order:
         rest = [case for other in train if other != name for case in sets[other]]
         covered = {one for case in rest for one in named(case)}

@@ -8,8 +8,8 @@ turn is the first of these that one of its clauses is:
 
 So a supportive preface costs nothing before a question, and a question excuses no advice. Of two questions about the
 same part the turn is the closed one, if one is closed. A turn with more questions, with questions about several parts,
-or of more than MOST_WORDS words is overloaded: it is the worst of its acts, at best a closed question about the first of
-PARTS that it names, or small talk without one. Packing phrases into a turn therefore never pays.
+or of more than MOST_WORDS words is overloaded: it is the worst of its acts, at best a closed question about the first
+of PARTS that it names, or small talk without one. Packing phrases into a turn therefore never pays.
 
 The rules see phrases, not meaning: they are right on plain ones, and a person can always find words that they misread.
 """
@@ -66,40 +66,47 @@ CONTRACTED = (
 # "what" and "how" that ask: not those of "tell me what", "about what happened".
 ASKING = re.compile(
     r"(?<!tell me )(?<!about )(?<!of )(?<!with )(?<!by )(?<!see )(?<!hear )(?<!know )(?<!understand )(?<!describe )"
-    r"(?<!wonder )(?<!exactly )(?<!through )\b(?=(?:what|how|why) (?:did|do|does|is|was|were|are|would|will|must|should"
-    r"|goes|went|happened|happens|kind|sort|else|have|has|had|ran|runs|came|comes|could|can|might|made|makes|thoughts?|feelings?)\b)"
+    r"(?<!wonder )(?<!exactly )(?<!through )\b(?=(?:what|how|why) (?:did|do|does|is|was|were|are|would|will|must"
+    r"|should|goes|went|happened|happens|kind|sort|else|have|has|had|ran|runs|came|comes|could|can|might|made|makes|thoughts?|feelings?)\b)"
 )
-FILLER = r"(?:(?:and|so|but|then|well|ok|okay|now|or|also|please|oh|hm|right|yes|sure) )*"
+FILLER = r"(?:(?:and|so|but|then|well|ok|okay|now|or|also|please|oh|hm|right|yes|sure),? )*"
 OPEN = re.compile(
     rf"^{FILLER}(?:what|how|why|tell me|describe|walk me|help me understand|say more|share|go on)\b"
     r"|\b(?:can|could|would|will) you (?:please )?(?:tell|describe|say|help me|walk|share|explain|put)\b"
     r"|\bi (?:am curious|wonder|would like to (?:hear|know|understand)|am wondering)\b"
-    r"|, ?(?:what|how)\b|\b(?:in|at|to) what\b|\bwhat (?:did|do|does|was|were|is|would|went|happened|must)\b"
+    r"|, ?(?:what|how)\b|\b(?:in|at) what\b|\bwhat (?:did|do|does|was|were|is|would|went|happened|must)\b"
 )
 CLOSED = re.compile(
-    rf"^{FILLER}(?:did|do|does|are|were|is|was|have|has|had|will|would|could|can|must|should|which|who|when|where)"
-    r" (?:you|it|that|this|he|she|they|there|your|the|anything|something|anyone|we|not)\b"
+    rf"^{FILLER}(?:did|do|does|are|were|is|was|have|has|had|will|would|could|can|must|should)"
+    r" (?:you|it|that|this|he|she|they|there|your|the|anything|something|anyone|we|not|more)\b"
+    rf"|^{FILLER}(?:which|who|when|where) (?:did|do|was|were|is|are)\b"
 )
 ABOUT = {
-    "belief": r"(?:say|says|said|mean|means|meant|tell|tells) (?:\w+ ){0,2}about (?:you|yourself|who you)\b"
+    "belief": r"(?:say|says|said|means?|meant|tells?) (?:\w+ ){0,2}about (?:you|yourself|who you)\b"
     r"|\bas a person\b|\bwho (?:you are|are you)\b|\bwhat are you\b|\bdeep down\b|\babout yourself\b"
     r"|\b(?:see|view|think of) yourself\b|\bsort of person\b|\bkind of person\b",
     "rule": r"\brules?\b|\bmust you\b|\byou must\b|\byou (?:have|had) to\b|\bhave you to\b|\blive by\b|\bwhat if\b"
-    r"|\bif you (?:did not|do not|stopped|let)\b|\b(?:expect|demand|ask) of yourself\b|\bshould (?:you|a person)\b",
+    r"|\bif you (?:did not|do not|stopped|let)\b|\b(?:expect|demand|ask) (?:\w+ )?of yourself\b"
+    r"|\bshould (?:you|a person)\b",
     "coping": r"\bcop(?:e|es|ed|ing)\b|\busually\b|\bget(?:s)? (?:you )?through\b|\bhard (?:days?|times?)\b"
     r"|\b(?:it|things|life) (?:is|are|gets?|become|becomes) (?:too )?(?:hard|difficult|much|tough)\b"
     r"|\bdeal(?:ing)? with\b|\bmanage\b|\bmost days\b|\bin general\b",
-    "emotion": r"\bfe(?:el|els|lt|eling|elings)\b|\bemotions?\b|\bmood\b|\bin your body\b",
+    "emotion": r"\bfe(?:el|els|lt|eling|elings)\b|\bemotions?\b|\bmood\b|\bin your body\b"
+    r"|\b(?:sad|afraid|scared|angry|mad|anxious|nervous|ashamed|hurt|upset|guilty|jealous|disappointed|suspicious|lonely)\b",
     "thought": r"\bth(?:ink|ought|oughts|inking)\b|\bmind\b|\bhead\b|\btell(?:ing)? yourself\b",
-    "behaviour": r"\byou (?:do|did|done|act|acted|react|reacted|respond|responded|answer)\b|\byour (?:reaction|response)\b"
+    "behaviour": r"\byou (?:do|did|done|act|acted|react|reacted|respond|responded|answer)\b"
+    r"|\byour (?:reaction|response)\b"
     r"|\bhandle(?:d)?\b",
-    "situation": r"\bhappen(?:s|ed|ing)?\b|\bsituation\b|\bevent\b|\b(?:go|going|goes|went) on\b|\bmore\b|\btook place\b"
+    "situation": r"\bhappen(?:s|ed|ing)?\b|\bsituation\b|\bevent\b|\b(?:go|going|goes|went) on\b"
+    r"|\bmore\b|\btook place\b"
     r"|\bthat day\b|\bbrings? you\b|\bbrought you\b|\bstory\b|\bit start(?:ed)?\b|\bwas it\b|\bgo on\b|\bexample\b",
 }
 REPORTED = r"(?:feel|felt|feels|think|thought|believe|say|said|saying|yourself|if|that|when|as if|like)"
 ADVICE = re.compile(
-    r"\byou (?:really |just |simply )?(?:should|must|ought|need to|have to|had better|could (?:just )?try|might try|can try)\b"
-    r"|\bif i (?:were|was) you\b|\bmy advice\b|\bi (?:would )?(?:advise|suggest|recommend)\b|\bwhy (?:do you not|not)\b"
+    r"\byou (?:really |just |simply )?(?:should|must|ought|need to|have to|had better"
+    r"|could (?:just )?try|might try|can try)\b"
+    r"|\bif i (?:were|was) you\b|\bmy advice\b|\bi (?:would )?(?:advise|suggest|recommend)\b"
+    r"|\bwhy (?:do you not|do not you|not)\b"
     rf"|^{FILLER}(?:just |simply )?(?:try|stop|start|forget|cheer up|calm down|relax|do not|be strong|think positive)\b"
     r"|\bhave you (?:tried|thought about|considered)\b"
 )
@@ -117,16 +124,25 @@ SUMMARY = re.compile(
     r"|\bi have heard\b|\bsee if i\b|\bcheck (?:that|if|whether) i\b"
 )
 VALIDATION = re.compile(
-    r"\bsense\b|\bunderstandable\b|\bsee why\b|\bno wonder\b|\b(?:any|every)(?:one|body) would\b|\bnatural\b|\bthank you\b"
-    r"|\bthanks\b|\bcourage\b|\bi understand\b|\bmany people\b|\bthat is (?:ok|okay|all right)\b|\bof course\b|\bit is (?:ok|okay)\b"
+    r"\bsense\b|\bunderstandable\b|\bsee why\b|\bno wonder\b|\b(?:any|every)(?:one|body) would\b"
+    r"|\bnatural\b|\bthank you\b"
+    r"|\bthanks\b|\bcourage\b|\bi understand\b|\bmany people\b|\bthat is (?:ok|okay|all right)\b"
+    r"|\bof course\b|\bit is (?:ok|okay)\b"
 )
 NO_SENSE = re.compile(r"\bno sense\b|\bnot (?:\w+ )?(?:sense|understandable|natural|understand|see why)\b")
 REFLECTION = re.compile(
     r"\bsounds?\b|\bseems?\b|\bi hear\b|\bmust have been\b|\bfor you\b|\bas if you\b"
-    rf"|^{FILLER}(?:part of you|you|it|that|this) (?:felt|feel|were|are|was|is|had|have|hit|hurt|thought|wanted|went|got|came|stayed|did)\b"
+    r"|\b(?:it|that|this) is (?:so |very |really |too )?(?:hard|tough|painful|a lot|heavy|much)\b"
+    rf"|^{FILLER}(?:it|that|this) (?:was|felt|had|hit|hurt|went|got|came|stayed)\b"
+    rf"|^{FILLER}(?:part of you|you) (?:are|were|feel|felt|think|thought|believe"
+    r"|had|have|wanted|went|got|came|stayed|did)\b"
 )
-# "you are ...", "you feel ..." before the name of a belief.
-CLAIM = r"\b(?:you|yourself)\b(?: (?!not\b|never\b)\w+){0,5} "
+# "you are ...", "you feel ...", "are you a ..." before the name of a belief.
+CLAIM = (
+    r"\b(?:you (?:really |truly |just )?(?:are|feel|felt|seem|believe|think|see yourself)\b"
+    r"(?: (?!not\b|never\b)\w+){0,5}"
+    r"|are you(?: a| an| really| just)*) "
+)
 
 
 def plain(text: str) -> list[str]:
@@ -140,6 +156,9 @@ def plain(text: str) -> list[str]:
         words = re.sub(r"[^a-z0-9,]+", " ", sentence).strip(" ,")
         pieces = [piece.strip(" ,") for piece in ASKING.split(words)]
         pieces = [piece for piece in pieces if piece]
+        # "when it is hard, what do you do" is one question.
+        while len(pieces) > 1 and re.match(r"(?:and |so )?(?:when|if|on|once|after)\b", pieces[0]):
+            pieces[:2] = [f"{pieces[0]} {pieces[1]}"]
         # Only its last piece ends in the mark.
         clauses += [f"{p}?" if asked and p is pieces[-1] else p for p in pieces]
     return clauses
@@ -198,8 +217,7 @@ def read(text: str, unheard: tuple[str, ...] = ()) -> Act:
     clauses = plain(text)
     words = sum(len(clause.split()) for clause in clauses)
     names = "|".join(map(re.escape, unheard))
-    # What is far too long is read only so far: it is overloaded anyhow.
-    found = [_clause(clause, names) for clause in clauses[:MOST_WORDS]]
+    found = [_clause(clause, names) for clause in clauses]
     for kind in ("advice", "interpretation", "risk"):
         if any(act.kind == kind for act in found):
             return Act(kind)

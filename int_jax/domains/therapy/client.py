@@ -13,14 +13,14 @@ ready to answer at all. So each style asks for another way to interview, not onl
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from int_jax.dialogue.script import Act as AnyAct
 from int_jax.domains.therapy import wording
 from int_jax.domains.therapy.acts import PARTS, Act, read
 from int_jax.domains.therapy.cases import Case, Ids, Lexicon, Situation
-from int_jax.domains.therapy.formulation import MOST, WEIGHTS, Item, f1, parse, render, score
+from int_jax.domains.therapy.formulation import WEIGHTS, Item, f1, parse, render, score
 from int_jax.types import Reply
 
 OPEN_MOST = 4
@@ -164,8 +164,8 @@ class Client:
         return slot, name
 
     def acts(self, state: State) -> Sequence[Act]:
-        """All but what others are never worse than: a formulation waits until all was told or the last turn is there, and
-        a question for what it needs; of closed questions only the verbose client's may be better than the open ones."""
+        """All but what others are never worse than: a formulation waits until all was told or the last turn is there,
+        a question for what it needs; of closed questions only the verbose client's may be better than open ones."""
         if state.turn >= self.turns - 1 or all(state.heard):
             return (Act("formulation", "", self.honest(state.heard)),)
         found = [
@@ -383,9 +383,8 @@ class Picker:
 
 
 def count_sentences(text: str) -> int:
-    """Of a text: its ends of sentences, or 1 where it has none."""
-    ends = sum(1 for a, b in zip(text, f"{text[1:]} ", strict=True) if a in ".!?" and b in " \n")
-    return max(ends, 1)
+    """Of a text: its ends of sentences, 1 where it has none; 0 of an empty one."""
+    return max(len(re.findall(r"[.!?](?=\s|$)", text)), 1 if text else 0)
 
 
 def lines(ids: Ids, lexicon: Lexicon, case: Case, situation: Situation, wordy: str, wanted) -> Lines:

@@ -1,6 +1,6 @@
 """Formulations: what an interviewer says to have found out, item by item, each with the own turn it was heard in.
 
-    formulation belief failure @6; group helpless @6; emotion sad @3; coping avoid @4; behaviour left @5; rule approval @6
+  formulation belief failure @8; group helpless @8; emotion sad @3; behaviour left @4; coping avoid @5; rule control @7
 
 Items stand in lines or between semicolons: a slot, an id of the closed sets, and "@" with the number of an own turn,
 counted from 1. An item counts only if the client's reply to that turn told it. The score is a weighted mean of set F1:
@@ -53,6 +53,18 @@ def render(items: Iterable[Item]) -> str:
     return f"{FORMULATION} " + "; ".join(f"{one.slot} {one.id} @{one.turn}" for one in items)
 
 
+def slots(ids: Ids) -> dict[str, tuple[str, ...]]:
+    """The ids that may stand in each slot."""
+    return {
+        "belief": ids.known("beliefs"),
+        "group": tuple(ids.beliefs),
+        "emotion": ids.known("emotions"),
+        "behaviour": ids.known("behaviours"),
+        "coping": ids.known("coping"),
+        "rule": ids.known("rules"),
+    }
+
+
 def reference(ids: Ids, case: Case, situation: Situation) -> dict[str, frozenset[str]]:
     """What a perfect formulation of a client names, by slot."""
     beliefs = [part.id for part in case.beliefs]
@@ -102,41 +114,31 @@ def guess(named: Mapping[str, Iterable[str]], wanted: Reference) -> float:
 
 def majority(references: Sequence[Reference]) -> dict[str, list[str]]:
     """Of each slot the id that most references name; the first by name of those that are equally frequent."""
-    found = {}
-    for slot in WEIGHTS:
-        names = sorted({name for one in references for name in one[slot]})
-        found[slot] = [max(names, key=lambda name, slot=slot: sum(name in one[slot] for one in references))]
-    return found
+    return {slot: frequent(references, slot)[:1] for slot in WEIGHTS}
+
+
+def frequent(references: Sequence[Reference], slot: str) -> list[str]:
+    """The ids that references name in a slot, the most frequent first."""
+    named = [name for one in references for name in one[slot]]
+    return sorted({*named}, key=lambda name: (-named.count(name), name))
 
 
 def random_guess(ids: Ids, rng: np.random.Generator) -> dict[str, list[str]]:
     """One id of each slot, at random."""
-    slots = {
-        "belief": ids.known("beliefs"),
-        "group": tuple(ids.beliefs),
-        "emotion": tuple(ids.emotions),
-        "behaviour": tuple(ids.behaviours),
-        "coping": tuple(ids.coping),
-        "rule": tuple(ids.rules),
-    }
-    return {slot: [str(rng.choice(names))] for slot, names in slots.items()}
+    return {slot: [str(rng.choice(names))] for slot, names in slots(ids).items()}
 
 
 def best_unheard(references: Sequence[Reference]) -> dict[str, list[str]]:
-    """The same guess for all, best on average over these references: the most that can be said with nothing heard, since
-    a history names no part. In each slot ids are added, the most frequent first, as long as the mean F1 rises."""
+    """The guess that is best on average over these references: the most that can be said with nothing heard, since a
+    history names no part. In each slot it has as many of the most frequent ids as the mean F1 is highest with."""
     found = {}
     for slot in WEIGHTS:
-        counts = {
-            name: sum(name in one[slot] for one in references) for one in references for name in one[slot]
-        }
-        order = sorted(counts, key=lambda name: (-counts[name], name))[:MOST]
-
-        def mean(k: int, slot=slot, order=order) -> float:
-            named = set(order[:k])
-            return sum(f1(len(named & one[slot]), k, len(one[slot])) for one in references)
-
-        found[slot] = order[: max(range(1, len(order) + 1), key=mean)]
+        order = frequent(references, slot)[:MOST]
+        sums = [
+            sum(f1(len({*order[:k]} & one[slot]), k, len(one[slot])) for one in references)
+            for k in range(1, len(order) + 1)
+        ]
+        found[slot] = order[: 1 + sums.index(max(sums))]
     return found
 
 

@@ -1,8 +1,8 @@
 """Scripted interviewers of novice quality, for training data and as a baseline.
 
-A novice has habits: too many closed questions, advice early, small talk, a belief named before it was told, parts asked
-in no order, and a formulation that comes too early or with guessed items. Each turn is drawn anew, so that a novice does
-everything now and then, the right thing too.
+A novice has habits: too many closed questions, advice early, small talk, a belief named before it was told, parts
+asked in no order, and a formulation that comes too early or with guessed items. Each turn is drawn anew, so that a
+novice does everything now and then, the right thing too.
 """
 
 from typing import TYPE_CHECKING
@@ -18,18 +18,19 @@ from int_jax.types import Trace
 if TYPE_CHECKING:
     from int_jax.domains.therapy import Therapy
 
-SKILL = 0.12  # the share of turns that are the best there is
-HABITS = {  # of the others
+# The share of each kind of act among those that it does by habit.
+HABITS = {
     "open": 0.3,
     "closed": 0.27,
     "advice": 0.11,
     "small_talk": 0.07,
     "interpretation": 0.05,
-    "reflection": 0.06,
+    "reflection": 0.05,
     "validation": 0.05,
     "summary": 0.05,
-    "redirect": 0.04,
+    "redirect": 0.05,
 }
+RIGHT = 0.35  # the chance that a turn is a best one
 STOPS_EARLY = (
     0.06  # the chance, at each turn after the second, that it formulates; at the last turn it mostly does
 )
@@ -37,18 +38,17 @@ FORGETS = 0.3  # the chance that it does not name an item that was told, or cite
 GUESSES = 0.25  # the chance, for each slot, that it adds an item that was not told
 
 
-def turn(domain: "Therapy", trace: Trace, rng: np.random.Generator, skill: float = SKILL) -> str:
-    """The next own turn of a novice in an open trace."""
+def turn(domain: "Therapy", trace: Trace, rng: np.random.Generator, right: float = RIGHT) -> str:
+    """The next own turn of a novice in an open trace; the better, the higher `right` is."""
     client = domain.client(trace.task)
     moments = domain.moments(trace)
     state = State(*moments[-1].after) if moments else client.start()  # type: ignore[misc]
     last = state.turn == client.turns - 1
     if (last and rng.random() < 0.9) or (state.turn > 1 and rng.random() < STOPS_EARLY):
         return formulation(domain, client, state, rng)
-    if rng.random() < skill:
+    if rng.random() < right:
         return domain.next_turn(trace)
-    habits, weights = zip(*HABITS.items(), strict=True)
-    habit = str(rng.choice(habits, p=weights))
+    habit = str(rng.choice(list(HABITS), p=list(HABITS.values())))
     part = ""
     if habit in ("open", "closed"):
         # Mostly what it would ask next on its list, which knows nothing of the client.

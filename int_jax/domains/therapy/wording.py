@@ -1,4 +1,4 @@
-"""What both sides say beside the parts of a case: a therapist's acts, a client's other replies, and manners of speaking.
+"""What both sides say beside the parts of a case: a therapist's acts, a client's other replies, its manners.
 
 Two wordings, "brief" for models of a few hundred words and "full" for people and chat models, with the same keys.
 A client's reply is one of these beside what it tells:
