@@ -9,17 +9,16 @@ they are not safe.
 import functools
 import json
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
 from int_jax import types
 from int_jax.dialogue.oracle import Oracle
-from int_jax.dialogue.script import luck_of
 from int_jax.domains import said
 from int_jax.domains.dearman import novice, prompts
 from int_jax.domains.dearman import wording as words
-from int_jax.domains.dearman.counterpart import ACTS, MOODS, RESISTANCE, TURNS, Counterpart
+from int_jax.domains.dearman.counterpart import ACTS, MOODS, RESISTANCE, TURNS, Act, Counterpart, State
 from int_jax.domains.dearman.rater import WEAK
 from int_jax.domains.dearman.situations import (
     DIFFICULTIES,
@@ -41,8 +40,8 @@ OPENINGS = ("object", "deflect", "attack")  # the types of a first line
 # What the reference ends in: it is for the checker's eyes, and no intervention may repeat it.
 NEEDS = {
     "brief": "they need {count} good turns and stay {mood}",
-    "full": "The counterpart starts with a resistance of {count} and is {mood}; it agrees to nothing before the facts were "
-    "described and the request was made.",
+    "full": "The counterpart starts with a resistance of {count} and is {mood}; it agrees to nothing before the "
+    "facts were described and the request was made.",
 }
 
 
@@ -70,9 +69,7 @@ class DearMan(Dialogue):
         **Dialogue.KNOBS,
         "turns": Knob(TURNS, "own turns of a conversation at most", at_least=1, at_most=TURNS),
         "wording": Knob("full", "natural English, or few simple words", choices=words.WORDINGS),
-        "difficulty": Knob(
-            DIFFICULTIES, "of the situations, 1 to 5", at_least=1, at_most=5, order="range"
-        ),
+        "difficulty": Knob(DIFFICULTIES, "of the situations, 1 to 5", at_least=1, at_most=5, order="range"),
         "passing": Knob(0.8, "the score with which a conversation passes", above=0, at_most=1),
     }
 
@@ -82,7 +79,7 @@ class DearMan(Dialogue):
         self.passing = self.knobs["passing"]
         self.worked_out = functools.lru_cache(64)(Oracle)
         # Values do not depend on the situation's words: one oracle for all of a difficulty and mood.
-        self.oracle_of = lambda script: self.worked_out(script.bare())  # type: ignore[assignment, misc]
+        self.oracle_of = lambda script: self.worked_out(script.bare())  # type: ignore[assignment]
 
     # Tasks ------------------------------------------------------------------------------------------------------------
 
@@ -95,7 +92,9 @@ class DearMan(Dialogue):
             raise ValueError(f"dearman has no split {split!r}: choose one of {', '.join(SPLITS)}")
         low, high = self.knobs["difficulty"]
         chosen = [
-            one for one in situations().values() if low <= one.difficulty <= high and split_of(one.id) == split
+            one
+            for one in situations().values()
+            if low <= one.difficulty <= high and split_of(one.id) == split
         ]
         rng = np.random.default_rng([seed, SPLITS.index(split)])
 
@@ -110,9 +109,16 @@ class DearMan(Dialogue):
         """A conversation about a situation, a person's own too (`own_situation`), with a mood and a first line."""
         mood = MOODS[int(rng.integers(len(MOODS)))]
         opening = OPENINGS[int(rng.integers(len(OPENINGS)))]
-        script = Counterpart(situation.difficulty, mood, situation, opening, self.wording, self.knobs["turns"])
+        script = Counterpart(
+            situation.difficulty, mood, situation, opening, self.wording, self.knobs["turns"]
+        )
         line = script.line(opening, float(rng.random()))
-        meta = {"situation": situation.id, "mood": mood, "opening": opening, "difficulty": situation.difficulty}
+        meta = {
+            "situation": situation.id,
+            "mood": mood,
+            "opening": opening,
+            "difficulty": situation.difficulty,
+        }
         if situations().get(situation.id) != situation:
             meta["own"] = types.to_json(situation)
         return Task(name, NAME, self._problem(script, line), self._reference(script), meta=meta)
@@ -147,9 +153,7 @@ class DearMan(Dialogue):
     def _reference(self, script: Counterpart) -> str:
         one = script.situation
         assert one is not None
-        turns = [
-            f"{skill} : {words.variants(one, i, self.wording)[0]}" for i, skill in enumerate(STRATEGIES)
-        ]
+        turns = [f"{skill} : {words.variants(one, i, self.wording)[0]}" for i, skill in enumerate(STRATEGIES)]
         needs = NEEDS[self.wording].format(count=RESISTANCE[script.difficulty], mood=script.mood)
         return "\n".join([*turns, needs])
 
@@ -184,15 +188,15 @@ class DearMan(Dialogue):
         that should stand there; location 0 and nothing where no turn does. Perfect with respect to the script."""
         wrong = self.first_error(trace)
         lines = []
-        for i, one in enumerate(self.moments(trace)):
+        for i, act in enumerate(self._acts(trace)):
             if wrong is not None and i > wrong:
                 break
             skills = " ".join(
                 STRATEGIES[skill] if strength > WEAK else f"weak {STRATEGIES[skill]}"
-                for skill, strength in one.act.heard
+                for skill, strength in act.heard
             )
-            faults = "" if one.act.mindful else " not mindful"
-            faults += "" if one.act.confident else " not confident"
+            faults = "" if act.mindful else " not mindful"
+            faults += "" if act.confident else " not confident"
             lines.append(f"[{i + 1}] {skills or 'none'}{faults} {'loses' if i == wrong else 'ok'}")
         content = "" if wrong is None else self.correction(trace, wrong)
         answer = json.dumps({"location": 0 if wrong is None else wrong + 1, "content": content})
@@ -203,21 +207,25 @@ class DearMan(Dialogue):
     def reward(self, trace: Trace, part: str) -> float:
         """composed: the share of the own turns that were mindful and confident; see `Dialogue.reward`."""
         if part == "composed":
-            acts = [one.act for one in self.moments(trace)]
+            acts = self._acts(trace)
             return sum(act.mindful and act.confident for act in acts) / max(len(acts), 1)
         return super().reward(trace, part)
 
     def novice_turn(self, trace: Trace, rng: np.random.Generator, skill: float = novice.SKILL) -> str:
         """What a scripted beginner says next in an open trace."""
-        script, moments = self.script(trace.task), self.moments(trace)
-        return novice.say(script, moments[-1].after if moments else script.start(), rng, skill)
+        return novice.say(self.script(trace.task), self._state(trace), rng, skill)
 
     def random_turn(self, trace: Trace, rng: np.random.Generator) -> str:
         """One or two skills at random, whatever was said: a baseline that has composure and no plan."""
-        script, moments = self.script(trace.task), self.moments(trace)
-        state = moments[-1].after if moments else script.start()
         act = ACTS[int(rng.integers(len(ACTS)))]
-        return script.words(state, act, luck_of(trace.task.id, len(moments), "random"))
+        return self.script(trace.task).words(self._state(trace), act, float(rng.random()))
+
+    def _acts(self, trace: Trace) -> list[Act]:
+        return [cast(Act, one.act) for one in self.moments(trace)]
+
+    def _state(self, trace: Trace) -> State:
+        moments = self.moments(trace)
+        return cast(State, moments[-1].after) if moments else self.script(trace.task).start()
 
 
 build = DearMan

@@ -20,7 +20,9 @@ class Feelings:
         for name in NAMES:
             value = getattr(self, name)
             if type(value) is not int or not LOWEST <= value <= HIGHEST:
-                raise ValueError(f"{name} is {value!r}: answer with a whole number from {LOWEST} to {HIGHEST}")
+                raise ValueError(
+                    f"{name} is {value!r}: answer with a whole number from {LOWEST} to {HIGHEST}"
+                )
 
 
 def change(before: Feelings, after: Feelings) -> dict[str, int]:

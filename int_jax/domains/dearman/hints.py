@@ -73,7 +73,9 @@ def hint(state: State, near: Sequence[tuple[float, Pair]] = ()) -> Hint:
         useful = [
             (cosine, pair.skill)
             for cosine, pair in near
-            if cosine > 0 and pair.skill in STRATEGIES and (now == "persuasion" or pair.skill in STRATEGIES[:3])
+            if cosine > 0
+            and pair.skill in STRATEGIES
+            and (now == "persuasion" or pair.skill in STRATEGIES[:3])
         ]
         if useful:
             blend = BLEND * min(1.0, max(cosine for cosine, _ in useful))

@@ -20,7 +20,11 @@ BRIEF = {
         "you are bad . please {goal}",
     ),
     "absolute": ("you always do this", "you never help me", "you never ask me"),
-    "hedge": ("i guess maybe you can {goal}", "maybe it is nice if you can {goal} i do not mind", "i just thought maybe"),
+    "hedge": (
+        "i guess maybe you can {goal}",
+        "maybe it is nice if you can {goal} i do not mind",
+        "i just thought maybe",
+    ),
     "needless_apology": ("sorry . please {goal}", "sorry i am so sorry", "sorry it is my fault"),
     "vague": ("it is too much", "it was so a lot lately", "we find some way", "it is better for me"),
     "took_bait": ("and you are lazy", "look at you", "you are a liar"),
@@ -61,7 +65,11 @@ FULL = {
         "You should talk, you're the liar here.",
         "Oh please, you can't even hear yourself.",
     ),
-    "gave_in": ("Forget it, it's fine.", "Never mind, forget that I said anything.", "Fine, do what you want."),
+    "gave_in": (
+        "Forget it, it's fine.",
+        "Never mind, forget that I said anything.",
+        "Fine, do what you want.",
+    ),
     "threat": ("{goal} Or else you'll be sorry.", "Do it, or I'll tell everyone what you are like."),
     "off_topic": ("By the way, did you see the match last night?", "Speaking of that, how was your holiday?"),
 }

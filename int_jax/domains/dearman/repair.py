@@ -7,7 +7,14 @@ from int_jax.domains.dearman.lexicon import ANCHOR
 from int_jax.domains.dearman.rater import ASSERT, DESCRIBE, EXPRESS, NEGOTIATE, REINFORCE, Finding, rate
 from int_jax.domains.dearman.situations import Situation
 
-DROPPED = ("judgement", "counter_attack", "took_bait", "threat", "gave_in", "off_topic")  # with their sentence
+DROPPED = (
+    "judgement",
+    "counter_attack",
+    "took_bait",
+    "threat",
+    "gave_in",
+    "off_topic",
+)  # with their sentence
 CUT = ("hedge", "needless_apology", "self_doubt")  # alone
 REPLACED = {  # their sentence, by one that does the same well
     "mind_reading": DESCRIBE,
@@ -40,7 +47,7 @@ def _tidy(text: str, wording: str) -> str:
 
 
 def _counted(text: str, finding: Finding, situation: Situation, wording: str) -> str:
-    """The sentence of a finding with a count in the place of "always"; the facts, where it says "never" or no such word."""
+    """The sentence of a finding with a count in the place of "always"; the facts where it says "never"."""
     start, end = _sentence(text, finding)
     sentence = text[start:end].rstrip()
     plain = re.sub(rf"(?i)(?:,\s*)?\b{ALWAYS}\b\s?", "", sentence)
@@ -73,12 +80,14 @@ def repair(text: str, finding: Finding, situation: Situation, wording: str = "fu
 
 
 def rewrite(text: str, situation: Situation, wording: str = "full") -> str:
-    """The utterance without any fault that a repair takes away; what is then left without a strategy is given an ask."""
+    """The utterance without any fault that a repair takes away; what then does nothing is given an ask."""
     for _ in range(MOST):
         found = rate(text, situation).findings
         # What is said well elsewhere in the utterance needs no repair here.
         done = {one.skill for one in found if one.code in DONE}
-        faults = [one for one in found if one.code in FAULTS and not (one.code in REPLACED and one.skill in done)]
+        faults = [
+            one for one in found if one.code in FAULTS and not (one.code in REPLACED and one.skill in done)
+        ]
         if not faults:
             break
         first = min(faults, key=lambda one: FAULTS.index(one.code))
@@ -87,5 +96,7 @@ def rewrite(text: str, situation: Situation, wording: str = "full") -> str:
             break
         text = better
     if not any(rate(text, situation).strengths):
-        text = words.joined([*([text] if text else []), words.variants(situation, ASSERT, wording)[0]], wording)
+        text = words.joined(
+            [*([text] if text else []), words.variants(situation, ASSERT, wording)[0]], wording
+        )
     return text

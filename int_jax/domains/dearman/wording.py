@@ -21,7 +21,11 @@ BRIEF = {
 }
 FULL = {
     "describe": ("{facts}", "Here is what happened. {facts}", "I noted it down. {facts}"),
-    "express": ("I feel {feel} about it.", "I am {feel}, to be open with you.", "I'm {feel} each time it happens."),
+    "express": (
+        "I feel {feel} about it.",
+        "I am {feel}, to be open with you.",
+        "I'm {feel} each time it happens.",
+    ),
     "assert": ("{goal}", "My request is plain. {goal}", "So this is my point. {goal}"),
     "reinforce": ("If you do that, it means {benefit}.", "This is what it means for you: {benefit}."),
     "negotiate": ("My offer is {offer}.", "What I can offer is {offer}."),
@@ -65,7 +69,7 @@ def parts(situation: Situation, wording: str) -> dict[str, str]:
     brief = situation.brief
     if wording == "brief":
         if brief is None:
-            raise ValueError(f"situation {situation.id} has no brief texts: say it in full (wording=\"full\")")
+            raise ValueError(f'situation {situation.id} has no brief texts: say it in full (wording="full")')
         return {name: getattr(brief, name) for name in ("facts", "goal", "feel", "benefit", "offer")}
     found = (brief.feel, brief.benefit, brief.offer) if brief else (FEEL, BENEFIT, OFFER)
     feel, benefit, offer = (re.sub(r"\bi\b", "I", one) for one in found)
