@@ -1,5 +1,5 @@
-"""The rules that rate an utterance: what must not change a rating, what may move it one way only, the labelled half that
-was never tuned on, repairs, and speed."""
+"""The rules that rate an utterance: what must not change a rating, what may move it one way only, the labelled half
+that was never tuned on, repairs, and speed."""
 
 import time
 
@@ -16,7 +16,13 @@ from int_jax.domains.dearman.situations import STRATEGIES, load_gold, load_situa
 SITUATIONS = {one.id: one for one in load_situations()}
 TEXTS = [(one.text, SITUATIONS[one.situation]) for one in load_gold() if one.half == "a"]
 SAID = st.sampled_from(TEXTS)
-HEDGES = ("I guess, sort of.", "I don't know.", "Maybe, perhaps, kind of.", "No rush.", "Never mind, it's nothing.")
+HEDGES = (
+    "I guess, sort of.",
+    "I don't know.",
+    "Maybe, perhaps, kind of.",
+    "No rush.",
+    "Never mind, it's nothing.",
+)
 JUDGEMENTS = ("You are lazy.", "You're so selfish.", "You are rude and careless.", "You are a liar.")
 
 
@@ -36,7 +42,10 @@ def test_a_judgement_never_raises_describe_and_is_never_mindful(said, judgement,
     assert not judged.mindful and judged.harsh >= 1
 
 
-@given(SAID, st.sampled_from(["It happened twice this month.", "That was on Monday.", "I counted it three times."]))
+@given(
+    SAID,
+    st.sampled_from(["It happened twice this month.", "That was on Monday.", "I counted it three times."]),
+)
 def test_an_anchor_never_lowers_describe(said, anchor):
     text, situation = said
     after = rate(f"{text} {anchor}", situation)
