@@ -16,18 +16,17 @@ from int_jax.check import byte_tokenizer
 from int_jax.check import domain as contract
 from int_jax.dialogue.oracle import Oracle
 from int_jax.dialogue.script import choose, luck_of, replay
-from int_jax.domains import dearman
 from int_jax.domains.dearman import bank, baselines, feelings, hints, novice, prompts
 from int_jax.domains.dearman import counterpart as scripts
+from int_jax.domains.dearman import domain as dearman
 from int_jax.domains.dearman import wording as words
-from int_jax.domains.dearman.counterpart import ACTS, MOODS, Act, Counterpart, State
+from int_jax.domains.dearman.counterpart import ACTS, MOODS, OPENINGS, Act, Counterpart, State
 from int_jax.domains.dearman.rater import rate
 from int_jax.domains.dearman.situations import STRATEGIES, load_situations, own_situation
 from int_jax.proposers.parse import parse_intervention
 from int_jax.tokenizer import Tokenizer
 
 SITUATIONS = load_situations()
-OPENINGS = dearman.OPENINGS
 OWN = own_situation(
     "neighbour",
     "My neighbour drilled until ten at night on three days last week.",

@@ -176,7 +176,15 @@ def test_the_rules_agree_with_the_labels_of_the_half_that_they_were_not_tuned_on
 
 
 # A bit under what was measured once, when the rules were done: raise them with better rules, never by tuning on half b.
-BOUNDS = dict.fromkeys((*STRATEGIES, "mindful", "confident"), 0.5)
+BOUNDS = {
+    "describe": 0.9,
+    "express": 0.92,
+    "assert": 0.86,
+    "reinforce": 0.66,
+    "negotiate": 0.64,
+    "mindful": 0.73,
+    "confident": 0.94,
+}
 
 
 def test_sentences_of_every_situation_do_what_they_are_for():

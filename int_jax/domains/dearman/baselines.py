@@ -4,16 +4,16 @@
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 
 from int_jax.dialogue.oracle import Oracle
 from int_jax.dialogue.script import choose
 from int_jax.domains.dearman import novice
-from int_jax.domains.dearman.counterpart import ACTS, MOODS, Act, Counterpart, State
+from int_jax.domains.dearman.counterpart import ACTS, MOODS, OPENINGS, Act, Counterpart, State
 from int_jax.domains.dearman.situations import DIFFICULTIES, load_situations
 
-OPENINGS = ("object", "deflect", "attack")
 PASSING = 0.8
 
 Player = Callable[[Counterpart, State, np.random.Generator], Act]
@@ -46,7 +46,7 @@ def played(script: Counterpart, player: Player, rng: np.random.Generator) -> flo
     """The score of one conversation."""
     state = script.start()
     while not script.over(state):
-        state = choose(script.outcomes(state, player(script, state, rng)), float(rng.random()))
+        state = cast(State, choose(script.outcomes(state, player(script, state, rng)), float(rng.random())))
     return script.score(state)
 
 

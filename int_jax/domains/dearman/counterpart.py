@@ -28,6 +28,7 @@ from int_jax.domains.dearman.situations import Lines, Situation, load_replies
 from int_jax.types import Reply
 
 MOODS = ("calm", "busy", "angry")
+OPENINGS = ("object", "deflect", "attack")  # the types of what it may say first
 TURNS = 8
 MASTERY = 0.75  # of the strength that a turn may have: the mean over the own turns that a full score needs
 RESISTANCE = {1: 4, 2: 5, 3: 6, 4: 7, 5: 8}  # by difficulty, before the first turn

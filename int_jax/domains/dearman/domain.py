@@ -1,0 +1,233 @@
+"""The domain `dearman`: its tasks, who sees what, and what a perfect checker answers."""
+
+import functools
+import json
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+import numpy as np
+
+from int_jax import types
+from int_jax.dialogue.oracle import Oracle
+from int_jax.domains import said
+from int_jax.domains.dearman import novice, prompts
+from int_jax.domains.dearman import wording as words
+from int_jax.domains.dearman.counterpart import (
+    ACTS,
+    MOODS,
+    OPENINGS,
+    RESISTANCE,
+    TURNS,
+    Act,
+    Counterpart,
+    State,
+)
+from int_jax.domains.dearman.rater import WEAK
+from int_jax.domains.dearman.situations import (
+    DIFFICULTIES,
+    STRATEGIES,
+    Situation,
+    load_situations,
+    own_situation,
+)
+from int_jax.domains.dialogue import Dialogue
+from int_jax.knobs import Knob
+from int_jax.tokenizer import Tokenizer
+from int_jax.types import Reply, Task, Trace
+
+__all__ = ["DearMan", "build", "own_situation"]
+
+NAME = "dearman"
+SPLITS: tuple[str, ...] = ("hard_train", "hard_validation", "hard_test")
+# What the reference ends in: it is for the checker's eyes, and no intervention may repeat it.
+NEEDS = {
+    "brief": "they need {count} good turns and stay {mood}",
+    "full": "The counterpart starts with a resistance of {count} and is {mood}; it agrees to nothing before the "
+    "facts were described and the request was made.",
+}
+
+
+@functools.cache
+def situations() -> dict[str, Situation]:
+    """The package's, by their ids."""
+    return {one.id: one for one in load_situations()}
+
+
+def split_of(name: str) -> str:
+    """The split that a situation of the package belongs to: of five of one difficulty three are for training."""
+    peers = sorted(one.id for one in situations().values() if one.difficulty == situations()[name].difficulty)
+    return SPLITS[max(0, peers.index(name) % 5 - 2)]
+
+
+class DearMan(Dialogue):
+    """The domain, over a tokenizer. See `domains.Domain`."""
+
+    name = NAME
+    own, other = "you", "they"
+    splits = SPLITS
+    proposal_roles = ("checker",)
+    REWARDS: ClassVar[tuple[str, ...]] = (*Dialogue.REWARDS, "composed")
+    KNOBS: ClassVar[dict[str, Knob]] = {
+        **Dialogue.KNOBS,
+        "turns": Knob(TURNS, "own turns of a conversation at most", at_least=1, at_most=TURNS),
+        "wording": Knob("full", "natural English, or few simple words", choices=words.WORDINGS),
+        "difficulty": Knob(DIFFICULTIES, "of the situations, 1 to 5", at_least=1, at_most=5, order="range"),
+        "passing": Knob(0.8, "the score with which a conversation passes", above=0, at_most=1),
+    }
+
+    def __init__(self, tokenizer: Tokenizer, **knobs: Any):
+        super().__init__(tokenizer, **knobs)
+        self.wording: str = self.knobs["wording"]
+        self.passing = self.knobs["passing"]
+        self.worked_out = functools.lru_cache(64)(Oracle)
+        # Values do not depend on the situation's words: one oracle for all of a difficulty and mood.
+        self.oracle_of = lambda script: self.worked_out(script.bare())  # type: ignore[assignment]
+
+    # Tasks ------------------------------------------------------------------------------------------------------------
+
+    def tasks(self, split: str, seed: int, count: int) -> list[Task]:
+        """`count` distinct tasks: situations of the split, each with a mood and a first line of the counterpart.
+
+        Raises: ValueError for a split that there is not, or where there are not so many.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"dearman has no split {split!r}: choose one of {', '.join(SPLITS)}")
+        low, high = self.knobs["difficulty"]
+        chosen = [
+            one
+            for one in situations().values()
+            if low <= one.difficulty <= high and split_of(one.id) == split
+        ]
+        rng = np.random.default_rng([seed, SPLITS.index(split)])
+
+        def draw(number: str) -> Task:
+            one = chosen[int(rng.integers(len(chosen)))]
+            return self.task(one, f"{split}-{seed}-{number}", rng)
+
+        way_out = "ask for fewer, or for more difficulties"
+        return self._distinct(count, draw, split, f"difficulties {low} to {high}", way_out)
+
+    def task(self, situation: Situation, name: str, rng: np.random.Generator) -> Task:
+        """A conversation about a situation, a person's own too (`own_situation`), with a mood and a first line."""
+        mood = MOODS[int(rng.integers(len(MOODS)))]
+        opening = OPENINGS[int(rng.integers(len(OPENINGS)))]
+        script = Counterpart(
+            situation.difficulty, mood, situation, opening, self.wording, self.knobs["turns"]
+        )
+        line = script.line(opening, float(rng.random()))
+        meta = {
+            "situation": situation.id,
+            "mood": mood,
+            "opening": opening,
+            "difficulty": situation.difficulty,
+        }
+        if situations().get(situation.id) != situation:
+            meta["own"] = types.to_json(situation)
+        return Task(name, NAME, self._problem(script, line), self._reference(script), meta=meta)
+
+    def situation(self, task: Task) -> Situation:
+        """What a task is about. Raises: ValueError where its situation is not known."""
+        if own := task.meta.get("own"):
+            return types.from_json(Situation, own)
+        name = task.meta.get("situation")
+        if name not in situations():
+            raise ValueError(f"task {task.id} is about {name!r}, which is no situation of {NAME}")
+        return situations()[name]
+
+    def script(self, task: Task) -> Counterpart:
+        situation, meta = self.situation(task), task.meta
+        return Counterpart(
+            situation.difficulty, meta["mood"], situation, meta["opening"], self.wording, self.knobs["turns"]
+        )
+
+    def _problem(self, script: Counterpart, line: str) -> str:
+        one = script.situation
+        assert one is not None
+        if self.wording == "brief":
+            slots = words.parts(one, "brief")
+            relation = one.relation.lower().replace("-", " ")
+            return f"{relation} {script.mood} . {slots['facts']} . you want {slots['goal']} . they say {line}"
+        return (
+            f"You talk to your {one.relation}, who seems {script.mood}.\n"
+            f"What happened: {one.facts}\nWhat you want to say in the end: {one.goal}\nThey begin: {line}"
+        )
+
+    def _reference(self, script: Counterpart) -> str:
+        one = script.situation
+        assert one is not None
+        turns = [f"{skill} : {words.variants(one, i, self.wording)[0]}" for i, skill in enumerate(STRATEGIES)]
+        needs = NEEDS[self.wording].format(count=RESISTANCE[script.difficulty], mood=script.mood)
+        return "\n".join([*turns, needs])
+
+    # Who sees what ----------------------------------------------------------------------------------------------------
+
+    def view(self, task: Task, steps: list[str], role: str) -> list[dict[str, str]]:
+        """solver: what the person knows. checker: also the reference, and the numbered turns."""
+        if role == "solver":
+            brief = self.wording == "brief"
+            return [said("user", task.problem)] if brief else prompts.prompt("solver", problem=task.problem)
+        self._check_role(task, role, self.proposal_roles)
+        if self.wording == "brief":
+            lines = "\n".join(f"[{i}] {step}" for i, step in enumerate(steps, 1))
+            return [said("user", f"{task.problem}\n{task.reference}\n{lines}")]
+        return prompts.prompt("checker", problem=task.problem, reference=task.reference, steps=steps)
+
+    def reply_view(self, task: Task, turns: Sequence[str], reply: Reply) -> list[dict[str, str]]:
+        """The facts and the goal as the person told them, what was said, and what is said now; no reference."""
+        one = self.situation(task)
+        kind = reply.tags[0] if reply.tags else ""
+        slots = {"relation": one.relation, "facts": one.facts, "goal": one.goal}
+        return prompts.prompt("partner", turns=turns, text=reply.text, kind=kind, **slots)
+
+    def leaks(self, task: Task, text: str) -> bool:
+        """An intervention may say what the person could say, and nothing of what the counterpart needs."""
+        needs = " ".join(task.reference.rpartition("\n")[2].casefold().split()).rstrip(".")
+        spoken = " ".join(text.casefold().split())
+        return bool(needs) and any(part.strip() in spoken for part in needs.split(";") if part.strip())
+
+    def checker_response(self, trace: Trace) -> str:
+        """What a perfect checker answers: of the turns up to the first that loses something what it does, and the turn
+        that should stand there; location 0 and nothing where no turn does. Perfect with respect to the script."""
+        wrong = self.first_error(trace)
+        lines = []
+        for i, act in enumerate(self._acts(trace)):
+            if wrong is not None and i > wrong:
+                break
+            skills = " ".join(
+                STRATEGIES[skill] if strength > WEAK else f"weak {STRATEGIES[skill]}"
+                for skill, strength in act.heard
+            )
+            faults = "" if act.mindful else " not mindful"
+            faults += "" if act.confident else " not confident"
+            lines.append(f"[{i + 1}] {skills or 'none'}{faults} {'loses' if i == wrong else 'ok'}")
+        content = "" if wrong is None else self.correction(trace, wrong)
+        answer = json.dumps({"location": 0 if wrong is None else wrong + 1, "content": content})
+        return "\n".join([*lines, f"<intervention>{answer}</intervention>"])
+
+    # What is said -----------------------------------------------------------------------------------------------------
+
+    def reward(self, trace: Trace, part: str) -> float:
+        """composed: the share of the own turns that were mindful and confident; see `Dialogue.reward`."""
+        if part == "composed":
+            acts = self._acts(trace)
+            return sum(act.mindful and act.confident for act in acts) / max(len(acts), 1)
+        return super().reward(trace, part)
+
+    def novice_turn(self, trace: Trace, rng: np.random.Generator, skill: float = novice.SKILL) -> str:
+        """What a scripted beginner says next in an open trace."""
+        return novice.say(self.script(trace.task), self._state(trace), rng, skill)
+
+    def random_turn(self, trace: Trace, rng: np.random.Generator) -> str:
+        """One or two skills at random, whatever was said: a baseline that has composure and no plan."""
+        act = ACTS[int(rng.integers(len(ACTS)))]
+        return self.script(trace.task).words(self._state(trace), act, float(rng.random()))
+
+    def _acts(self, trace: Trace) -> list[Act]:
+        return [cast(Act, one.act) for one in self.moments(trace)]
+
+    def _state(self, trace: Trace) -> State:
+        moments = self.moments(trace)
+        return cast(State, moments[-1].after) if moments else self.script(trace.task).start()
+
+
+build = DearMan
