@@ -345,6 +345,41 @@ def test_knobs_turn_something(letters):
     assert trace.judged.passed and trace.judged.score < 0.8
 
 
+@pytest.mark.parametrize("one", contract.CHECKS, ids=lambda one: one.__name__)
+def test_the_counterpart_played_keeps_the_contract_of_domains(letters, one):
+    assert check.faults(one, contract.subject("dearman", letters, [], plays="counterpart", turns=4)) == []
+
+
+def test_who_plays_the_counterpart_must_not_agree_early(domain):
+    played = dearman.DearMan(domain.tokenizer, plays="counterpart", wording=domain.wording)
+    rng = np.random.default_rng(0)
+    for task in played.tasks("hard_train", 0, 6):
+        best = rollout.play(played, task, played.next_turn)
+        assert best.judged.score == 1 and played.first_error(best) is None
+        line = played.counterpart(task).line("agree", 0.5)
+        early = rollout.play(played, task, lambda trace, line=line: line)
+        assert early.judged.score == 0 and len(early.step_ends) == 1 and played.first_error(early) == 0
+        mixed = rollout.play(played, task, lambda trace: played.novice_turn(trace, rng))
+        step = played.first_error(mixed)
+        answer = parse_intervention(played.checker_response(mixed))
+        assert (answer.step, answer.text) == (
+            (-1, "") if step is None else (step, played.correction(mixed, step))
+        )
+        assert task.reference not in played.view(task, [], "solver")[-1]["content"]
+    script = played.script(task)
+    for kind in scripts.lines():
+        for luck in (0.0, 0.4, 0.99):
+            assert script.act(script.start(), script.words(script.start(), kind, luck)) == kind
+    for text, kind in (
+        ("Okay, I'll do it.", "agree"),
+        ("I won't do it.", "object"),
+        ("Later, I have to go.", "deflect"),
+        ("What would I get?", "bargain"),
+        ("You are lazy.", "attack"),
+    ):
+        assert script.act(script.start(), text) == kind
+
+
 def test_prompts_name_what_they_ask():
     pair = bank.load()[0]
     asked = prompts.rating("a problem", "some words", "describe", [pair])[0]["content"]

@@ -104,6 +104,9 @@ def test_what_is_denied_or_quoted_is_no_attack(insult):
         ("you came late three times this month", DESCRIBE, STRONG),
         ("You always come late.", DESCRIBE, WEAK),
         ("It has been like that for a while.", DESCRIBE, WEAK),
+        ("You came late three times, you are so lazy.", DESCRIBE, WEAK),
+        ("You came late on Monday. It has been like that for a while.", DESCRIBE, STRONG),
+        ("You did that on purpose on Monday.", DESCRIBE, WEAK),
         ("Come at five on Friday, please.", DESCRIBE, NONE),
         ("I'm exhausted.", EXPRESS, STRONG),
         ("I feel that you are late.", EXPRESS, WEAK),
@@ -124,6 +127,15 @@ def test_strategies(text, strategy, strength):
 def test_an_apology_that_is_due_is_confident():
     assert rate("I'm sorry that I shouted on Monday. Please pay the bill.").confident
     assert not rate("I'm so sorry. Please pay the bill.").confident
+
+
+def test_findings_stand_in_their_places():
+    text = "Well,  I guess you are lazy; please PAY  the bill, or else!"
+    found = {one.code: text[one.start : one.end] for one in rate(text).findings}
+    assert found == {"hedge": "I guess", "judgement": "you are lazy", "ask": "PAY", "threat": "or else"} | {
+        "ask": found["ask"]
+    }
+    assert found["ask"] in ("please PAY", "PAY")
 
 
 def test_two_strategies_are_heard():

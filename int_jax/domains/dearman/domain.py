@@ -22,10 +22,12 @@ from int_jax.domains.dearman.counterpart import (
     Counterpart,
     State,
 )
+from int_jax.domains.dearman.opposite import FIRST, Opposite
 from int_jax.domains.dearman.rater import WEAK
 from int_jax.domains.dearman.situations import (
     DIFFICULTIES,
     STRATEGIES,
+    TYPES,
     Situation,
     load_situations,
     own_situation,
@@ -44,6 +46,13 @@ NEEDS = {
     "brief": "they need {count} good turns and stay {mood}",
     "full": "The counterpart starts with a resistance of {count} and is {mood}; it agrees to nothing before the "
     "facts were described and the request was made.",
+}
+
+
+RULES = {
+    "brief": "start at {count} . no good before you have heard it all",
+    "full": "The resistance is {count} at first and falls with what is said plainly. An agreement fits only when the "
+    "facts were described, the request was made and the resistance is near 0; a bargain only after the request.",
 }
 
 
@@ -72,6 +81,9 @@ class DearMan(Dialogue):
         "turns": Knob(TURNS, "own turns of a conversation at most", at_least=1, at_most=TURNS),
         "wording": Knob("full", "natural English, or few simple words", choices=words.WORDINGS),
         "difficulty": Knob(DIFFICULTIES, "of the situations, 1 to 5", at_least=1, at_most=5, order="range"),
+        "plays": Knob(
+            "speaker", "whom the policy plays; the other one is scripted", choices=("speaker", "counterpart")
+        ),
         "passing": Knob(0.8, "the score with which a conversation passes", above=0, at_most=1),
     }
 
@@ -79,6 +91,7 @@ class DearMan(Dialogue):
         super().__init__(tokenizer, **knobs)
         self.wording: str = self.knobs["wording"]
         self.passing = self.knobs["passing"]
+        self.speaks: bool = self.knobs["plays"] == "speaker"
         self.worked_out = functools.lru_cache(64)(Oracle)
         # Values do not depend on the situation's words: one oracle for all of a difficulty and mood.
         self.oracle_of = lambda script: self.worked_out(script.bare())  # type: ignore[assignment]
@@ -134,7 +147,12 @@ class DearMan(Dialogue):
             raise ValueError(f"task {task.id} is about {name!r}, which is no situation of {NAME}")
         return situations()[name]
 
-    def script(self, task: Task) -> Counterpart:
+    def script(self, task: Task) -> Counterpart | Opposite:
+        counterpart = self.counterpart(task)
+        return counterpart if self.speaks else Opposite(counterpart)
+
+    def counterpart(self, task: Task) -> Counterpart:
+        """The counterpart of a task, whoever plays it."""
         situation, meta = self.situation(task), task.meta
         return Counterpart(
             situation.difficulty, meta["mood"], situation, meta["opening"], self.wording, self.knobs["turns"]
@@ -143,6 +161,8 @@ class DearMan(Dialogue):
     def _problem(self, script: Counterpart, line: str) -> str:
         one = script.situation
         assert one is not None
+        if not self.speaks:
+            return self._problem_of_counterpart(script, line)
         if self.wording == "brief":
             slots = words.parts(one, "brief")
             relation = one.relation.lower().replace("-", " ")
@@ -152,9 +172,23 @@ class DearMan(Dialogue):
             f"What happened: {one.facts}\nWhat you want to say in the end: {one.goal}\nThey begin: {line}"
         )
 
+    def _problem_of_counterpart(self, script: Counterpart, line: str) -> str:
+        one = script.situation
+        assert one is not None
+        said = script.words(script.start(), FIRST, 0.0)
+        if self.wording == "brief":
+            relation = one.relation.lower().replace("-", " ")
+            return f"you are the {relation} {script.mood} . you told them {line} . they say {said}"
+        return (
+            f"You are the {one.relation} of the person who talks to you, and you are {script.mood}.\n"
+            f"They want to say in the end: {one.goal}\nYou began: {line}\nThey say: {said}"
+        )
+
     def _reference(self, script: Counterpart) -> str:
         one = script.situation
         assert one is not None
+        if not self.speaks:
+            return RULES[self.wording].format(count=RESISTANCE[script.difficulty])
         turns = [f"{skill} : {words.variants(one, i, self.wording)[0]}" for i, skill in enumerate(STRATEGIES)]
         needs = NEEDS[self.wording].format(count=RESISTANCE[script.difficulty], mood=script.mood)
         return "\n".join([*turns, needs])
@@ -164,16 +198,19 @@ class DearMan(Dialogue):
     def view(self, task: Task, steps: list[str], role: str) -> list[dict[str, str]]:
         """solver: what the person knows. checker: also the reference, and the numbered turns."""
         if role == "solver":
-            brief = self.wording == "brief"
-            return [said("user", task.problem)] if brief else prompts.prompt("solver", problem=task.problem)
+            name, brief = "solver" if self.speaks else "counterpart", self.wording == "brief"
+            return [said("user", task.problem)] if brief else prompts.prompt(name, problem=task.problem)
         self._check_role(task, role, self.proposal_roles)
         if self.wording == "brief":
             lines = "\n".join(f"[{i}] {step}" for i, step in enumerate(steps, 1))
             return [said("user", f"{task.problem}\n{task.reference}\n{lines}")]
-        return prompts.prompt("checker", problem=task.problem, reference=task.reference, steps=steps)
+        name = "checker" if self.speaks else "counterpart_checker"
+        return prompts.prompt(name, problem=task.problem, reference=task.reference, steps=steps)
 
     def reply_view(self, task: Task, turns: Sequence[str], reply: Reply) -> list[dict[str, str]]:
         """The facts and the goal as the person told them, what was said, and what is said now; no reference."""
+        if not self.speaks:
+            return super().reply_view(task, turns, reply)
         one = self.situation(task)
         kind = reply.tags[0] if reply.tags else ""
         slots = {"relation": one.relation, "facts": one.facts, "goal": one.goal}
@@ -190,9 +227,13 @@ class DearMan(Dialogue):
         that should stand there; location 0 and nothing where no turn does. Perfect with respect to the script."""
         wrong = self.first_error(trace)
         lines = []
-        for i, act in enumerate(self._acts(trace)):
+        for i, one in enumerate(self.moments(trace)):
             if wrong is not None and i > wrong:
                 break
+            if not self.speaks:
+                lines.append(f"[{i + 1}] {one.act} {'loses' if i == wrong else 'ok'}")
+                continue
+            act = cast(Act, one.act)
             skills = " ".join(
                 STRATEGIES[skill] if strength > WEAK else f"weak {STRATEGIES[skill]}"
                 for skill, strength in act.heard
@@ -207,27 +248,33 @@ class DearMan(Dialogue):
     # What is said -----------------------------------------------------------------------------------------------------
 
     def reward(self, trace: Trace, part: str) -> float:
-        """composed: the share of the own turns that were mindful and confident; see `Dialogue.reward`."""
+        """composed: the share of the own turns that were mindful and confident, 0 for a counterpart; see `Dialogue`."""
+        if part == "composed" and not self.speaks:
+            return 0.0
         if part == "composed":
             acts = self._acts(trace)
             return sum(act.mindful and act.confident for act in acts) / max(len(acts), 1)
         return super().reward(trace, part)
 
     def novice_turn(self, trace: Trace, rng: np.random.Generator, skill: float = novice.SKILL) -> str:
-        """What a scripted beginner says next in an open trace."""
-        return novice.say(self.script(trace.task), self._state(trace), rng, skill)
+        """What a scripted beginner says next in an open trace; as the counterpart, a line of any type."""
+        if not self.speaks:
+            return self.counterpart(trace.task).line(str(rng.choice(TYPES)), float(rng.random()))
+        return novice.say(self.counterpart(trace.task), self._state(trace), rng, skill)
 
     def random_turn(self, trace: Trace, rng: np.random.Generator) -> str:
         """One or two skills at random, whatever was said: a baseline that has composure and no plan."""
+        if not self.speaks:
+            return self.novice_turn(trace, rng)
         act = ACTS[int(rng.integers(len(ACTS)))]
-        return self.script(trace.task).words(self._state(trace), act, float(rng.random()))
+        return self.counterpart(trace.task).words(self._state(trace), act, float(rng.random()))
 
     def _acts(self, trace: Trace) -> list[Act]:
         return [cast(Act, one.act) for one in self.moments(trace)]
 
     def _state(self, trace: Trace) -> State:
         moments = self.moments(trace)
-        return cast(State, moments[-1].after) if moments else self.script(trace.task).start()
+        return cast(State, moments[-1].after) if moments else self.counterpart(trace.task).start()
 
 
 build = DearMan
