@@ -72,25 +72,17 @@ def walked(script: Counterpart, rng: np.random.Generator, turns: int) -> State:
 # --- the counterpart ---
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    st.integers(1, 5),
-    st.sampled_from(MOODS),
-    st.sampled_from(OPENINGS),
-    st.integers(0, 7),
-    st.integers(0, 999),
-)
-def test_nothing_is_better_than_the_best_of_the_canonical_acts(
-    oracles, difficulty, mood, opening, turns, seed
-):
-    script, oracle = Counterpart(difficulty, mood, opening=opening), oracles[difficulty, mood]
-    state = walked(script, np.random.default_rng(seed), turns)
-    best = oracle.value(state)
-    assert best == pytest.approx(max(oracle.worth(state, act) for act in ACTS), abs=1e-12)
-    for act in SPACE[seed % 7 :: 7]:
-        outcomes = script.outcomes(state, act)
-        assert sum(p for p, _ in outcomes) == pytest.approx(1, abs=1e-12)
-        assert oracle.worth(state, act) <= best + 1e-9, act
+@pytest.mark.parametrize(("difficulty", "mood"), [(3, "calm"), (5, "busy")])
+def test_nothing_is_better_than_the_best_of_the_canonical_acts(oracles, difficulty, mood):
+    oracle, rng = oracles[difficulty, mood], np.random.default_rng(difficulty)
+    for i in range(24):
+        script = Counterpart(difficulty, mood, opening=OPENINGS[i % 3])
+        state = walked(script, rng, i % 8)
+        best = oracle.value(state)
+        assert best == pytest.approx(max(oracle.worth(state, act) for act in ACTS), abs=1e-12)
+        for act in SPACE:
+            assert oracle.worth(state, act) <= best + 1e-9, (state, act)
+            assert sum(p for p, _ in script.outcomes(state, act)) == pytest.approx(1, abs=1e-12)
 
 
 @settings(max_examples=30, deadline=None)

@@ -130,12 +130,14 @@ def test_an_apology_that_is_due_is_confident():
 
 
 def test_findings_stand_in_their_places():
-    text = "Well,  I guess you are lazy; please PAY  the bill, or else!"
-    found = {one.code: text[one.start : one.end] for one in rate(text).findings}
-    assert found == {"hedge": "I guess", "judgement": "you are lazy", "ask": "PAY", "threat": "or else"} | {
-        "ask": found["ask"]
+    text = "Well,  I guess you are lazy; please  PAY  the bill, or else!"
+    found = {(one.code, text[one.start : one.end]) for one in rate(text).findings}
+    assert found >= {
+        ("hedge", "I guess"),
+        ("judgement", "you are lazy"),
+        ("ask", "please  PAY"),
+        ("threat", "or else"),
     }
-    assert found["ask"] in ("please PAY", "PAY")
 
 
 def test_two_strategies_are_heard():
@@ -175,6 +177,7 @@ def test_repairs_by_hand():
     one = SITUATIONS["car_brother"]
     assert rewrite("You always bring it back empty.", one) == "You bring it back empty, twice this month."
     assert rewrite("Sorry, please bring my car back.", one) == "Please bring my car back."
+    assert rewrite("Please bring it back. Or else you'll regret it.", one) == "Please bring it back."
     assert rewrite("you are lazy", one, "brief") == "please bring my car back on time"
     assert rewrite("it is too much", one, "brief") == "i feel stressed"
 
