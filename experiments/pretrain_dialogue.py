@@ -31,14 +31,14 @@ from int_jax.tokenizer import Tokenizer as Chat
 WORKDIR = flags.DEFINE_string("workdir", None, "where the checkpoint and the log go", required=True)
 
 DOMAINS = ("therapy", "dearman")
-MIXTURE = {"talk": 0.7, "check": 0.3}  # by conversations
+MIXTURE = {"talk": 0.6, "taught": 0.1, "check": 0.3}  # by conversations
 ENTRIES, MAX_LEN = 1024, 768
 BLOCK = "<intervention>", "</intervention>", '{"location": ', ', "content": "', '"}'
 ROWS, ROW_LENGTH, MICRO_ROWS = 16, MAX_LEN, 4
 UPDATES, WARMUP, DECAY_AT, PEAK = 1200, 100, 700, 3e-3
 EXAMPLES = 8_000
 TASKS = 400  # of each domain
-SKILL = 0.1, 0.6  # share of a novice's turns that are good: evenly, of each conversation
+SKILL, TAUGHT = (0.1, 0.6), (0.8, 1.0)  # the share of turns that are good, evenly; with the reference in view
 
 
 def schedule(step):
@@ -69,21 +69,27 @@ def tasks_of(domain) -> list:
     raise ValueError(f"{domain.name}: no tasks to train on")
 
 
-def novice_talk(domain, task, rng: np.random.Generator):
+def novice_talk(domain, task, rng: np.random.Generator, skill=SKILL):
     """A conversation of a beginner, some better than others."""
-    skill = rng.uniform(*SKILL)
-    return rollout.play(domain, task, lambda trace: domain.novice_turn(trace, rng, skill))
+    share = rng.uniform(*skill)
+    return rollout.play(domain, task, lambda trace: domain.novice_turn(trace, rng, share))
 
 
 def example(chat: Chat, every: dict, tasks: dict, rng: np.random.Generator) -> batching.Sequence:
     """One training conversation."""
     name = DOMAINS[int(rng.integers(len(DOMAINS)))]
     domain, some = every[name], tasks[name]
-    trace = novice_talk(domain, some[int(rng.integers(len(some)))], rng)
-    if rng.random() < MIXTURE["talk"]:
-        return batching.supervised(trace.tokens, batching.response_weights(trace))
-    shown = domain.view(trace.task, domain.step_texts(trace), "checker")
-    return batching.conversation(chat, shown, domain.checker_response(trace))
+    kind = rng.choice(list(MIXTURE), p=list(MIXTURE.values()))
+    trace = novice_talk(domain, some[int(rng.integers(len(some)))], rng, TAUGHT if kind == "taught" else SKILL)
+    if kind == "check":
+        shown = domain.view(trace.task, domain.step_texts(trace), "checker")
+        return batching.conversation(chat, shown, domain.checker_response(trace))
+    weights, tokens = batching.response_weights(trace), trace.tokens
+    if kind == "taught":  # the same words, said by one who knows the reference
+        informed = rollout.open_trace(domain, trace.task, "teacher").tokens
+        tokens = np.concatenate([informed, trace.response])
+        weights = np.concatenate([np.zeros(len(informed), np.float32), weights[trace.prompt_len :]])
+    return batching.supervised(tokens, weights)
 
 
 def examples(chat: Chat, every: dict, tasks: dict) -> list[batching.Sequence]:
@@ -116,7 +122,7 @@ def build_tokenizer(path: Path) -> None:
             for _ in range(3):
                 trace = novice_talk(domain, task, rng)
                 steps = domain.step_texts(trace)
-                views = [*domain.view(task, [], "solver"), *domain.view(task, steps, "checker")]
+                views = [*domain.view(task, [], "teacher"), *domain.view(task, steps, "checker")]
                 texts += [message["content"] for message in views] + [domain.checker_response(trace)]
                 texts += [*domain.turns(trace), domain.next_turn(rollout.open_trace(domain, task))]
     alphabet = [c for c in pre_tokenizers.ByteLevel.alphabet() if ord(c) < 127]

@@ -38,8 +38,14 @@ def gains(engine: Scorer, params: Any, domain: Domain, traces: list[Trace]) -> l
     responses = [trace.response for trace in traces] * 2
     sequences = [np.concatenate(pair) for pair in zip(plain + informed, responses, strict=True)]
     logps, _ = engine.score(params, sequences)
-    # The plain ones stand first, the informed ones behind them; of both only the response, token by token.
-    return [logps[count + i][len(informed[i]) :] - logps[i][len(plain[i]) :] for i in range(count)]
+    found = []
+    for i, trace in enumerate(traces):
+        # The plain ones stand first, the informed ones behind them; of both only the response, token by token.
+        gain = logps[count + i][len(informed[i]) :] - logps[i][len(plain[i]) :]
+        own = trace.own[trace.prompt_len :]
+        # What a partner said is no fault of the policy's: it neither falls nor counts.
+        found.append(gain if own.all() else np.where(own, gain, np.median(gain[own])))
+    return found
 
 
 def falls(gain, ends) -> np.ndarray:

@@ -104,8 +104,8 @@ class Bank:
     def nearest(
         self, text: str, count: int = 3, reply: str | None = None, skill: str | None = None
     ) -> list[tuple[float, Pair]]:
-        """The pairs whose situation and weak utterance are most like a text, with their cosine; the earlier one of those
-        that are equally near. reply, skill: those of that reply or skill alone."""
+        """The pairs whose situation and weak utterance are most like a text, with their cosine; of
+        those that are equally near the earlier one. reply, skill: those of that reply or skill alone."""
         near_N = self.vectors_ND @ vector(text)
         fits = [
             i

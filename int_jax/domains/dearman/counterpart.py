@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from int_jax.domains.dearman import wording as words
 from int_jax.domains.dearman.rater import (
@@ -28,6 +28,7 @@ from int_jax.domains.dearman.situations import Lines, Situation, load_replies
 from int_jax.types import Reply
 
 MOODS = ("calm", "busy", "angry")
+OPENINGS = ("object", "deflect", "attack")  # the types of what it may say first
 TURNS = 8
 MASTERY = 0.75  # of the strength that a turn may have: the mean over the own turns that a full score needs
 RESISTANCE = {1: 4, 2: 5, 3: 6, 4: 7, 5: 8}  # by difficulty, before the first turn
@@ -101,6 +102,51 @@ def lines() -> dict[str, Lines]:
     return load_replies()
 
 
+@functools.lru_cache(1 << 17)
+def after_act(state: State, act: Act) -> State:
+    """The state that an act brings about, but for the reply."""
+    said = dict(act.heard)
+    described = max(state.described, said.get(DESCRIBE, NONE))
+    asserted = max(state.asserted, said.get(ASSERT, NONE) if described else NONE)
+    lowered, trust, offers = 0, state.trust, state.offers
+    for strategy, strength in act.heard:
+        called = strategy in CALLS[state.last]
+        new = {
+            DESCRIBE: not state.described,
+            EXPRESS: bool(described) and trust < 2,
+            ASSERT: bool(described) and not state.asserted,
+            REINFORCE: bool(asserted) and offers < OFFERS,
+            NEGOTIATE: bool(asserted) and offers < OFFERS,
+        }[strategy]
+        if new:
+            lowered = max(lowered, called + (strength == STRONG))
+            trust += strategy == EXPRESS
+            offers += strategy in (REINFORCE, NEGOTIATE)
+        elif called and described and strategy in (DESCRIBE, ASSERT):
+            # Said again, it is heard where it is called for.
+            lowered = max(lowered, int(strength == STRONG))
+    if not act.mindful:
+        lowered, trust = 0, state.trust
+    if not act.confident:
+        lowered = max(0, lowered - 1)
+    heat = state.heat + max(act.harsh, 0 if act.mindful else 1)
+    if act.mindful and act.heard and not act.harsh:
+        heat = max(0, heat - 1)
+    return State(
+        state.turn + 1,
+        min(MOST, max(0, state.resistance - lowered + act.harsh)),
+        trust,
+        min(3, heat),
+        min(OFFERS, offers),
+        described,
+        asserted,
+        state.mindful and act.mindful,
+        state.confident and act.confident,
+        state.mastery + max((strength for _, strength in act.heard), default=NONE),
+        state.last,
+    )
+
+
 @functools.cache
 def _chances(
     difficulty: int, mood: str, ready: bool, asserted: bool, resistance: int, heat: int, trust: int
@@ -143,58 +189,14 @@ class Counterpart:
         heat = 1 if self.mood == "angry" else 0
         return State(0, RESISTANCE[self.difficulty], 0, heat, 0, NONE, NONE, True, True, 0, self.opening)
 
-    def act(self, state: State, text: str) -> Act:
+    def act(self, state: Any, text: str) -> Act:
         rating = rate(text, self.situation)
         return Act(rating.heard, rating.mindful, rating.confident, rating.harsh)
 
-    def acts(self, state: State) -> Sequence[Act]:
+    def acts(self, state: Any) -> Sequence[Act]:
         """One or two strategies, done well and with composure; of those that change as much, the shortest."""
         choice = ACTS if state.described else DESCRIBING
-        return list({self.after(state, act): act for act in reversed(choice)}.values())[::-1]
-
-    def after(self, state: State, act: Act) -> State:
-        """The state that an act brings about, but for the reply."""
-        said = dict(act.heard)
-        described = max(state.described, said.get(DESCRIBE, NONE))
-        asserted = max(state.asserted, said.get(ASSERT, NONE) if described else NONE)
-        lowered, trust, offers = 0, state.trust, state.offers
-        for strategy, strength in act.heard:
-            called = strategy in CALLS[state.last]
-            new = {
-                DESCRIBE: strength > state.described,
-                EXPRESS: bool(described) and trust < 2,
-                ASSERT: bool(described) and strength > state.asserted,
-                REINFORCE: bool(asserted) and offers < OFFERS,
-                NEGOTIATE: bool(asserted) and offers < OFFERS,
-            }[strategy]
-            if new:
-                lowered = max(lowered, called + (strength == STRONG))
-                trust += strategy == EXPRESS and strength == STRONG
-                offers += strategy in (REINFORCE, NEGOTIATE)
-            elif (
-                called and described and strategy in (DESCRIBE, ASSERT)
-            ):  # said again, it is heard if it is called for
-                lowered = max(lowered, int(strength == STRONG))
-        if not act.mindful:
-            lowered, trust = 0, max(0, state.trust - 1)
-        if not act.confident:
-            lowered = max(0, lowered - 1)
-        heat = state.heat + max(act.harsh, 0 if act.mindful else 1)
-        if act.mindful and act.heard and not act.harsh:
-            heat = max(0, heat - 1)
-        return State(
-            state.turn + 1,
-            min(MOST, max(0, state.resistance - lowered + act.harsh)),
-            trust,
-            min(3, heat),
-            min(OFFERS, offers),
-            described,
-            asserted,
-            state.mindful and act.mindful,
-            state.confident and act.confident,
-            state.mastery + max((strength for _, strength in act.heard), default=NONE),
-            state.last,
-        )
+        return list({after_act(state, act): act for act in reversed(choice)}.values())[::-1]
 
     def chances(self, state: State) -> tuple[tuple[str, float], ...]:
         """The probability of each type of reply that is possible in a state that lacks it."""
@@ -203,8 +205,8 @@ class Counterpart:
             self.difficulty, self.mood, ready, bool(state.asserted), state.resistance, state.heat, state.trust
         )
 
-    def outcomes(self, state: State, act: Act) -> Sequence[tuple[float, State]]:
-        after = self.after(state, act)
+    def outcomes(self, state: Any, act: Any) -> Sequence[tuple[float, State]]:
+        after = after_act(state, act)
         return [(p, self.replied(after, kind)) for kind, p in self.chances(after)]
 
     def replied(self, state: State, kind: str) -> State:
@@ -212,19 +214,20 @@ class Counterpart:
         moved = {"object": self.difficulty >= DIGS_IN, "attack": 1, "bargain": -1}.get(kind, 0)
         return state._replace(last=kind, resistance=min(MOST, max(0, state.resistance + moved)))
 
-    def essence(self, state: State) -> State:
+    def essence(self, state: Any) -> State:
         """Without how far mastery is above or below what still matters, and where composure is lost, without it."""
+        state = state._replace(described=2 * bool(state.described), asserted=2 * bool(state.asserted))
         if not (state.mindful and state.confident):
             return state._replace(mastery=0)
         missing = 2 * state.turn - state.mastery
         return state._replace(mastery=2 * state.turn - min(missing, int(2 * self.turns * (1 - MASTERY)) + 1))
 
-    def over(self, state: State) -> str:
+    def over(self, state: Any) -> str:
         if state.last == "agree":
             return "partner"
         return "turns" if state.turn >= self.turns else ""
 
-    def score(self, state: State) -> float:
+    def score(self, state: Any) -> float:
         """1 for the goal, reached mindfully and confidently on every own turn with a mean mastery of MASTERY.
 
         0.6 without the mastery, which is below what passes. Who reaches it after a slip gets 0.25, after slips of both
@@ -240,7 +243,7 @@ class Counterpart:
         overcome = max(0, first - state.resistance) / first
         return (LEFT if composed else LEFT_SLIPPED) * overcome
 
-    def say(self, before: State, act: Act, after: State, luck: float) -> Reply:
+    def say(self, before: Any, act: Any, after: Any, luck: float) -> Reply:
         return Reply(self.line(after.last, luck), (after.last,), self.over(after))
 
     def line(self, kind: str, luck: float) -> str:
@@ -249,7 +252,7 @@ class Counterpart:
         goal = self.situation.goal.rstrip(".") if self.situation else ""
         return found[int(luck * len(found))].replace("{goal}", goal)
 
-    def words(self, state: State, act: Act, luck: float) -> str:
+    def words(self, state: Any, act: Any, luck: float) -> str:
         if self.situation is None:
             raise ValueError("a script without a situation has no words: ask the counterpart of a task")
         choices = [words.variants(self.situation, strategy, self.wording) for strategy, _ in act.heard]

@@ -112,7 +112,9 @@ class Text:
     """
 
     def __init__(self, text: str):
-        words, spans, opened = [], [], -1
+        words: list[str] = []
+        spans: list[tuple[int, int]] = []
+        opened = -1
         for match in TOKEN.finditer(text.replace("’", "'").replace("‘", "'")):
             word = match.group().lower()
             if word in '"“”„»«':
@@ -364,9 +366,7 @@ def agreement(half: str) -> dict[str, tuple[float, float, float]]:
 
 def main() -> None:
     """Prints the agreement on both halves: on "a" the rules were tuned, on "b" never."""
-    print(
-        "Macro-F1 of strong against the rest (of the states: of no against yes), rules against one annotator's labels"
-    )
+    print("Macro-F1 of strong against the rest, of the states of no against yes, on one annotator's labels")
     for half in ("a", "b"):
         scores = agreement(half)
         mean = sum(macro for *_, macro in scores.values()) / len(scores)

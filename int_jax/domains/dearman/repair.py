@@ -47,7 +47,7 @@ def _tidy(text: str, wording: str) -> str:
 
 
 def _counted(text: str, finding: Finding, situation: Situation, wording: str) -> str:
-    """The sentence of a finding with a count in the place of "always"; the facts, where it says "never" or no such word."""
+    """The sentence of a finding with a count in the place of "always"; the facts where it says "never"."""
     start, end = _sentence(text, finding)
     sentence = text[start:end].rstrip()
     plain = re.sub(rf"(?i)(?:,\s*)?\b{ALWAYS}\b\s?", "", sentence)
@@ -80,7 +80,7 @@ def repair(text: str, finding: Finding, situation: Situation, wording: str = "fu
 
 
 def rewrite(text: str, situation: Situation, wording: str = "full") -> str:
-    """The utterance without any fault that a repair takes away; what is then left without a strategy is given an ask."""
+    """The utterance without any fault that a repair takes away; what then does nothing is given an ask."""
     for _ in range(MOST):
         found = rate(text, situation).findings
         # What is said well elsewhere in the utterance needs no repair here.
