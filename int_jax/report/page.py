@@ -226,11 +226,11 @@ def _branches(talk: Conversation, step: int, row: GainRow) -> dict:
     reply = talk.turns[step].reply if step + 1 < len(talk.turns) else ""
     left, mended = _branch(row.left, row.shown[1]), _branch(row.mended, row.shown[0])
     left["said"] = [*([(True, reply)] if reply else []), *left["said"]]
-    return {"gain": f"{row.gain:+.2f}", "left": left, "mended": mended}
+    return {"gain": f"{row.gain:+.3f}", "left": left, "mended": mended}
 
 
 def _branch(scores: Sequence[float], text: str) -> dict:
-    mean = f"{sum(scores) / len(scores):.2f}" if scores else DASH
+    mean = f"{sum(scores) / len(scores):.3f}" if scores else DASH
     return {"mean": mean, "scores": [f"{score:.2f}" for score in scores], "said": _said_by_turns(text)}
 
 
