@@ -3,6 +3,7 @@
 What is seen of a conversation is both sides' words, all of them, each as its own; and what is exact says of what.
 """
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -221,8 +222,10 @@ def test_without_paired_continuations_the_guided_ones_are_shown():
 
 def test_after_the_last_turn_the_reply_is_drawn_again():
     one = talk(located=2, step=2, gain=GAIN)
-    view = page._view(one)
-    assert view["branches"]["left"]["said"] == [(False, "L1"), (True, "L2")]
+    last = dataclasses.replace(one.attempt.turns[-1], reply="goodbye")
+    turns = [*one.attempt.turns[:-1], last]
+    one = dataclasses.replace(one, attempt=dataclasses.replace(one.attempt, turns=turns))
+    assert page._view(one)["branches"]["left"]["said"] == [(False, "L1"), (True, "L2")]
 
 
 def test_marks_of_turns_and_dropped_proposals():
@@ -276,6 +279,7 @@ def test_the_gains_are_drawn_beside_the_effect():
     both = report.html({**RESULTS, "intervention_gain": GAINS})
     section = both.partition('<section id="effect">')[2].partition("</section>")[0]
     assert section.count("<svg") == 2 and "Gain of an intervention, in score" in section
+    assert both.count("Gain of an intervention, in score</figcaption>") == 1
     assert "-5.0% [-20.0, 10.0]" in Page(both).text.replace("\u2007", "")
     alone = report.html({"intervention_gain": GAINS})
     assert alone.count("Gain of an intervention, in score</figcaption>") == 1
