@@ -214,7 +214,7 @@ def _turns(attempt: Conversation) -> dict:
 
 def _said_by_turns(text: str) -> list[tuple[bool, str]]:
     """The turns of a conversation from its text (`rollout.text_from`): (whether the partner's, words)."""
-    lines = [(line.startswith("> "), line.removeprefix("> ")) for line in text.split("\n") if line]
+    lines = [(line.startswith("> "), line.removeprefix("> ")) for line in text.split("\n") if text]
     grouped = itertools.groupby(lines, key=operator.itemgetter(0))
     return [(theirs, "\n".join(words for _, words in some)) for theirs, some in grouped]
 
