@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 
-import haggling
 import numpy as np
 import pytest
 from haggling import Haggling
@@ -21,7 +20,7 @@ from experiments import build
 from experiments import run as runs
 from experiments.configs import default
 from experiments.diagnose import conversation
-from int_jax import report, rollout
+from int_jax import domains, report, rollout
 from int_jax.check import byte_tokenizer
 from int_jax.report import cells, page, plots
 from int_jax.rows import GainRow
@@ -35,7 +34,12 @@ HAGGLING = {
     "proposals.compare": ("random_step", "last_step"),
     "gain.attempts": 6,
     "gain.samples": 3,
-    "arms": ("int",),
+    "arms": ("int_rl",),
+    "attempts.sampling.max_new_tokens": 240,
+    "guided.sampling.max_new_tokens": 240,
+    "eval.sampling.max_new_tokens": 240,
+    "rl.max_new_tokens": 240,
+    "train.row_length": 512,
     "export": (),
     "effect.problems": 3,
 }
@@ -70,7 +74,7 @@ def domain(letters):
 def workdir(letters, tmp_path_factory):
     """The folder of a run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(haggling, "build", Haggling, raising=False)
+        patch.setattr(domains, "find", lambda name: Haggling)
         changes = HAGGLING | {"domain": default.domain("haggling")}
 
         def main(_):
