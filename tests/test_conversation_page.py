@@ -20,7 +20,7 @@ from experiments import build
 from experiments import run as runs
 from experiments.configs import default
 from experiments.diagnose import conversation
-from int_jax import domains, report, rollout
+from int_jax import report, rollout
 from int_jax.check import byte_tokenizer
 from int_jax.report import cells, page, plots
 from int_jax.rows import GainRow
@@ -32,6 +32,7 @@ PHRASES = ("I offer less.", "I praise your shop.", "A deal.", "Fine day.", "Fine
 HAGGLING = {
     "proposals.proposer": "oracle",
     "proposals.compare": ("random_step", "last_step"),
+    "proposals.compare_attempts": 6,
     "gain.attempts": 6,
     "gain.samples": 3,
     "arms": ("int_rl",),
@@ -74,8 +75,9 @@ def domain(letters):
 def workdir(letters, tmp_path_factory):
     """The folder of a run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(domains, "find", lambda name: Haggling)
-        changes = HAGGLING | {"domain": default.domain("haggling")}
+        mine = tmp_path_factory.mktemp("mine") / "shop.py"
+        mine.write_text("from haggling import Haggling as build\n")
+        changes = HAGGLING | {"domain": default.domain(str(mine))}
 
         def main(_):
             patch.setattr(build, "Engine", Talker)
@@ -104,7 +106,9 @@ def test_a_run_shows_its_conversations_turn_by_turn(workdir, shown):
             assert "tok" not in reply and ">seller</span>" in reply and "price:" in reply
         assert "<|im_start|>" not in article and cells.SCRIPTED in article
         assert article.count("◆ the lost turn") == article.count("▶ located") == 1  # the oracle proposes
-    assert text.count("Gain of this rewrite") == len(articles)
+    # The others have their guided continuations.
+    assert text.count("Gain of this rewrite") == HAGGLING["gain.attempts"] < len(articles)
+    assert len(re.findall(r"\d of \d correct", text)) == len(articles) - HAGGLING["gain.attempts"]
     assert "from 3 pairs of continuations" in text
     assert found.count("div", class_="intervention before") == len(articles)
 
