@@ -2,6 +2,8 @@
 how far policies have moved from the base model. Nothing here is used to filter or to train.
 """
 
+import dataclasses
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,7 +13,7 @@ from int_jax import intervention_training as method
 from int_jax.domains import Domain
 from int_jax.lab import Lab
 from int_jax.proposers import likelihood_ratio
-from int_jax.rows import AttemptRow, DriftRow, EffectRow, GuidedRow, ProposalRow, Stage, id_of
+from int_jax.rows import GAIN, AttemptRow, DriftRow, EffectRow, GuidedRow, ProposalRow, Stage, id_of
 from int_jax.sampler import Sampling
 from int_jax.types import Intervention, Trace
 
@@ -83,9 +85,7 @@ class Interventions:
     def _example(self, index: int) -> report.Example:
         trace, row, guided = self.wrong[index], self.proposals[index], self.guided[index]
         domain, one = self.lab.domain, row.intervention
-        pieces = domain.tokenizer.pieces(trace.response)
-        ends = [end - trace.prompt_len for end in trace.step_ends]
-        shown = report.Attempt(pieces, trace.logp[trace.prompt_len :].tolist(), ends)
+        shown = attempt(domain, trace) if domain.separator else conversation(domain, trace)
         truth = domain.first_error(trace)
         outcome = self.drop(index).replace("_", " ")
         if guided:
@@ -95,6 +95,43 @@ class Interventions:
         return report.Example(
             trace.task, shown, located, truth, one, outcome, continuations, [*row.candidates]
         )
+
+    def paired(self, examples: list[report.Example], ours: str) -> list[report.Example]:
+        """Those that are conversations with their paired continuations, where the run, whose own proposer is `ours`,
+        has drawn them."""
+        stages = (_gain_of(ours), GAIN)
+        rows = {row.id: row for stage in stages for row in self.lab.rows.get(stage, ())}
+        return [
+            dataclasses.replace(example, gain=None if self.lab.domain.separator else rows.get(id_of(trace)))
+            for example, trace in zip(examples, self.wrong, strict=False)
+        ]
+
+
+def attempt(domain: Domain, trace: Trace) -> report.Attempt:
+    """An attempt for display."""
+    pieces = domain.tokenizer.pieces(trace.response)
+    ends = [end - trace.prompt_len for end in trace.step_ends]
+    return report.Attempt(pieces, trace.logp[trace.prompt_len :].tolist(), ends)
+
+
+def conversation(domain: Domain, trace: Trace) -> report.Conversation:
+    """A judged attempt whose steps are turns, for display."""
+    heard = {turn.end: turn for turn in trace.partner}
+    lost = domain.regrets(trace) or []
+    turns = []
+    # What was said behind the conversation's end lost nothing that is known.
+    for start, end, regret in itertools.zip_longest(trace.step_starts(), trace.step_ends, lost):
+        reply = heard.get(end)
+        own = slice(start, reply.start if reply else end)
+        pieces, logp = domain.tokenizer.pieces(trace.tokens[own]), trace.logp[own].tolist()
+        said = (reply.text, reply.tags) if reply else ("", ())
+        turns.append(report.Turn(pieces, logp, *said, regret))
+    return report.Conversation(turns, domain.own, domain.other, trace.judged.score)
+
+
+def _gain_of(proposer: str) -> Stage:
+    """Where the paired continuations of a proposer's interventions are kept."""
+    return Stage("gain", f"of_{modules.file_stem(proposer)}")
 
 
 def attempts_funnel(rows: list[AttemptRow], wrong: list[Trace], unsolved: bool) -> dict[str, int]:
@@ -182,7 +219,7 @@ def intervention_gains(
     table = {}
     for name, proposals in every.items():
         guided = lab.splice(some, proposals)
-        rows = lab.gains(guided, some, Stage("gain", f"of_{modules.file_stem(name)}")) if guided else []
+        rows = lab.gains(guided, some, _gain_of(name)) if guided else []
         gains = [row.gain for row in rows]
         table[name] = {
             "traces": len(rows),

@@ -265,7 +265,8 @@ def check_proposals(lab: Lab) -> None:
     tokenizer = lab.proposer_lm.tokenizer if lab.proposer_lm else lab.domain.tokenizer
     knobs = lab.knobs["proposals"]
     room = proposers.room(asked.engine, knobs["sampling"], knobs["max_prompt"])
-    shortest = min(len(tokenizer.render(lab.domain.view(task, [], "teacher"))) for task in lab.tasks)
+    first = lab.domain.proposal_roles[0]
+    shortest = min(len(tokenizer.render(lab.domain.view(task, [], first))) for task in lab.tasks)
     if shortest > room:
         raise StageError(
             f"config.proposals.max_prompt = {knobs['max_prompt']} and proposals.sampling.max_new_tokens = "

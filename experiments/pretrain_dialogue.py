@@ -80,7 +80,9 @@ def example(chat: Chat, every: dict, tasks: dict, rng: np.random.Generator) -> b
     name = DOMAINS[int(rng.integers(len(DOMAINS)))]
     domain, some = every[name], tasks[name]
     kind = rng.choice(list(MIXTURE), p=list(MIXTURE.values()))
-    trace = novice_talk(domain, some[int(rng.integers(len(some)))], rng, TAUGHT if kind == "taught" else SKILL)
+    trace = novice_talk(
+        domain, some[int(rng.integers(len(some)))], rng, TAUGHT if kind == "taught" else SKILL
+    )
     if kind == "check":
         shown = domain.view(trace.task, domain.step_texts(trace), "checker")
         return batching.conversation(chat, shown, domain.checker_response(trace))

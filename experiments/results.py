@@ -42,7 +42,13 @@ class Run:
 
     @functools.cached_property
     def examples(self) -> list[report.Example]:
+        """Without what is drawn after the interventions; see `shown`."""
         return self.found.examples()
+
+    @property
+    def shown(self) -> list[report.Example]:
+        """The examples, with as many paired continuations as were drawn."""
+        return self.found.paired(self.examples, self.config.proposals.proposer)
 
     @property
     def intervenes(self) -> bool:
@@ -53,7 +59,7 @@ class Run:
         results = joined(self, finished)
         if processes.is_main_process():
             report.write_results(self.folder / "results.json", results)
-            report.write_html(self.folder / "report.html", results, self.examples if self.intervenes else [])
+            report.write_html(self.folder / "report.html", results, self.shown if self.intervenes else [])
         return results
 
 
@@ -68,6 +74,7 @@ def joined(run: Run, finished: bool) -> dict:
             "seed": run.seed,
             "versions": build.versions(),
             "policies": arms.shown(run.config.arms),
+            "conversations": not lab.domain.separator,
             "finished": finished,
             "funnel": funnel(run, finished),
             **run.measured,

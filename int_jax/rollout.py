@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self, overload
@@ -317,16 +318,23 @@ def play(domain: Domain, task: Task, speak: Callable[[Trace], str]) -> Trace:
 
 
 def text_from(domain: Domain, trace: Trace, start: int) -> str:
-    """What stands in a trace from a token offset on; of a conversation a line a turn, "> " before the partner's."""
+    """What stands in a trace from a token offset on, to be read; of a conversation turn by turn, each on lines of its
+    own: those of the partner's begin with "> ", and no others do."""
     if domain.separator:
         return domain.tokenizer.text(trace.tokens[start:])
     lines = []
     for turn in trace.partner:
         if turn.end > start:
-            lines += [domain.tokenizer.text(trace.tokens[start : turn.start]).strip(), f"> {turn.text}"]
+            lines += [_own_lines(domain, trace.tokens[start : turn.start])]
+            lines += [f"> {line}" for line in turn.text.split("\n")]
             start = turn.end
-    lines.append(domain.tokenizer.text(trace.tokens[start:]).strip())
+    lines.append(_own_lines(domain, trace.tokens[start:]))
     return "\n".join(line for line in lines if line)
+
+
+def _own_lines(domain: Domain, ids: np.ndarray) -> str:
+    """The words of an own turn; a line that begins as a partner's is moved by a space."""
+    return re.sub("^>", " >", domain.tokenizer.text(ids).strip(), flags=re.MULTILINE)
 
 
 def cut_at(trace: Trace, step: int) -> int:

@@ -238,6 +238,11 @@ class Nervous(Sums):
         return 0
 
 
+class Gainful(Sums):
+    def regrets(self, trace):
+        return [-1.0] * len(trace.step_ends)
+
+
 class Speechless(Sums):
     oracle = True
 
@@ -283,6 +288,7 @@ class Speechless(Sums):
         (Careless, "many", "verify_many gives"),
         (Hidden, "oracle", "first_error gives 0, and oracle is False"),
         (Nervous, "oracle", "first_error of the solution of 'hard_train-0' is 0"),
+        (Gainful, "oracle", "regrets gives [-1.0"),
         (Speechless, "oracle", "correction(trace, 0) is empty"),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",

@@ -287,7 +287,7 @@ def prompts(domain, tasks):
     """Tokens of the prompts that show the problem alone, and those that show the reference, too."""
     return {
         role: [len(domain.tokenizer.render(domain.view(task, [], role))) for task in tasks]
-        for role in ("solver", "teacher")
+        for role in ("solver", domain.proposal_roles[0])
     }
 
 
@@ -312,9 +312,9 @@ def test_problems_that_the_model_has_no_place_for(tokenizer, tasks, prompts):
     check_lengths(tokenizer, [], tasks, longest + 1)
 
 
-def test_proposals_that_leave_no_room_for_any_prompt(tokenizer, tasks, prompts):
+def test_proposals_that_leave_no_room_for_any_prompt(tokenizer, domain, tasks, prompts):
     """One that has room is enough: the others are counted and dropped."""
-    shortest = min(prompts["teacher"])
+    shortest = min(prompts[domain.proposal_roles[0]])
     positions = shortest + 128  # of which a response may take 128
     check_lengths(tokenizer, tasks, [], positions)
     words = rf"max_new_tokens = {{}} leave {shortest - 1} .* shortest of 20 has {shortest} tokens"

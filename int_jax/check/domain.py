@@ -333,7 +333,8 @@ def check_many(s: Subject) -> Iterator[str]:
 
 
 def check_oracle(s: Subject) -> Iterator[str]:
-    """first_error(trace) is None without an oracle; with one it finds none in a solution, and corrects others."""
+    """first_error(trace) is None without an oracle; with one it finds none in a solution, and corrects others.
+    regrets(trace) is a number >= 0 for each step, or None."""
     # Each with the next one, the last with the first: a solution of another problem is an attempt with errors.
     for task, other in pairwise([*s.some, s.some[0]]):
         own = solved(s, task)
@@ -343,6 +344,9 @@ def check_oracle(s: Subject) -> Iterator[str]:
             foreign = rollout.play(s.domain, task, lambda trace: "Hello.")
         if (found := s.domain.first_error(own)) is not None:
             yield f"first_error of the solution of {task.id!r} is {found}: None, as no step of it is wrong"
+        steps, lost = len(foreign.step_ends), s.domain.regrets(foreign)
+        if lost is not None and not (len(lost) == steps and all(0 <= each < math.inf for each in lost)):
+            yield f"regrets gives {lost!r:.60} of an attempt of {steps} steps: a number >= 0 for each, or None"
         step = s.domain.first_error(foreign)
         if step is None:
             continue

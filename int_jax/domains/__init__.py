@@ -30,7 +30,8 @@ class Domain(Protocol):
     Attributes:
       name: of tasks and errors. KNOBS: what may be set of it, a table of `knobs.Knob`, as config.domain.knobs.
       separator: the text that ends a step; "" where steps are turns of a conversation, which a partner replies to.
-        turn_tokens: the most tokens of one turn, None for what the conversation may still have.
+        turn_tokens: the most tokens of one turn, None for what the conversation may still have. own, other: what the
+        two sides are called where a conversation is written down.
       splits: those of which it has problems of its own; () where all come from files. A run asks for hard_train and
         hard_test (hard_validation while knobs are chosen).
     proposal_roles: the roles that a self-verifying proposer plays in turn, the last of which sees the attempt:
@@ -46,6 +47,8 @@ class Domain(Protocol):
     REWARDS: ClassVar[tuple[str, ...]]
     separator: str
     turn_tokens: int | None
+    own: str
+    other: str
     splits: tuple[str, ...]
     proposal_roles: tuple[str, ...]
     roles: tuple[str, ...]
@@ -123,6 +126,9 @@ class Domain(Protocol):
     def first_error(self, trace: Trace) -> int | None:
         """The index of the first wrong step; None where none is wrong, or where it is not known (`oracle`)."""
 
+    def regrets(self, trace: Trace) -> list[float] | None:
+        """What each step lost of the score, in expectation, >= 0; None where that is not known."""
+
     def correction(self, trace: Trace, step: int) -> str:
         """The right step in place of a wrong one. Raises ValueError without an `oracle`."""
 
@@ -161,6 +167,7 @@ class TextDomain:
     separator = "\n\n"
     turn_tokens: int | None = None
     slow_partner = False
+    own, other = "you", "partner"
     splits: tuple[str, ...] = ()
     proposal_roles: tuple[str, ...] = ("teacher", "checker")
     roles: tuple[str, ...] = ()
@@ -287,6 +294,9 @@ class TextDomain:
         raise ValueError(f"the domain {self.name} has no part {part!r} of a reward: it has {self.REWARDS}")
 
     def first_error(self, trace: Trace) -> int | None:
+        return None
+
+    def regrets(self, trace: Trace) -> list[float] | None:
         return None
 
     def correction(self, trace: Trace, step: int) -> str:

@@ -25,13 +25,12 @@ class Dialogue(TextDomain, abc.ABC):
     """A domain of conversations, but for its `name`, `tasks`, `view` and `script`.
 
     Attributes:
-      partner: who replies, the script in its own words as it stands. own, other: what the two sides are called where a
-        conversation is written down. passing: the score with which a conversation passes.
+      partner: who replies, the script in its own words as it stands. passing: the score with which a conversation
+        passes.
     """
 
     separator = ""
     oracle = graded = True
-    own, other = "you", "partner"
     passing: float = 0.8
     REWARDS: ClassVar[tuple[str, ...]] = ("no_regret",)
     KNOBS: ClassVar[dict[str, Knob]] = {

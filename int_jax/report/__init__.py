@@ -5,14 +5,16 @@ shown as they are.
 """
 
 from int_jax.report.cells import label, policies_of, seeds_table, tables
-from int_jax.report.page import Attempt, Example, html, write_html
+from int_jax.report.page import Attempt, Conversation, Example, Turn, html, write_html
 from int_jax.report.results import Scalars, Series, Writer, plain, write_results
 
 __all__ = [
     "Attempt",
+    "Conversation",
     "Example",
     "Scalars",
     "Series",
+    "Turn",
     "Writer",
     "html",
     "label",

@@ -45,6 +45,8 @@ SHARE_OF = {
 INDENTED = ("unparsed", "not_located", "out_of_range", "empty", "leaked", "too_long", "kept_right")
 
 
+# Said wherever a regret or a first error of a conversation is shown.
+SCRIPTED = "First error and regret are exact with respect to the script, not clinical or human quality."
 DASH = "–"  # there is no such number
 DIVERGED = "diverged"  # a number that was not finite: None in results
 
@@ -134,7 +136,7 @@ class Section(NamedTuple):
     left: tuple[int, ...] = (0,)
 
 
-def _funnel(funnel: Mapping[str, int]) -> Section:
+def _funnel(funnel: Mapping[str, int], scripted: bool) -> Section:
     rows = []
     for key in ordered(funnel):
         base = SHARE_OF.get(key, "")
@@ -144,8 +146,9 @@ def _funnel(funnel: Mapping[str, int]) -> Section:
             many = f"{part:.1f}".rjust(5) + f"  per {base.removesuffix('s')}"
             rate = f"{percent(part):>6} of {label(base)}" if part <= 1 else many
         rows.append([("  " if key in INDENTED else "") + label(key), number(funnel[key], ","), rate])
+    note = SCRIPTED if scripted and "kept_right" in funnel else ""
     return Section(
-        "funnel", "From attempts to kept interventions", ["stage", "count", "rate"], rows, left=(0, 2)
+        "funnel", "From attempts to kept interventions", ["stage", "count", "rate"], rows, note, (0, 2)
     )
 
 
@@ -283,7 +286,7 @@ def _gain(gain: Mapping, policies: Policies) -> Section:
     return Section("gain", "What InT adds to RL", titles, rows, note)
 
 
-def _proposers(proposers: Mapping) -> Section:
+def _proposers(proposers: Mapping, scripted: bool) -> Section:
     keys = ordered(proposers)
     accuracy = _aligned(
         [(share(proposers[key]["exact"], proposers[key]["traces"]), proposers[key]["ci95"]) for key in keys]
@@ -303,6 +306,7 @@ def _proposers(proposers: Mapping) -> Section:
     if found := proposers.get("likelihood_ratio", {}).get("curve"):
         points = ", ".join(f"{row['margin']:g}: {row['exact']:,}/{row['located']:,}" for row in found)
         note += f" likelihood_ratio, exact/located by its margin in nats, nothing dropped: {points}."
+    note += f" {SCRIPTED}" if scripted else ""
     return Section("proposers", "Who finds the first error", columns, rows, note)
 
 
@@ -439,18 +443,19 @@ def _cost(results: Mapping) -> Section:
 def sections(results: Mapping) -> list[Section]:
     """The tables that `results` has numbers for."""
     made, policies = [], policies_of(results)
+    scripted = bool(results.get("conversations"))
     if results.get("funnel"):
-        made.append(_funnel(results["funnel"]))
+        made.append(_funnel(results["funnel"], scripted))
     if results.get("effect"):
         made.append(_effect(results["effect"]))
-    if pass_keys(results.get("eval", {}), results.get("eval_train", {})):
-        made.append(_eval(results))
     if any(row["traces"] for row in results.get("intervention_gain", {}).values()):
         made.append(_intervention_gain(results["intervention_gain"]))
+    if pass_keys(results.get("eval", {}), results.get("eval_train", {})):
+        made.append(_eval(results))
     if results.get("gain"):
         made.append(_gain(results["gain"], policies))
     if results.get("proposers"):
-        made.append(_proposers(results["proposers"]))
+        made.append(_proposers(results["proposers"], scripted))
     if results.get("graders"):
         made.append(_graders(results["graders"]))
     if rl_runs(results):

@@ -3,8 +3,10 @@
 import base64
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
+import operator
 import pathlib
 import re
 from collections import Counter
@@ -15,10 +17,13 @@ from markupsafe import Markup
 
 from int_jax.report.cells import (
     CONDITIONS,
+    DASH,
+    SCRIPTED,
     Policies,
     effect_ratio,
     facts,
     label,
+    number,
     percent,
     policies_of,
     rl_runs,
@@ -38,6 +43,7 @@ from int_jax.report.plots import (
     validation_plot,
 )
 from int_jax.report.results import plain
+from int_jax.rows import GainRow
 from int_jax.stages import write_atomically
 from int_jax.types import Intervention, Task
 
@@ -63,24 +69,55 @@ class Attempt:
 
 
 @dataclasses.dataclass(frozen=True)
+class Turn:
+    """An own turn of a conversation and the reply to it.
+
+    Attributes:
+      pieces, logp: of the own turn's tokens, as of an Attempt.
+      reply: what the partner said, "" where nothing. tags: what that told.
+      regret: what the turn lost of the score, in expectation; None where that is not known.
+    """
+
+    pieces: list[str]
+    logp: list[float]
+    reply: str = ""
+    tags: tuple[str, ...] = ()
+    regret: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    """A wrong attempt whose steps are turns, ready for display. own, other: what the two sides are called.
+    score: what it was worth."""
+
+    turns: list[Turn]
+    own: str
+    other: str
+    score: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Example:
     """One attempt's way through the funnel.
 
     Attributes:
       located, true_error: zero-based step of the proposer's, and of the oracle's, first error; None: cannot tell.
       outcome: "kept", or the reason why it was dropped.
-      continuations: (text, passed) of each continuation of the guided attempt.
+      continuations: (text, passed) of each continuation of the guided attempt; of a conversation the partner's lines
+        begin with "> " (`rollout.text_from`), in `gain` too.
       candidates: what the proposer said, {"raw", "fault", ...} each (proposers.Drops.tried).
+      gain: paired continuations of a conversation, from the intervention and from the attempt's own turn.
     """
 
     task: Task
-    attempt: Attempt
+    attempt: Attempt | Conversation
     located: int | None
     true_error: int | None
     intervention: Intervention | None
     outcome: str
     continuations: list[tuple[str, bool]] = dataclasses.field(default_factory=list)
     candidates: list[dict] = dataclasses.field(default_factory=list)
+    gain: GainRow | None = None
 
 
 UNFINISHED = "This run is not finished: the page holds what there is so far. The same command goes on."
@@ -117,28 +154,84 @@ def _tokens(pieces: Sequence[str], logp: Sequence[float]) -> list[dict]:
 
 def _view(example: Example) -> dict:
     """What the template shows of an example."""
-    attempt, count = example.attempt, len(example.attempt.step_ends)
-    # Steps that end at 5 and 9 of 10 pieces: 0..5, 5..9 and the tail, 9..10.
-    bounds = list(zip([0, *attempt.step_ends], [*attempt.step_ends, len(attempt.pieces)], strict=True))
-    drawn = [_tokens(attempt.pieces[a:b], attempt.logp[a:b]) for a, b in bounds]
-    at = example.intervention.step if example.intervention else None
-    spliced = at is not None and 0 <= at < count
-    prefix = attempt.steps()[:at] if spliced else []
+    attempt, at = example.attempt, example.intervention.step if example.intervention else -1
+    if talk := isinstance(attempt, Conversation):
+        spliced = 0 <= at < len(attempt.turns)
+        shown = _turns(attempt)
+        shown["branches"] = _branches(attempt, at, example.gain) if spliced and example.gain else None
+    else:
+        spliced = 0 <= at < len(attempt.step_ends)
+        shown = _steps(attempt, at if spliced else 0)
     return {
+        **shown,
+        "talk": talk,
         "task": example.task,
-        "steps": drawn[:-1],
-        "tail": drawn[-1],
         "located": example.located,
         "true_error": example.true_error,
         "intervention": example.intervention,
         "spliced": spliced,
-        "prefix": [step.rstrip("\n") for step in prefix],
         "outcome": example.outcome,
         "label": "kept" if example.outcome == "kept" else f"dropped: {label(example.outcome)}",
-        "continuations": [(text.strip("\n"), passed) for text, passed in example.continuations],
+        "continuations": [
+            (_said_by_turns(text) if talk else text.strip("\n"), passed)
+            for text, passed in example.continuations
+        ],
         "solved": sum(passed for _, passed in example.continuations),
         "said": [] if spliced else [_said(candidate) for candidate in example.candidates],
     }
+
+
+def _steps(attempt: Attempt, kept: int) -> dict:
+    """Steps, tail, and the texts of the first `kept` steps."""
+    # Steps that end at 5 and 9 of 10 pieces: 0..5, 5..9 and the tail, 9..10.
+    bounds = list(zip([0, *attempt.step_ends], [*attempt.step_ends, len(attempt.pieces)], strict=True))
+    drawn = [_tokens(attempt.pieces[a:b], attempt.logp[a:b]) for a, b in bounds]
+    prefix = [step.rstrip("\n") for step in attempt.steps()[:kept]]
+    return {"steps": drawn[:-1], "tail": drawn[-1], "prefix": prefix}
+
+
+def _turns(attempt: Conversation) -> dict:
+    """The turns of a conversation, the names of its sides, and its score."""
+    steps = [
+        {
+            "tokens": _tokens(turn.pieces, turn.logp),
+            "reply": turn.reply,
+            "tags": turn.tags,
+            "regret": "" if turn.regret is None else number(turn.regret, ".2f"),
+            # Of a bar as long as the whole score.
+            "bar": 100 * min(max(turn.regret or 0.0, 0.0), 1.0),
+        }
+        for turn in attempt.turns
+    ]
+    return {
+        "steps": steps,
+        "own": attempt.own,
+        "other": attempt.other,
+        "score": number(attempt.score, ".2f"),
+        "scripted": any(step["regret"] for step in steps),
+    }
+
+
+def _said_by_turns(text: str) -> list[tuple[bool, str]]:
+    """The turns of a conversation from its text (`rollout.text_from`): (whether the partner's, words)."""
+    lines = [(line.startswith("> "), line.removeprefix("> ")) for line in text.split("\n") if text]
+    grouped = itertools.groupby(lines, key=operator.itemgetter(0))
+    return [(theirs, "\n".join(words for _, words in some)) for theirs, some in grouped]
+
+
+def _branches(talk: Conversation, step: int, row: GainRow) -> dict:
+    """Both branches of a conversation, from its own turn `step` and from the intervention in its place: scores of the
+    continuations, and the turns of the first of each."""
+    # The own turn's continuations go on behind the reply to it, unless that was the last word.
+    reply = talk.turns[step].reply if step + 1 < len(talk.turns) else ""
+    left, mended = _branch(row.left, row.shown[1]), _branch(row.mended, row.shown[0])
+    left["said"] = [*([(True, reply)] if reply else []), *left["said"]]
+    return {"gain": f"{row.gain:+.3f}", "left": left, "mended": mended}
+
+
+def _branch(scores: Sequence[float], text: str) -> dict:
+    mean = f"{sum(scores) / len(scores):.3f}" if scores else DASH
+    return {"mean": mean, "scores": [f"{score:.2f}" for score in scores], "said": _said_by_turns(text)}
 
 
 def _said(candidate: Mapping) -> dict[str, str]:
@@ -230,9 +323,16 @@ def html(
         for key in CONDITIONS
         if (row := results.get("effect", {}).get(key))
     }
+    gains = {
+        name: (row["mean"], row["ci95"])
+        for name, row in results.get("intervention_gain", {}).items()
+        if row["traces"]
+    }
+    sheets = ["report.css", *["conversation.css"] * any(view["talk"] for view in views)]
+    style = "".join((ASSETS / name).read_text(encoding="utf-8") for name in sheets)
     config = results.get("config")
     return environment.get_template("report.html").render(
-        style=Markup((ASSETS / "report.css").read_text(encoding="utf-8") + styles(policies)),
+        style=Markup(style + styles(policies)),
         script=Markup(script),
         # As the page's content-security policy names the only script that may run.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -242,12 +342,14 @@ def html(
         notes=[*([] if results.get("finished", True) else [UNFINISHED]), *results.get("notes", [])],
         sections=sections({**results, "rl": curves}),
         effect_plot=bar_plot("Accuracy of continuations", effect) if effect else None,
+        gain_plot=bar_plot("Gain of an intervention, in score", gains) if gains else None,
         pass_plots=pass_plots(results),
         validation_plot=validation_plot(results.get("validation", {}), policies),
         line_plots=line_plots,
         area_plots=area_plots,
         plot={"w": PLOT_W, "h": PLOT_H, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
         bands=PROBABILITY_BANDS,
+        scripted=SCRIPTED,
         views=views,
         filters=_filters(views),
     )

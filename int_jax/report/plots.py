@@ -175,26 +175,29 @@ def _known(value: float | None, ci95: Interval) -> tuple[float, float, float]:
 def bar_plot(
     title: str, rows: Mapping[str, tuple[float | None, Interval]], policies: Policies | None = None
 ) -> dict:
-    """Horizontal bars with interval whiskers and the numbers at the end, no bar where a number is None.
+    """Horizontal bars from zero with interval whiskers and the numbers at the end, no bar where a number is None.
 
     rows: name -> (value, ci95).
     """
     told = {name: estimate(*row) for name, row in rows.items()}
     drawn = {name: _known(*row) for name, row in rows.items()}
     top = max(max(value, high, 1e-9) for value, _, high in drawn.values())
+    bottom = min(0.0, *(min(value, low) for value, low, _ in drawn.values()))
     # Pixels: about 7 a letter.
     left = 16 + 7 * max(len(label(name, policies)) for name in rows)
     # 150 pixels to the right for the numbers.
     room = BARS_W - 150 - left
 
     def x(value: float) -> float:
-        return round(left + room * value / top, 1)
+        return round(left + room * (value - bottom) / (top - bottom), 1)
 
+    zero = x(0.0) if bottom < 0 else left
     bars = [
         {
             "label": label(name, policies),
             "style": name,
-            "x": x(value),
+            "start": min(zero, x(value)),
+            "length": round(abs(x(value) - zero), 1),
             "low": x(low),
             "high": x(high),
             "text": told[name],
@@ -205,6 +208,7 @@ def bar_plot(
         "title": title,
         "bars": bars,
         "left": left,
+        "zero": zero,
         "text_x": left + room + 10,
         "width": BARS_W,
         "height": 26 * len(bars) + 6,

@@ -15,7 +15,8 @@ from int_jax.stages import write_atomically
 
 # Every known key, in the order in which it is written and shown; unknown keys follow, by name.
 ORDER = (
-    *("config", "seed", "versions", "policies", "finished", "wall_s", "notes", "stopped", "tokens"),
+    *("config", "seed", "versions", "policies", "conversations", "finished", "wall_s", "notes", "stopped"),
+    "tokens",
     *("funnel", "effect"),
     *(
         "problems",
