@@ -207,41 +207,41 @@ def effect(lab: Lab, found: Interventions, problems: int, samples: int, sampling
     }
 
 
-def intervention_gains(
+def compared(
     lab: Lab, found: Interventions, ours: str, others: Mapping[str, proposers.Proposer], attempts: int
-) -> dict:
-    """What the interventions of each proposer are worth on the first wrong attempts, in score: of paired continuations,
-    with the intervention and with the attempt's own step, the mean difference. `ours` is the run's own."""
+) -> dict[str, list[ProposalRow]]:
+    """What each proposer makes of the first wrong attempts; `ours` is the run's own."""
     some = found.wrong[:attempts]
-    every = {ours: found.proposals[: len(some)]}
+    rows = {ours: found.proposals[: len(some)]}
     for name, propose in others.items() if some else ():
-        every[name] = lab.proposals(some, Stage("compare", modules.file_stem(name)), propose)
-    table = {}
-    for name, proposals in every.items():
-        guided = lab.splice(some, proposals)
-        rows = lab.gains(guided, some, _gain_of(name)) if guided else []
-        gains = [row.gain for row in rows]
+        rows[name] = lab.proposals(some, Stage("compare", modules.file_stem(name)), propose)
+    return rows
+
+
+def intervention_gains(lab: Lab, found: Interventions, rows: dict[str, list[ProposalRow]], attempts: int) -> dict:
+    """What the interventions of each proposer (`compared`) are worth on the first wrong attempts, in score: of paired
+    continuations, with the intervention and with the attempt's own step, the mean difference."""
+    some, table = found.wrong[:attempts], {}
+    for name, proposals in rows.items() if some else ():
+        guided = lab.splice(some[: len(proposals)], proposals[: len(some)])
+        gains = lab.gains(guided, some, Stage("gain", f"of_{modules.file_stem(name)}")) if guided else []
+        worth = [row.gain for row in gains]
         table[name] = {
-            "traces": len(rows),
-            "mended": mean_of([np.array(row.mended) for row in rows]),
-            "left": mean_of([np.array(row.left) for row in rows]),
-            "mean": float(np.mean(gains)) if gains else None,
-            "ci95": list(estimates.bootstrap_ci(gains)) if gains else [None, None],
+            "traces": len(gains),
+            "mended": mean_of([np.array(row.mended) for row in gains]),
+            "left": mean_of([np.array(row.left) for row in gains]),
+            "mean": float(np.mean(worth)) if worth else None,
+            "ci95": list(estimates.bootstrap_ci(worth)) if worth else [None, None],
         }
-    return table if some else {}
+    return table
 
 
-def compare(
-    lab: Lab, found: Interventions, ours: str, others: Mapping[str, proposers.Proposer], attempts: int
-) -> dict:
-    """Exact-location accuracy of each proposer on the first wrong attempts; `ours` is the run's own."""
-    some = found.wrong[:attempts]
+def accuracy(lab: Lab, found: Interventions, rows: dict[str, list[ProposalRow]]) -> dict:
+    """Exact-location accuracy of each proposer (`compared`)."""
+    some = found.wrong[: max(map(len, rows.values()))]
     if not some or not lab.domain.oracle:
         return {}
     truth = [lab.domain.first_error(trace) for trace in some]
-    rows = {ours: found.proposals[: len(some)]}
-    for name, propose in others.items():
-        rows[name] = lab.proposals(some, Stage("compare", modules.file_stem(name)), propose)
     table: dict[str, dict] = {}
     for name, proposals in rows.items():
         steps = [row.intervention.step if row.intervention else None for row in proposals]

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from experiments import arms, build
 from experiments.command_line import define_config, parse
-from experiments.diagnose import compare, drift, effect, intervention_gains, losses_of
+from experiments.diagnose import accuracy, compared, drift, effect, intervention_gains, losses_of
 from experiments.evaluate import across_seeds, evaluate, held_out, validation
 from experiments.preflight import check_lengths
 from experiments.problems import problems
@@ -123,11 +123,10 @@ def measure(run: Run, drawn: Sampling) -> None:
     c, p = run.config.effect, run.config.proposals
     run.measured["effect"] = effect(run.lab, run.found, c.problems, c.samples, drawn)
     others = {name: build.proposer(run.config, name) for name in p.compare}
-    run.measured["proposers"] = compare(run.lab, run.found, p.proposer, others, p.compare_attempts)
-    exact = {name: one for name, one in others.items() if name != "likelihood_ratio"}
-    run.measured["intervention_gain"] = intervention_gains(
-        run.lab, run.found, p.proposer, exact, run.config.gain.attempts
-    )
+    rows = compared(run.lab, run.found, p.proposer, others, p.compare_attempts)
+    run.measured["proposers"] = accuracy(run.lab, run.found, rows)
+    rows.pop("likelihood_ratio", None)  # what it writes is the model's, as the run's own proposer's is
+    run.measured["intervention_gain"] = intervention_gains(run.lab, run.found, rows, run.config.gain.attempts)
 
 
 def score(config: ConfigDict, lab: Lab, test: list[Task], stopped: dict[str, dict], drawn: Sampling) -> dict:

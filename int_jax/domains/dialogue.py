@@ -51,6 +51,10 @@ class Dialogue(TextDomain, abc.ABC):
     # What a domain says ---------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
+    def view(self, task: Task, steps: list[str], role: str) -> list[dict[str, str]]:
+        """See `domains.Domain`; the role "teacher" is `informed`."""
+
+    @abc.abstractmethod
     def script(self, task: Task) -> Script:
         """The partner of a task, and what a conversation with it is worth: hashable, equal for equal partners."""
 

@@ -21,7 +21,7 @@ Player = Callable[[Counterpart, State, np.random.Generator], Act]
 
 def best(oracle: Oracle) -> Player:
     """Plays what the oracle finds best."""
-    return lambda script, state, rng: oracle.best(state)  # type: ignore[return-value]
+    return lambda script, state, rng: oracle.best(state)
 
 
 def beginner(script: Counterpart, state: State, rng: np.random.Generator) -> Act:

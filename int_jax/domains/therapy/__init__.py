@@ -246,9 +246,7 @@ class Therapy(Dialogue):
         wrong = next((i for i, regret in enumerate(lost) if regret > TOLERANCE), None)
         log = []
         for i, one in enumerate(moments[: len(moments) if wrong is None else wrong + 1]):
-            did = (
-                " ".join(str(word) for word in one.act[:2] if isinstance(word, str)).replace("_", " ").strip()
-            )  # type: ignore[index]
+            did = " ".join(word for word in one.act[:2] if isinstance(word, str)).replace("_", " ").strip()
             log.append(f"S{i + 1} {did} {'wrong' if i == wrong else 'ok'}")
         last = block(0, "") if wrong is None else block(wrong + 1, self.correction(trace, wrong))
         return "\n".join([*log, last])

@@ -42,7 +42,7 @@ def turn(domain: "Therapy", trace: Trace, rng: np.random.Generator, right: float
     """The next own turn of a novice in an open trace; the better, the higher `right` is."""
     client = domain.client(trace.task)
     moments = domain.moments(trace)
-    state = State(*moments[-1].after) if moments else client.start()  # type: ignore[misc]
+    state = State(*moments[-1].after) if moments else client.start()
     last = state.turn == client.turns - 1
     if (last and rng.random() < 0.9) or (state.turn > 1 and rng.random() < STOPS_EARLY):
         return formulation(domain, client, state, rng)

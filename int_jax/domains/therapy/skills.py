@@ -66,7 +66,7 @@ def repeats(client: Client, moments: Sequence[Moment]) -> int:
 
 def seen(moments: Sequence[Moment]) -> Iterable[tuple[State, Act]]:
     """The states before the turns, and the acts."""
-    return [(State(*moment.before), Act(*moment.act)) for moment in moments]  # type: ignore[misc]
+    return [(State(*moment.before), Act(*moment.act)) for moment in moments]
 
 
 def skills(client: Client, moments: Sequence[Moment], turns: Sequence[str]) -> dict[str, float | None]:
