@@ -337,8 +337,24 @@ def test_a_client_tells_what_it_tags_and_keeps_to_its_sentences(clients):
             for place, forms in enumerate(client.lines.said):
                 said = any(form in reply.text for form in forms[0])
                 assert said == (after.heard[place] == number + 1), (reply, forms)
-            assert bool(reply.tags) == any(turn == number + 1 for turn in after.heard)
+            told = [
+                tags for turn, tags in zip(after.heard, client.lines.tags, strict=True) if turn == number + 1
+            ]
+            assert reply.tags == (told[0] if told else ())
         assert reply == ("", (), "stop")
+
+
+def test_manners_leave_a_reply_within_its_sentences(domain, monkeypatch):
+    """What is told is said whole; a hint and manners only where there is room."""
+    case = domain.cases["aiko"]
+    client = domain.client_of("aiko", case.situations[0].id, "verbose")
+    before = client.start()
+    after = before._replace(turn=1, heard=(1, *before.heard[1:]), last="hint")
+    for most in (1, 2, 4):
+        monkeypatch.setitem(wording.MOST_SENTENCES, "verbose", most)
+        text = client.say(before, Act("closed", "situation"), after, 0.5).text
+        assert count_sentences(text) <= most and any(form in text for form in case.situations[0].situation)
+        assert any(more in text for more in wording.CLIENT["full"]["more"]) == (most > 1)
 
 
 def test_a_client_without_its_beliefs_is_refused(domain):
@@ -552,6 +568,9 @@ def test_the_brief_wording_has_few_words(domains):
         found |= {*re.findall(r"[a-z]+", text)}
     for names in domain.slots.values():
         found |= {word for name in names for word in name.split("_")}
+    # What a checker writes.
+    found |= {word for name in (*KINDS, *PARTS) for word in name.split("_")}
+    found |= {"S", "ok", "wrong", "intervention", "location", "content"}
     for task in domain.tasks("hard_train", 0, 300) + domain.tasks("hard_test", 0, 300):
         text = (
             domain.view(task, ["x"], "checker")[0]["content"] + domain.view(task, [], "solver")[0]["content"]
@@ -615,6 +634,7 @@ def roles(letters):
 
 
 def test_a_client_that_says_what_is_due_is_without_fault(roles):
+    total = 0
     for domain in roles.values():
         for task in domain.tasks("hard_train", 0, 12):
             trace = rollout.play(domain, task, domain.next_turn)
@@ -622,9 +642,12 @@ def test_a_client_that_says_what_is_due_is_without_fault(roles):
                 trace
             )
             assert len(trace.partner) == 10 and domain.first_error(trace) is None
-            # The interviewer hears, in the end, what was told.
             told = [one.act.place for one in domain.moments(trace) if one.act.kind == "tell"]
-            assert trace.partner[-1].text.count("@") >= len(told) - 2
+            assert {*told} == {
+                i for i, turn in enumerate(domain.moments(trace)[-1].after.inner.heard) if turn
+            }
+            total += len(told)
+    assert total > 200
 
 
 def faulty(domain, task, kind):

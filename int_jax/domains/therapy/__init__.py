@@ -246,6 +246,7 @@ class Therapy(Dialogue):
         wrong = next((i for i, regret in enumerate(lost) if regret > TOLERANCE), None)
         log = []
         for i, one in enumerate(moments[: len(moments) if wrong is None else wrong + 1]):
+            # An act of the interviewer's is (kind, part, worth), one of the client's (kind, place).
             did = " ".join(word for word in one.act[:2] if isinstance(word, str)).replace("_", " ").strip()
             log.append(f"S{i + 1} {did} {'wrong' if i == wrong else 'ok'}")
         last = block(0, "") if wrong is None else block(wrong + 1, self.correction(trace, wrong))

@@ -81,9 +81,9 @@ class Played:
         return Talk(0, 0, inner, first)
 
     def _best(self, inner: State) -> Act:
-        found = oracle_of(self.client).best(inner)
+        found = cast(Act, oracle_of(self.client).best(inner))
         # Whoever has heard all goes on listening.
-        return Act("reflection") if found.kind == "formulation" else cast(Act, found)
+        return Act("reflection") if found.kind == "formulation" else found
 
     def _asks(self, inner: State) -> Iterator[tuple[float, Act]]:
         """What the interviewer may say next, with its chances."""
