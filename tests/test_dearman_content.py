@@ -1,4 +1,4 @@
-"""What DEAR MAN is made of: enough of everything, evenly; few brief words; and a broken file says where and how to mend it."""
+"""The content of DEAR MAN: enough of everything, few brief words, and a broken file says where and how to mend it."""
 
 import json
 import pathlib
@@ -27,8 +27,11 @@ from int_jax.domains.dearman.situations import (
 
 # Words that a small model meets in any text, however rare they are in the brief ones.
 FUNCTION = set(
-    """i me my you your we us our it them that what how is are was were be can will do did have had not no a an the this
-    and or but if when to of in on at for from with up out off down after before""".split()
+    re.findall(
+        r"\w+",
+        """i me my you your we us our it them that what how is are was were be can will do did have had not no a an the
+        this and or but if when to of in on at for from with up out off down after before""",
+    )
 )
 MOST_WORDS = 300  # of the brief texts: a vocabulary that a model of under a million weights learns
 IN_SITUATIONS = 3  # at least, for each brief word that is not in FUNCTION
@@ -58,7 +61,7 @@ def test_situations_are_even():
 
 def test_facts_tell_no_personality():
     judged = re.compile(
-        r"\b(lazy|selfish|rude|mean|stupid|careless|greedy|arrogant|stubborn|always|never|inconsiderate|kind of person)\b",
+        r"\b(lazy|selfish|rude|mean|stupid|careless|greedy|arrogant|stubborn|always|never|inconsiderate)\b",
         re.I,
     )
     assert [
