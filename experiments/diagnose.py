@@ -218,7 +218,9 @@ def compared(
     return rows
 
 
-def intervention_gains(lab: Lab, found: Interventions, rows: dict[str, list[ProposalRow]], attempts: int) -> dict:
+def intervention_gains(
+    lab: Lab, found: Interventions, rows: dict[str, list[ProposalRow]], attempts: int
+) -> dict:
     """What the interventions of each proposer (`compared`) are worth on the first wrong attempts, in score: of paired
     continuations, with the intervention and with the attempt's own step, the mean difference."""
     some, table = found.wrong[:attempts], {}

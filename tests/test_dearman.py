@@ -150,6 +150,13 @@ def test_it_never_agrees_before_the_facts_and_the_request(difficulty, mood, acts
     assert 0 <= script.score(state) <= 1
 
 
+def test_no_resistance_is_not_enough_for_an_agreement():
+    script = Counterpart(1)
+    for described, asserted in itertools.product((0, 1, 2), repeat=2):
+        state = script.start()._replace(resistance=0, described=described, asserted=asserted)
+        assert ("agree" in dict(script.chances(state))) == bool(described and asserted)
+
+
 def test_the_score_counts_composure_before_the_goal():
     script = Counterpart(3)
     won = script.start()._replace(turn=4, described=2, asserted=2, mastery=8, last="agree", resistance=0)
@@ -168,6 +175,7 @@ def test_attacks_and_threats_build_heat_and_heat_brings_attacks():
     state = script.start()._replace(described=2, asserted=2)
     heats = [scripts.after_act(state, Act((), harsh == 0, True, harsh)).heat for harsh in (0, 1, 2)]
     assert heats == [0, 1, 2]
+    assert scripts.after_act(state._replace(heat=2), ACTS[0]).heat == 1
     attacks = [dict(script.chances(state._replace(heat=heat))).get("attack", 0) for heat in range(4)]
     assert attacks == sorted(set(attacks))
 
@@ -180,6 +188,7 @@ def test_the_last_reply_changes_what_is_best(oracles):
         for last in ("object", "deflect", "attack", "bargain")
     }
     assert len(set(best.values())) >= 3
+    assert {skill for skill, _ in best["bargain"]} <= {3, 4}
 
 
 def test_one_script_is_worked_out_within_half_a_second():
@@ -351,6 +360,13 @@ def test_who_plays_the_counterpart_must_not_agree_early(domain):
         line = played.counterpart(task).line("agree", 0.5)
         early = rollout.play(played, task, lambda trace, line=line: line)
         assert early.judged.score == 0 and len(early.step_ends) == 1 and played.first_error(early) == 0
+        told = [played.counterpart(task).line(kind, 0.5) for kind in ("object", "agree")]
+        late = rollout.play(played, task, lambda trace, told=told: told[len(trace.step_ends)])
+        if not played.script(task).score(played.moments(late)[-1].after):
+            assert played.first_error(late) == 1
+        script = played.script(task)
+        assert script.score(script.start()._replace(turn=4, fits=3, ended="early")) == 0
+        assert script.score(script.start()._replace(turn=4, fits=3)) == 0.75
         mixed = rollout.play(played, task, lambda trace: played.novice_turn(trace, rng))
         step = played.first_error(mixed)
         answer = parse_intervention(played.checker_response(mixed))

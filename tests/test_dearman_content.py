@@ -1,4 +1,4 @@
-"""What DEAR MAN is made of: enough of everything, evenly; few brief words; a broken file says where and how to mend."""
+"""The content of DEAR MAN: enough of everything, few brief words, and a broken file says where and how to mend it."""
 
 import json
 import pathlib
@@ -26,10 +26,13 @@ from int_jax.domains.dearman.situations import (
 )
 
 # Words that a small model meets in any text, however rare they are in the brief ones.
-FUNCTION = """
-    i me my you your we us our it them that what how is are was were be can will do did have had not no a an the this
-    and or but if when to of in on at for from with up out off down after before
-"""
+FUNCTION = set(
+    re.findall(
+        r"\w+",
+        """i me my you your we us our it them that what how is are was were be can will do did have had not no a an the
+        this and or but if when to of in on at for from with up out off down after before""",
+    )
+)
 MOST_WORDS = 300  # of the brief texts: a vocabulary that a model of under a million weights learns
 IN_SITUATIONS = 3  # at least, for each brief word that is not in FUNCTION
 
@@ -58,8 +61,7 @@ def test_situations_are_even():
 
 def test_facts_tell_no_personality():
     judged = re.compile(
-        r"\b(lazy|selfish|rude|mean|stupid|careless|greedy|arrogant|stubborn|always|never|inconsiderate"
-        r"|kind of person)\b",
+        r"\b(lazy|selfish|rude|mean|stupid|careless|greedy|arrogant|stubborn|always|never|inconsiderate)\b",
         re.I,
     )
     assert [
@@ -72,8 +74,8 @@ def test_brief_words_are_few_and_met_often():
     count = Counter(word for one in found for word in brief_words(one))
     spoken = {word for lines in load_replies().values() for line in lines.brief for word in line.split()}
     assert len(count.keys() | spoken) <= MOST_WORDS
-    assert {word: n for word, n in count.items() if n < IN_SITUATIONS and word not in FUNCTION.split()} == {}
-    assert spoken - count.keys() - {*FUNCTION.split()} == set()
+    assert {word: n for word, n in count.items() if n < IN_SITUATIONS and word not in FUNCTION} == {}
+    assert spoken - count.keys() - FUNCTION == set()
 
 
 def test_replies():

@@ -176,7 +176,7 @@ def test_what_a_knob_may_be(path, value):
         ({"arms": ()}, r"config\.arms = \(\)"),
         ({"export": ("best",)}, r"config\.export = \('best',\): .* make no policy 'best', only base, int, int_rl"),
         ({"model": ""}, r"config\.model = ''"),
-        ({"domain": {"name": "chess"}}, r"config\.domain\.name = 'chess': must be one of arithmetic, code, math"),
+        ({"domain": {"name": "chess"}}, r"config\.domain\.name = 'chess': must be one of arithmetic, code, dearman, math"),
         ({"domain": {"knobs": {"lengths": (0, 3)}}}, r"config\.domain\.knobs\.lengths = \(0, 3\): must be the lowest"),
         ({"domain": {"knobs": {"lengths": (8, 5)}}}, r"config\.domain\.knobs\.lengths = \(8, 5\)"),
         ({"domain": {"name": "math"}}, r"config\.domain\.knobs has no knob 'lengths': it has .*grader"),
@@ -239,7 +239,7 @@ def test_an_impossible_knob_is_named_with_what_it_must_be(change, words):
         ({}, r"config\.rl\.rewards = \{\} rewards nothing: set it to \{'score': 1\.0\}"),
         (
             {"scores": 1.0},
-            r"config\.rl\.rewards has no part 'scores': .* has score, answered, overlong, right_steps",
+            r"config\.rl\.rewards has no part 'scores': .* has score, passed, answered, overlong, right_steps",
         ),
         ({"score": 1.0, "answered": 0}, r"config\.rl\.rewards\.answered = 0: .* leave the part out for 0"),
         *(

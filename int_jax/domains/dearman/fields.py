@@ -35,9 +35,10 @@ class Item:
 
     def text(self, field: str, empty: bool = False) -> str:
         value = self.value.get(field, "")
-        if field in self.value and (not isinstance(value, str) or not (empty or value.strip())):
+        good = isinstance(value, str) and (empty or bool(value.strip()))
+        if field in self.value and not good:
             self.fault(field, f"is {value!r:.60}", "write a text" + ("" if empty else " that is not empty"))
-        return value if isinstance(value, str) else ""
+        return value if good else ""
 
     def texts(self, field: str, low: int, high: int) -> tuple[str, ...]:
         value = self.value.get(field, [])
