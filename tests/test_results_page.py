@@ -18,6 +18,8 @@ PAGE = (Path(__file__).resolve().parents[1] / "docs" / "results.md").read_text()
 EVERYTHING = {
     "validation.every": 1,
     "proposals.compare": ("oracle", "likelihood_ratio"),
+    "gain.attempts": 2,
+    "gain.samples": 1,
     "rl.rewards": {"score": 1.0, "right_steps": 0.5},
     "rl.kl": 0.1,
 }
