@@ -12,7 +12,9 @@ def train(lab: Lab):
     }.items():
         if name not in lab.policies:
             raise Stopped("rl_matched", "skipped", f"RL matched was skipped: {why}")
-    spent = sum(lab.tokens[Stage(kind)] for kind in ("attempts", "proposals", "guided"))
+    # "gain" where interventions were filtered by it.
+    stages = (Stage(kind) for kind in ("attempts", "proposals", "guided", "gain"))
+    spent = sum(lab.tokens.get(stage, 0) for stage in stages)
     more = spent + lab.trained["int"].tokens
     updates = len(lab.trained["int_rl"].lines)
     planned = round(more / max(1.0, lab.trained["int_rl"].tokens / updates))

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # mypy holds the package's own modules to their protocols
-    from int_jax.domains import Domain, arithmetic, code, math, reasoning_gym, therapy
+    from int_jax.domains import Domain, arithmetic, code, dearman, math, reasoning_gym, therapy
     from int_jax.engine import Engine
-    from int_jax.proposers import Proposer, likelihood_ratio, oracle, self_verify
+    from int_jax.proposers import Proposer, last_step, likelihood_ratio, oracle, random_step, self_verify
     from int_jax.report import Series, Writer
     from int_jax.report.writers import tensorboard, trackio, wandb
     from int_jax.sampler import ScoringSampler
@@ -19,11 +19,18 @@ if TYPE_CHECKING:  # mypy holds the package's own modules to their protocols
     DOMAINS: list[type[Domain]] = [
         arithmetic.build,
         code.build,
+        dearman.build,
         math.build,
         reasoning_gym.build,
         therapy.build,
     ]
-    PROPOSERS: list[Proposer] = [likelihood_ratio.propose, oracle.propose, self_verify.propose]
+    PROPOSERS: list[Proposer] = [
+        last_step.propose,
+        likelihood_ratio.propose,
+        oracle.propose,
+        random_step.propose,
+        self_verify.propose,
+    ]
     SAMPLERS: list[type[ScoringSampler]] = [Engine]
     WRITERS: list[Callable[[Series], Writer]] = [tensorboard.build, trackio.build, wandb.build]
 
