@@ -34,7 +34,7 @@ DOMAINS = ("therapy", "dearman")
 MIXTURE = {"talk": 0.6, "taught": 0.1, "check": 0.3}  # by conversations
 ENTRIES, MAX_LEN = 1024, 768
 BLOCK = "<intervention>", "</intervention>", '{"location": ', ', "content": "', '"}'
-ROWS, ROW_LENGTH, MICRO_ROWS = 8, MAX_LEN, 4
+ROWS, ROW_LENGTH, MICRO_ROWS = 8, 512, 4
 UPDATES, WARMUP, DECAY_AT, PEAK = 700, 50, 400, 3e-3
 EXAMPLES = 8_000
 TASKS = 400  # of each domain
@@ -100,7 +100,9 @@ def examples(chat: Chat, every: dict, tasks: dict) -> list[batching.Sequence]:
     found = [example(chat, every, tasks, rng) for _ in range(EXAMPLES)]
     fit = [one for one in found if len(one.tokens) <= ROW_LENGTH]
     print(
-        f"{len(fit)} of {EXAMPLES} examples fit; {sum(len(one.tokens) for one in fit):,} tokens", flush=True
+        f"{len(fit)} of {EXAMPLES} examples fit, the longest has {max(len(one.tokens) for one in found)} tokens; "
+        f"{sum(len(one.tokens) for one in fit):,} tokens",
+        flush=True,
     )
     return fit
 
@@ -151,7 +153,7 @@ def build_tokenizer(path: Path) -> None:
 def scores(engine: Engine, params, chat: Chat, every: dict) -> dict[str, float]:
     """The model card's numbers, at held-out tasks: mean score and share of conversations that pass."""
     decoding = engine.decode_params(params)
-    draws = Sampling(MAX_LEN - 160, 1.0, stop_ids=chat.stop_ids, seed=7)
+    draws = Sampling(400, 1.0, stop_ids=chat.stop_ids, seed=7)
     out = {}
     for name, domain in every.items():
         tasks = domain.tasks("hard_validation", 7, 30)
@@ -179,7 +181,7 @@ def main(_):
     every = loaded(chat)
     tasks = {name: tasks_of(domain) for name, domain in every.items()}
     config = families.Config(
-        "qwen3", chat.vocab, 128, 4, 4, 2, 32, 384, MAX_LEN, qk_norm=True, tied=True, rope_theta=10_000.0
+        "qwen3", chat.vocab, 96, 3, 4, 2, 24, 288, MAX_LEN, qk_norm=True, tied=True, rope_theta=10_000.0
     )
     engine = Engine(families.build(config))
     some = examples(chat, every, tasks)

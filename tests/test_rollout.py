@@ -207,6 +207,28 @@ def test_a_partner_is_heard_and_never_trained(engine, params, tokenizer, tasks):
         np.testing.assert_allclose(trace.logp[trace.sampled], logp[trace.sampled], atol=1e-5)
 
 
+class Quiet(Arithmetic):
+    """A conversation whose partner says nothing."""
+
+    separator = ""
+
+
+def test_with_a_silent_partner_a_conversation_is_one_turn_of_the_same_tokens(
+    engine, params, tokenizer, tasks
+):
+    domains = Arithmetic(tokenizer), Quiet(tokenizer)
+    opened = [rollout.open_trace(domains[0], task) for task in tasks]
+    alone, quiet = (
+        rollout.continue_traces(engine, params, domain, opened, 3, SAMPLING) for domain in domains
+    )
+    for a, b in zip(
+        (t for group in alone for t in group), (t for group in quiet for t in group), strict=True
+    ):
+        assert a.tokens.tobytes() == b.tokens.tobytes() and a.logp.tobytes() == b.logp.tobytes()
+        assert (a.stop, a.verdict, a.sampled.tolist()) == (b.stop, b.verdict, b.sampled.tolist())
+        assert b.partner == () and b.step_ends == (len(b.tokens),)
+
+
 # --- one queue, and a grader beside it ---
 
 

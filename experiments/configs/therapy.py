@@ -22,13 +22,13 @@ def tiny(domain: str = "therapy") -> ConfigDict:
     c.decode_steps = 8  # a turn is short
     c.arms = ("int_rl", "rl", "rl_matched", "rl_binary", "int_random")
     for stage in (c.attempts, c.guided, c.eval):
-        stage.sampling.update(max_new_tokens=560, temperature=1.0, top_k=0, top_p=1.0)
+        stage.sampling.update(max_new_tokens=400, temperature=1.0, top_k=0, top_p=1.0)
     c.problems.update(train=80, test=30, hard=("train",))
     c.attempts.update(tries=4, keep=1)
     c.proposals.update(
         compare=("oracle", "random_step", "last_step", "likelihood_ratio"),
         compare_attempts=64,
-        max_prompt=640,
+        max_prompt=600,
         samples=1,
     )
     c.proposals.sampling.max_new_tokens = 96
@@ -39,10 +39,10 @@ def tiny(domain: str = "therapy") -> ConfigDict:
     c.effect.update(problems=24, samples=4)
     c.drift.update(guided=64, attempts=32)
     c.rl.update(
-        updates=16, problems=8, learning_rate=2e-4, max_new_tokens=560, checkpoint_every=8, clip_norm=1.0
+        updates=16, problems=8, learning_rate=2e-4, max_new_tokens=400, checkpoint_every=8, clip_norm=1.0
     )
     c.eval.update(samples=8, train_problems=20)
-    c.train.update(row_length=768, rows=4, remat=False, logit_chunk=256)
+    c.train.update(row_length=512, rows=4, remat=False, logit_chunk=256)
     return c
 
 
