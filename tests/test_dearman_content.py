@@ -255,7 +255,7 @@ REPLY_FAULTS = [
     (lambda _: "[]", "replies.json: [] is no object; write an object with object, deflect"),
 ]  # fmt: skip
 GOLD_FAULTS = [
-    (put(0, "situation", value="car_sister"), "car_brother_1: situation: 'car_sister' is no situation; write the id of one"),
+    (put(0, "situation", value="car_sister"), "car_brother_1: situation: 'car_sister' is no situation; write the id"),
     (put(0, "half", value="b"), "car_brother_1: half: 'b' has no utterance of car_brother; write 'a', where all are"),
     (put(0, "half", value="c"), "car_brother_1: half: 'c' is not known; write one of a, b"),
     (put(0, "labels", "describe", value="yes"), "labels.describe: 'yes' is not known; write one of strong, weak, none"),
