@@ -452,12 +452,12 @@ def test_the_bank_finds_what_is_alike_and_grows(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weak": " "}, "weak is ' '"),
-        ({"better": "you never call"}, "are the same"),
-        ({"skill": "charm"}, "skill is 'charm'"),
-        ({"reply": "shrug"}, "reply is 'shrug'"),
-        ({"gain": float("nan")}, "gain is nan"),
-        ({"more": 1}, "write a JSON object with weak"),
+        ({"weak": " "}, "weak: ' ' is no text; write"),
+        ({"better": "you never call"}, "better: weak and better are the same; write"),
+        ({"skill": "charm"}, "skill: 'charm' is not known; write one of describe"),
+        ({"reply": "shrug"}, "reply: 'shrug' is not known; write one of object"),
+        ({"gain": float("nan")}, "gain: nan is no number; write"),
+        ({"more": 1}, "more: there is no such field; write one of weak, better"),
     ],
 )
 def test_a_faulty_pair_is_refused_with_its_place(tmp_path, change, message):

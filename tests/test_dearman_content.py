@@ -211,80 +211,63 @@ def drop(*path):
 
 
 SITUATION_FAULTS = [
-    (put(0, "difficulty", value=7), "car_brother: difficulty is 7: write a whole number from 1 to 5"),
-    (put(0, "difficulty", value=True), "car_brother: difficulty is True: write a whole number from 1 to 5"),
-    (put(0, "area", value="club"), "car_brother: area is 'club': choose one of family, social, work"),
-    (put(0, "facts", value=" "), "car_brother: facts is ' ': write a text that is not empty"),
-    (drop(0, "goal"), "car_brother: goal is missing: an item has id, area, relation, facts, goal"),
-    (
-        put(0, "personality", value="mean"),
-        "car_brother: personality is not known: take it out, or name it one",
-    ),
-    (
-        put(0, "anchors", value=["in may", "monday"]),
-        "car_brother: anchors has 'in may', which the facts have not",
-    ),
-    (put(0, "anchors", value=["monday"]), "car_brother: anchors has 1 texts: write 2 to 5"),
-    (
-        put(0, "ask", value=["full", "wheel"]),
-        "car_brother: ask has 'wheel', which begins no word of the goal",
-    ),
-    (put(0, "offer", value="fuel"), "car_brother: offer is 'fuel': write a list of texts that are not empty"),
-    (put(0, "benefit", value=["lend", "lend"]), "car_brother: benefit has 'lend' 2 times: write it once"),
-    (put(1, "id", value="car_brother"), "item 2: id is 'car_brother' again: give each item an id of its own"),
-    (put(1, "id", value="The Car"), "The Car: id is 'The Car': write lower-case letters, digits and _"),
-    (put(1, "id", value=["x"]), "item 2: id is ['x']: write a text that is not empty"),
-    (put(2, value="car"), "item 3: is 'car': make it an object with id, area"),
-    (put(0, "brief", "feel", value="very sad"), "car_brother: brief: feel has 2 words: write 1"),
+    (put(0, "difficulty", value=7), "car_brother: difficulty: 7 does not fit; write a whole number, 1 to 5"),
+    (put(0, "difficulty", value=True), "car_brother: difficulty: True does not fit; write a whole number, 1 to 5"),
+    (put(0, "area", value="club"), "car_brother: area: 'club' is not known; write one of family, social, work"),
+    (put(0, "facts", value=" "), "car_brother: facts: ' ' is no text; write a text in quotes that is not empty"),
+    (drop(0, "goal"), "car_brother: goal: it is missing; write it beside id, area, relation, facts"),
+    (put(0, "personality", value="mean"), "car_brother: personality: there is no such field; write one of id, area"),
+    (put(0, "anchors", value=["in may", "monday"]), "car_brother: anchors: the facts have no 'in may'; write words"),
+    (put(0, "anchors", value=["monday"]), "car_brother: anchors: 1 texts; write 2 to 5"),
+    (put(0, "ask", value=["full", "wheel"]), "car_brother: ask: 'wheel' begins no word of the goal; write beginnings"),
+    (put(0, "offer", value="fuel"), "car_brother: offer: 'fuel' is no list; write 2 to 4 texts in a list"),
+    (put(0, "offer", 1, value=7), "car_brother: offer[1]: 7 is no text; write a text in quotes that is not empty"),
+    (put(0, "benefit", value=["lend", "Lend!"]), "car_brother: benefit[1]: 'Lend!' stands there twice; write it once"),
+    (put(1, "id", value="car_brother"), "item 2: id: 'car_brother' is the id of another, too; write one of its own"),
+    (put(1, "id", value="The Car"), "The Car: id: the id 'The Car' has other signs than a to z, 0 to 9 and _"),
+    (put(1, "id", value=["x"]), "item 2: id: ['x'] is no text; write a text in quotes that is not empty"),
+    (put(2, value="car"), "item 3: 'car' is no object; write an object with id, area"),
+    (put(0, "brief", value="car"), "car_brother: brief: 'car' is no object; write an object with facts, goal"),
+    (put(0, "brief", "feel", value="very sad"), "car_brother: brief.feel: 'very sad' has 2 words; write 1 words"),
     (
         put(0, "brief", "goal", value="please give it back to me on time"),
-        "brief: goal has 8 words: write 2 to 7",
+        "brief.goal: 'please give it back to me on time' has 8 words; write 2 to 7 words",
     ),
-    (
-        put(0, "brief", "offer", value="Have it, then"),
-        "brief: offer has 'H': write words of the letters a to z",
-    ),
-    (put(0, "brief", "anchor", value="last week"), "brief: anchor is 'last week', which the facts have not"),
-    (drop(0, "brief", "benefit"), "car_brother: brief: benefit is missing: an item has facts, goal, anchor"),
-    (lambda _: "{}", "has no list of situations: begin it with ["),
+    (put(0, "brief", "offer", value="Have it, then"), "brief.offer: 'Have it, then' is not plain; write words of a"),
+    (put(0, "brief", "anchor", value="last week"), "brief.anchor: the facts have no 'last week'; write a part of them"),
+    (drop(0, "brief", "benefit"), "car_brother: brief.benefit: it is missing; write it beside facts, goal, anchor"),
+    (lambda _: "{}", "{} is no list; write a list of objects"),
+    (lambda _: "[]", "there are 0 objects in it; write at least 1"),
     (lambda _: "[\n  {]", "line 2, column 4 is no JSON"),
-    (lambda _: b"[\xff]", "byte 2 is not UTF-8: save the file as UTF-8"),
-]
+    (
+        lambda data: json.dumps(data).replace('"goal":', '"goal": 1, "goal":', 1),
+        "goal: it stands twice in one object; write it once",
+    ),
+    (lambda _: b"[\xff]", "byte 2 is not UTF-8; write the file in UTF-8"),
+]  # fmt: skip
 REPLY_FAULTS = [
-    (drop("attack"), "replies.json: attack is missing: an item has object, deflect, attack, bargain, agree"),
-    (put("agree", "full", value=[]), "replies.json: agree: full has 0 texts: write 1 to"),
-    (put("agree", "full", 0, value="Yes, {name}."), "agree: full has 'Yes, {name}.': write no braces but"),
-    (put("agree", "full", 0, value="Yes :-}"), "agree: full has 'Yes :-}': write no braces but"),
-    (
-        put("object", "brief", 0, value="no no no no no no no no no"),
-        "object: brief has 9 words: write 2 to 8",
-    ),
-    (
-        put("object", "brief", 0, value="no {goal}"),
-        "object: brief has '{': write words of the letters a to z",
-    ),
-    (lambda _: "[]", "replies.json: is []: make it an object with object, deflect"),
-]
+    (drop("attack"), "replies.json: attack: it is missing; write it beside object, deflect, bargain, agree"),
+    (put("agree", "full", value=[]), "replies.json: agree.full: 0 texts; write at least 1"),
+    (put("agree", "full", 0, value="Yes, {name}."), "agree.full[0]: 'Yes, {name}.' has other braces; write no braces"),
+    (put("agree", "full", 0, value="Yes :-}"), "agree.full[0]: 'Yes :-}' has other braces; write no braces but"),
+    (put("object", "brief", 0, value="no no no no no no no no no"), "has 9 words; write 2 to 8 words"),
+    (put("object", "brief", 0, value="no {goal}"), "object.brief[0]: 'no {goal}' is not plain; write words of a to z"),
+    (lambda _: "[]", "replies.json: [] is no object; write an object with object, deflect"),
+]  # fmt: skip
 GOLD_FAULTS = [
-    (
-        put(0, "situation", value="car_sister"),
-        "car_brother_1: situation is 'car_sister': write the id of a situation",
-    ),
-    (put(0, "half", value="b"), "car_brother_1: half is 'b': all utterances of car_brother are in half a"),
-    (put(0, "half", value="c"), "car_brother_1: half is 'c': choose one of a, b"),
-    (
-        put(0, "labels", "describe", value="yes"),
-        "labels: describe is 'yes': choose one of strong, weak, none",
-    ),
-    (put(0, "labels", "mindful", value="strong"), "labels: mindful is 'strong': choose one of yes, no"),
-    (drop(0, "labels", "confident"), "car_brother_1: labels: confident is missing"),
-    (put(0, "text", value="Bring it back."), "car_brother_1: text has 3 words: write 5 to 45"),
-    (put(0, "context", value=None), "car_brother_1: context is None: write a text"),
-    (lambda rows: rows[1].update(text=rows[0]["text"]), "car_brother_2: text stands twice"),
-    (lambda rows: rows[1].update(id=rows[0]["id"]), "item 2: id is 'car_brother_1' again"),
+    (put(0, "situation", value="car_sister"), "car_brother_1: situation: 'car_sister' is no situation; write the id"),
+    (put(0, "half", value="b"), "car_brother_1: half: 'b' has no utterance of car_brother; write 'a', where all are"),
+    (put(0, "half", value="c"), "car_brother_1: half: 'c' is not known; write one of a, b"),
+    (put(0, "labels", "describe", value="yes"), "labels.describe: 'yes' is not known; write one of strong, weak, none"),
+    (put(0, "labels", "mindful", value="strong"), "labels.mindful: 'strong' is not known; write one of yes, no"),
+    (drop(0, "labels", "confident"), "car_brother_1: labels.confident: it is missing; write it beside describe"),
+    (put(0, "text", value="Bring it back."), "car_brother_1: text: 'Bring it back.' has 3 words; write 5 to 45 words"),
+    (put(0, "context", value=None), "car_brother_1: context: None is no text; write a text in quotes"),
+    (lambda rows: rows[1].update(text=rows[0]["text"]), "stands there twice; write another text, or leave one of"),
+    (lambda rows: rows[1].update(id=rows[0]["id"]), "line 2: id: 'car_brother_1' is the id of another, too"),
     (lambda rows: json.dumps(rows[0]) + "\n{'id': 1}\n", "line 2, column 2 is no JSON"),
-    (lambda _: "\n", "has no utterance: write one object a line"),
-]
+    (lambda _: "\n", "there are 0 objects in it; write at least 1"),
+]  # fmt: skip
 FAULTS = [
     (load, file, change, message)
     for load, file, table in (
@@ -331,7 +314,7 @@ def test_command_prints_counts_or_all_faults(tmp_path, capsys):
     assert main([str(edited(twice, SITUATIONS, tmp_path))]) == 1
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 2
-    assert "car_brother: difficulty is 0" in err and "hospital_trips_brother: area is 'home'" in err
+    assert "car_brother: difficulty: 0 does" in err and "hospital_trips_brother: area: 'home' is" in err
     assert main([str(tmp_path / "none.json")]) == 1 and main([]) == 2
 
 
@@ -372,19 +355,22 @@ def test_own_situation_keeps_what_files_are_held_to():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("", "On Monday.", "Stop it.", 1), "own situation: relation is '': write a text that is not empty"),
+        (
+            ("", "On Monday.", "Stop it.", 1),
+            "own situation: relation: '' is no text; write a text in quotes that is not empty",
+        ),
         (
             ("boss", "He is loud.", "Stop it.", 1),
-            "own situation: facts name no day, time or count: say when it was",
+            "own situation: facts: they name no day, time or count; write when it was",
         ),
-        (("boss", "It was May I saw.", "I want you to.", 1), "own situation: facts name no day"),
+        (("boss", "It was May I saw.", "I want you to.", 1), "own situation: facts: they name no day"),
         (
             ("boss", "On Monday.", "I want you to.", 1),
-            "own situation: goal is 'I want you to.', which asks for nothing",
+            "own situation: goal: 'I want you to.' asks for nothing; write what you want done",
         ),
         (
             ("boss", "On Monday.", "Stop it.", 6),
-            "own situation: difficulty is 6: write a whole number from 1 to 5",
+            "own situation: difficulty: 6 does not fit; write a whole number, 1 to 5",
         ),
     ],
 )

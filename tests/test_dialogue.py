@@ -142,8 +142,12 @@ def test_partner_tokens_have_no_gradient(domain, task, small):
 def small(letters):
     model = build(Config("qwen3", letters.vocab, 32, 2, 4, 2, 8, 64, 2048, qk_norm=True, tied=True))
     mesh = make_mesh(1, 1, jax.devices()[:1])
-    engine = Engine(model, mesh, slots=16, page=8, decode_steps=4, score_tokens=1024)
-    return engine, jax.jit(engine.model.init)(jax.random.key(3)), optax.adam(1e-3)
+    # Decoding is compiled for so many pages at a time: few large ones are few programs.
+    engine = Engine(model, mesh, slots=16, page=128, decode_steps=4, score_tokens=1024)
+    # Any weights do, and to compile `init` takes longer than most of these tests.
+    rng, shapes = np.random.default_rng(3), jax.eval_shape(engine.model.init, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: np.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), shapes)
+    return engine, jax.device_put(params), optax.sgd(1e-3)
 
 
 class Patient(Haggling):
@@ -187,22 +191,28 @@ def test_a_drawn_conversation_is_a_played_one(small, letters):
 
 def test_twenty_turns_are_prefilled_once(letters, small, monkeypatch):
     """What was said stands on the row's pages: a reply costs its own tokens, and nobody reads the past again."""
-    used, params, _ = small
-    engine = Engine(
-        used.model, used.mesh, slots=16, page=8, decode_steps=4
-    )  # no page of it holds anything yet
+    engine, params, _ = small
     domain = Patient(letters, turn_tokens=4)
     monkeypatch.setattr(domain, "script", lambda task: Seller(20))
     sessions, begin = [], engine.session
-    monkeypatch.setattr(engine, "session", lambda *given: sessions.append(begin(*given)) or sessions[-1])
+
+    def session(*given):
+        one = begin(*given)
+        sessions.append((one, one.schedule, one.schedule.prefilled))
+        return one
+
+    monkeypatch.setattr(engine, "session", session)
     whole = dataclasses.replace(WHOLE, max_new_tokens=1500)
-    [[trace]] = drawn(engine, params, domain, opened(domain, 1), 1, whole)
+    # No other test asks for this split: no page holds a part of the prompt yet.
+    alone = rollout.open_trace(domain, domain.tasks("hard_test", 7, 1)[0])
+    [[trace]] = drawn(engine, params, domain, [alone], 1, whole)
     assert len(trace.partner) == 20 and trace.stop == "turns"
     # All but the last word, which nothing is drawn behind; a token that is drawn needs no prefill, but the one that
     # ends a turn goes in with the reply, and the last one of a prompt with what is drawn.
     heard = trace.partner[-2].end
     given = heard - int(trace.sampled[:heard].sum())
-    assert sessions[0].schedule.prefilled == given + 19 - 20
+    [(one, first, before)] = sessions
+    assert one.schedule.prefilled - before * (one.schedule is first) == given + 19 - 20
 
 
 @pytest.mark.parametrize("limit", [40, 100, 200])

@@ -19,6 +19,8 @@ class Oracle:
     def __init__(self, script: Script):
         self.script = script
         self._value = functools.cache(self._worked_out)
+        # Conversations are replayed from their start, again and again.
+        self.best = functools.lru_cache(1 << 14)(self._best)
 
     def value(self, state: State) -> float:
         """V: the expected score under the best acts."""
@@ -33,7 +35,7 @@ class Oracle:
         """Q: the expected score after an act, under the best ones from then on."""
         return sum(p * self.value(after) for p, after in self.script.outcomes(state, act))
 
-    def best(self, state: State) -> Act:
+    def _best(self, state: State) -> Act:
         """The best act; the first of those that are equally good."""
         acts = self.script.acts(state)
         values = [self.worth(state, act) for act in acts]
@@ -47,3 +49,7 @@ class Oracle:
     def first_error(self, moments: Sequence[Moment], tolerance: float = TOLERANCE) -> int | None:
         """The first turn that lost more than the tolerance; None where none did."""
         return next((i for i, lost in enumerate(self.regrets(moments)) if lost > tolerance), None)
+
+
+# Of equal scripts the same one, whoever asks: tasks share partners, and a process may have several domains of a name.
+oracle_of = functools.lru_cache(256)(Oracle)

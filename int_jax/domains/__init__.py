@@ -137,7 +137,7 @@ KIND = modules.Kind(
     "domain",
     __name__,
     ("build", *(f"build.{name}" for name in modules.members(Domain) if name != "tokenizer")),
-    apart=("dialogue",),
+    apart=("authored", "dialogue"),
 )
 names = KIND.names
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from int_jax.dialogue import oracle
 from int_jax.dialogue.oracle import TOLERANCE, Oracle
 from int_jax.dialogue.partner import Asked, Partner, Scripted
 from int_jax.dialogue.script import Moment, Script, State, luck_of, replay
@@ -42,7 +43,6 @@ class Dialogue(TextDomain, abc.ABC):
         super().__init__(tokenizer, **knobs)
         self.turn_tokens = self.knobs["turn_tokens"]
         self.partner: Partner = Scripted()
-        self.oracle_of = functools.lru_cache(4096)(Oracle)
 
     @property
     def slow_partner(self) -> bool:  # type: ignore[override]
@@ -105,6 +105,10 @@ class Dialogue(TextDomain, abc.ABC):
         return (len(tokens),) if len(tokens) > start else ()
 
     # The script -----------------------------------------------------------------------------------------------------
+
+    def oracle_of(self, script: Script) -> Oracle:
+        """What is best in a script."""
+        return oracle.oracle_of(script)
 
     def moments(self, trace: Trace) -> list[Moment]:
         """What each own turn did."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from int_jax.domains import authored
 from int_jax.domains.dearman.situations import ASSETS, STATES, STRATEGIES, TYPES
 
 FILE = ASSETS / "bank.jsonl"
@@ -37,46 +38,34 @@ class Pair:
     reply: str
     gain: float
 
-    def fault(self) -> str:
-        """What is wrong with it; "" where nothing is."""
-        for name in ("weak", "better", "situation"):
-            if not isinstance(value := getattr(self, name), str) or not value.strip():
-                return f"{name} is {value!r:.40}: write a text that is not empty"
-        if self.weak.split() == self.better.split():
-            return "weak and better are the same: say what changes"
-        if self.skill not in SKILLS:
-            return f"skill is {self.skill!r:.40}: choose one of {', '.join(SKILLS)}"
-        if self.reply not in ("", *TYPES):
-            return f"reply is {self.reply!r:.40}: choose one of {', '.join(TYPES)}, or an empty text"
-        if type(self.gain) not in (int, float) or not math.isfinite(self.gain):
-            return f"gain is {self.gain!r:.40}: write a number"
-        return ""
-
 
 def load(file: str | Path = FILE) -> list[Pair]:
-    """The pairs of a file. Raises: ValueError, naming file, line and field."""
-    found = []
-    for number, line in enumerate(Path(file).read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        place = f"{file}: line {number}"
-        try:
-            pair = Pair(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            fields = ", ".join(field.name for field in dataclasses.fields(Pair))
-            raise ValueError(f"{place}: write a JSON object with {fields} ({error})") from None
-        if fault := pair.fault():
-            raise ValueError(f"{place}: {fault}")
-        found.append(pair)
-    return found
+    """The pairs of a file. Raises: ValueError, a line a fault."""
+    return authored.load(_pairs, Path(file))
 
 
 def add(file: str | Path, pair: Pair) -> None:
     """Appends a pair to a user's file, which is made if it is not there. Raises: ValueError for a faulty pair."""
-    if fault := pair.fault():
-        raise ValueError(f"this pair is not added to {file}: {fault}")
+    row = dataclasses.asdict(pair)
+    authored.load(lambda faults: _pair(authored.Place(row, f"{file}: the pair to add", "", faults)))
     with Path(file).open("a", encoding="utf-8") as out:
-        out.write(json.dumps(dataclasses.asdict(pair), ensure_ascii=False) + "\n")
+        out.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _pairs(path: Path, faults: list[str]) -> list[Pair]:
+    return [_pair(row) for row in authored.rows(path, faults, least=0)]
+
+
+def _pair(row: authored.Place) -> Pair:
+    fields = row.fields(field.name for field in dataclasses.fields(Pair))
+    weak, better, situation = (fields[field].text() for field in ("weak", "better", "situation"))
+    if weak and weak.split() == better.split():
+        fields["better"].fault("weak and better are the same", "what changes")
+    gain = fields["gain"].value
+    if type(gain) not in (int, float) or not math.isfinite(gain):
+        fields["gain"].wrong("is no number", "one that is finite")
+    skill, reply = fields["skill"].one_of(SKILLS), fields["reply"].one_of(("", *TYPES))
+    return Pair(weak, better, skill, situation, reply, gain)
 
 
 def vector(text: str) -> np.ndarray:

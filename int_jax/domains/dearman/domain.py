@@ -92,9 +92,6 @@ class DearMan(Dialogue):
         self.wording: str = self.knobs["wording"]
         self.passing = self.knobs["passing"]
         self.speaks: bool = self.knobs["plays"] == "speaker"
-        self.worked_out = functools.lru_cache(64)(Oracle)
-        # Values do not depend on the situation's words: one oracle for all of a difficulty and mood.
-        self.oracle_of = lambda script: self.worked_out(script.bare())  # type: ignore[assignment]
 
     # Tasks ------------------------------------------------------------------------------------------------------------
 
@@ -150,6 +147,10 @@ class DearMan(Dialogue):
     def script(self, task: Task) -> Counterpart | Opposite:
         counterpart = self.counterpart(task)
         return counterpart if self.speaks else Opposite(counterpart)
+
+    def oracle_of(self, script: Any) -> Oracle:
+        """Values do not depend on the situation's words: one oracle for all of a difficulty and mood."""
+        return super().oracle_of(script.bare())
 
     def counterpart(self, task: Task) -> Counterpart:
         """The counterpart of a task, whoever plays it."""

@@ -9,12 +9,12 @@ import re
 import string
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from int_jax.domains.dearman.fields import Item, parsed, read
+from int_jax.domains.authored import Place, load, read, rows
 
 ASSETS = Path(__file__).parents[2] / "assets" / "dearman"
 SITUATIONS = ASSETS / "situations.json"
@@ -144,33 +144,18 @@ def own_situation(relation: str, facts: str, goal: str, difficulty: int) -> Situ
     gains, and what could be offered, is not in the facts: both are empty, and stand for anything. Raises ValueError
     where a text is empty, the facts place nothing, the goal asks nothing, or the difficulty is not 1 to 5.
     """
-    faults: list[str] = []
     given = {"relation": relation, "facts": facts, "goal": goal, "difficulty": difficulty}
-    item = Item("own situation", given, faults, tuple(given))
-    for field in ("relation", "facts", "goal"):
-        item.text(field)
-    item.whole("difficulty", *DIFFICULTIES)
-    _stop(faults)
-    anchors = tuple(dict.fromkeys(found.group().lower() for found in ANCHOR.finditer(facts)))[:5]
-    said = [word for word in _words(goal) if word not in COMMON and len(word) > 1]
-    ask = tuple(dict.fromkeys(map(_stem, said)))[:4]
-    if not anchors:
-        item.fault("facts", "name no day, time or count", "say when it was, or how often")
-    if not ask:
-        item.fault("goal", f"is {goal!r:.60}, which asks for nothing", "say what you want done, or refuse")
-    _stop(faults)
-    name = hashlib.sha256("\n".join((relation, facts, goal)).encode()).hexdigest()[:8]
-    return Situation(f"own_{name}", "own", relation, facts, goal, difficulty, anchors, ask, (), (), None)
+    return load(_own, given)
 
 
 def load_situations(file: str | Path = SITUATIONS) -> list[Situation]:
     """The situations of a JSON file. Raises ValueError, a line a fault."""
-    return _loaded(_situations, file)
+    return load(_situations, Path(file))
 
 
 def load_replies(file: str | Path = REPLIES) -> dict[str, Lines]:
     """The counterpart's lines by type of reply. Raises ValueError, a line a fault."""
-    return _loaded(_replies, file)
+    return load(_replies, Path(file))
 
 
 def load_gold(file: str | Path = GOLD, situations: Sequence[Situation] | None = None) -> list[Utterance]:
@@ -179,7 +164,7 @@ def load_gold(file: str | Path = GOLD, situations: Sequence[Situation] | None = 
     Raises ValueError, a line a fault.
     """
     known = load_situations() if situations is None else situations
-    return _loaded(lambda path, faults: _gold(path, faults, {one.id for one in known}), file)
+    return load(_gold, Path(file), {one.id for one in known})
 
 
 def _words(text: str) -> list[str]:
@@ -191,155 +176,113 @@ def _stem(word: str) -> str:
     return re.sub(r"(?<=\w{3})(?:ing|ed|s)$", "", word)
 
 
-def _stop(faults: list[str]) -> None:
-    if faults:
-        raise ValueError("\n".join(faults))
-
-
-def _loaded(reader: Callable, file: str | Path) -> Any:
-    faults: list[str] = []
-    result = reader(Path(file), faults)
-    _stop(faults)
-    return result
-
-
-def _named(path: Path, number: int, value: Any, seen: Counter) -> str:
-    """The place of an item: the file, and the item's id if it has one that is not taken, its number otherwise."""
-    name = value.get("id") if isinstance(value, dict) else None
-    if not isinstance(name, str) or not name:
-        return f"{path}: item {number}"
-    seen[name] += 1
-    return f"{path}: {name}" if seen[name] == 1 else f"{path}: item {number}"
-
-
-def _id(item: Item, seen: Counter) -> str:
-    name = item.text("id")
-    if name and not re.fullmatch(r"[a-z0-9_]+", name):
-        item.fault("id", f"is {name!r:.60}", "write lower-case letters, digits and _")
-    elif name and seen[name] > 1:
-        item.fault("id", f"is {name!r:.60} again", "give each item an id of its own")
-    return name
+def _own(given: dict[str, Any], faults: list[str]) -> Situation:
+    fields = Place(given, "own situation", "", faults).fields(given)
+    relation, facts, goal = (fields[field].text() for field in ("relation", "facts", "goal"))
+    anchors = tuple(dict.fromkeys(found.group().lower() for found in ANCHOR.finditer(facts)))[:5]
+    said = [word for word in _words(goal) if word not in COMMON and len(word) > 1]
+    ask = tuple(dict.fromkeys(map(_stem, said)))[:4]
+    if facts and not anchors:
+        fields["facts"].fault("they name no day, time or count", "when it was, or how often")
+    if goal and not ask:
+        fields["goal"].wrong("asks for nothing", "what you want done, or refuse")
+    name = hashlib.sha256("\n".join((relation, facts, goal)).encode()).hexdigest()[:8]
+    difficulty = fields["difficulty"].whole(*DIFFICULTIES)
+    return Situation(f"own_{name}", "own", relation, facts, goal, difficulty, anchors, ask, (), (), None)
 
 
 def _situations(path: Path, faults: list[str]) -> list[Situation]:
-    if not (text := read(path, faults)) and faults:
-        return []
-    values = parsed(text, str(path), faults)
-    if faults:
-        return []
-    if not isinstance(values, list) or not values:
-        faults.append(f"{path}: has no list of situations: begin it with [ and write an object for each")
-        return []
-    seen: Counter = Counter()
-    return [
-        _situation(_named(path, i, value, seen), value, faults, seen) for i, value in enumerate(values, 1)
-    ]
+    return [_situation(row) for row in rows(path, faults)]
 
 
-def _situation(place: str, value: Any, faults: list[str], seen: Counter) -> Situation:
-    item = Item(place, value, faults, tuple(Situation.__dataclass_fields__), optional=("brief",))
-    facts, goal = item.text("facts"), item.text("goal")
-    anchors, ask = item.texts("anchors", 2, 5), item.texts("ask", 2, 4)
+def _situation(row: Place) -> Situation:
+    wanted = [field for field in Situation.__dataclass_fields__ if field != "brief"]
+    fields = row.fields(wanted, ("brief",))
+    facts, goal = fields["facts"].text(), fields["goal"].text()
+    anchors, ask = fields["anchors"].texts(2, 5), fields["ask"].texts(2, 4)
     for anchor in anchors:
         if facts and anchor.lower() not in facts.lower():
-            item.fault("anchors", f"has {anchor!r}, which the facts have not", "take words of the facts")
+            fields["anchors"].fault(f"the facts have no {anchor!r}", "words of the facts")
     for stem in (one for text in ask for one in _words(text)):
         if goal and not any(word.startswith(stem) for word in _words(goal)):
-            item.fault(
-                "ask", f"has {stem!r}, which begins no word of the goal", "take beginnings of its words"
-            )
+            fields["ask"].fault(f"{stem!r} begins no word of the goal", "beginnings of its words")
     return Situation(
-        _id(item, seen),
-        item.choice("area", AREAS),
-        item.text("relation"),
+        fields["id"].id(),
+        fields["area"].one_of(AREAS),
+        fields["relation"].text(),
         facts,
         goal,
-        item.whole("difficulty", *DIFFICULTIES),
+        fields["difficulty"].whole(*DIFFICULTIES),
         anchors,
         ask,
-        item.texts("benefit", 2, 4),
-        item.texts("offer", 2, 4),
-        _brief(place, value["brief"], faults) if item.value.get("brief") is not None else None,
+        fields["benefit"].texts(2, 4),
+        fields["offer"].texts(2, 4),
+        _brief(fields["brief"]) if "brief" in fields and fields["brief"].value is not None else None,
     )
 
 
-def _brief(place: str, value: Any, faults: list[str]) -> Brief:
-    item = Item(f"{place}: brief", value, faults, tuple(BRIEF))
-    texts = {field: item.text(field) for field in BRIEF}
-    for field, limits in BRIEF.items():
-        item.words(field, texts[field], limits)
-        item.plain(field, texts[field])
-    if item.good and f" {texts['anchor']} " not in f" {texts['facts']} ":
-        item.fault("anchor", f"is {texts['anchor']!r}, which the facts have not", "take a part of them")
+def _brief(place: Place) -> Brief:
+    fields = place.fields(BRIEF)
+    texts = {field: fields[field].simple(*limits) for field, limits in BRIEF.items()}
+    if texts["facts"] and f" {texts['anchor']} " not in f" {texts['facts']} ":
+        fields["anchor"].fault(f"the facts have no {texts['anchor']!r}", "a part of them")
     return Brief(**texts)
 
 
 def _replies(path: Path, faults: list[str]) -> dict[str, Lines]:
-    if not (text := read(path, faults)) and faults:
-        return {}
-    value = parsed(text, str(path), faults)
-    if faults:
-        return {}
-    table = Item(str(path), value, faults, TYPES)
-    return {
-        kind: _lines(f"{path}: {kind}", table.value[kind], faults) for kind in TYPES if kind in table.value
-    }
+    return {kind: _lines(place) for kind, place in read(path, faults).fields(TYPES).items()}
 
 
-def _lines(place: str, value: Any, faults: list[str]) -> Lines:
-    item = Item(place, value, faults, ("full", "brief"))
-    full, brief = item.texts("full", 1, 1000), item.texts("brief", 1, 1000)
-    for line in full:
-        try:
-            slots = {slot for _, slot, _, _ in string.Formatter().parse(line) if slot is not None}
-        except ValueError:
-            slots = {line}
-        if slots - {"goal"}:
-            item.fault("full", f"has {line!r:.60}", "write no braces but those of the slot {goal}")
-    for line in brief:
-        item.words("brief", line, BRIEF_REPLY)
-        item.plain("brief", line)
-    return Lines(full, brief)
+def _lines(place: Place) -> Lines:
+    fields = place.fields(("full", "brief"))
+    return Lines(
+        fields["full"].texts(1, read=_full_line),
+        fields["brief"].texts(1, read=lambda line: line.simple(*BRIEF_REPLY)),
+    )
 
 
-def _gold(path: Path, faults: list[str], situations: set[str]) -> list[Utterance]:
+def _full_line(place: Place) -> str:
+    line = place.text()
+    try:
+        slots = {slot for _, slot, _, _ in string.Formatter().parse(line) if slot is not None}
+    except ValueError:
+        slots = {line}
+    if slots - {"goal"}:
+        place.wrong("has other braces", "no braces but those of the slot {goal}")
+    return line
+
+
+def _gold(path: Path, situations: set[str], faults: list[str]) -> list[Utterance]:
     found: list[Utterance] = []
-    seen: Counter = Counter()
-    texts: Counter = Counter()
-    for number, line in enumerate(read(path, faults).split("\n"), 1):
-        if not line.strip():
-            continue
-        before = len(faults)
-        value = parsed(line, str(path), faults, number)
-        if len(faults) == before:
-            found.append(_utterance(_named(path, number, value, seen), value, faults, seen, situations))
-            texts[found[-1].text] += 1
-            if found[-1].text and texts[found[-1].text] == 2:
-                faults.append(f"{path}: {found[-1].id}: text stands twice: leave one of the two out")
-    if not found and not faults:
-        faults.append(f"{path}: has no utterance: write one object a line")
+    texts: set[str] = set()
+    for row in rows(path, faults):
+        fields = row.fields(Utterance.__dataclass_fields__)
+        situation, half = fields["situation"].text(), fields["half"].one_of(HALVES)
+        if situation and situation not in situations:
+            fields["situation"].wrong("is no situation", "the id of one")
+        if situation in situations and half in HALVES and half != half_of(situation):
+            fields["half"].wrong(f"has no utterance of {situation}", f"{half_of(situation)!r}, where all are")
+        text = fields["text"].words(*UTTERANCE)
+        if text and text in texts:
+            fields["text"].fault(
+                f"{text!r:.60} stands there twice", "another text, or leave one of the two out"
+            )
+        texts.add(text)
+        labels = fields["labels"].fields(STRATEGIES + STATES)
+        found.append(
+            Utterance(
+                fields["id"].id(),
+                situation,
+                fields["context"].text(empty=True),
+                text,
+                {
+                    skill: place.one_of(STRENGTHS if skill in STRATEGIES else ("yes", "no"))
+                    for skill, place in labels.items()
+                },
+                half,
+            )
+        )
     return found
-
-
-def _utterance(place: str, value: Any, faults: list[str], seen: Counter, situations: set[str]) -> Utterance:
-    item = Item(place, value, faults, tuple(Utterance.__dataclass_fields__))
-    situation, text, half = item.text("situation"), item.text("text"), item.choice("half", HALVES)
-    if situation and situation not in situations:
-        item.fault("situation", f"is {situation!r:.60}", "write the id of a situation")
-    item.words("text", text, UTTERANCE)
-    if situation in situations and half in HALVES and half != half_of(situation):
-        item.fault("half", f"is {half!r}", f"all utterances of {situation} are in half {half_of(situation)}")
-    labels: dict[str, str] = {}
-    if "labels" in item.value:
-        labels = _labels(f"{place}: labels", item.value["labels"], faults)
-    return Utterance(_id(item, seen), situation, item.text("context", empty=True), text, labels, half)
-
-
-def _labels(place: str, value: Any, faults: list[str]) -> dict[str, str]:
-    item = Item(place, value, faults, STRATEGIES + STATES)
-    return {field: item.choice(field, STRENGTHS) for field in STRATEGIES} | {
-        field: item.choice(field, ("yes", "no")) for field in STATES
-    }
 
 
 def _counts(path: Path) -> list[str]:

@@ -11,19 +11,17 @@ import argparse
 import dataclasses
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-from int_jax.domains.therapy.authored import Place, plain, read, shown
+from int_jax.domains.authored import Place, load, plain, read
 
+FORMS = 3  # at least, of what is said in several ways
 FORM_WORDS = (5, 25)  # of a sentence said aloud
 MOST_IDS = 3  # beliefs of a case, emotions of a situation
-BRIEF_HISTORY_WORDS, BRIEF_FORM_WORDS = 12, 6  # at most, of what tiny models read
+BRIEF_HISTORY_WORDS, BRIEF_FORM_WORDS = (1, 12), (1, 6)  # of what tiny models read
 ADULT = 18
 SLOTS = ("beliefs", "emotions", "coping", "behaviours", "rules", "areas")
-BRIEF = re.compile(r"[a-z]+( [a-z]+)*")
-ID = re.compile(r"[a-z]+(_[a-z]+)*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +88,12 @@ Lexicon = dict[str, dict[str, tuple[str, ...]]]
 
 def load_ids(folder: str | Path) -> Ids:
     """The closed sets of `folder`/ids.json. A ValueError lists every fault, a line each."""
-    return _raised(_ids, Path(folder))
+    return load(_ids, Path(folder))
 
 
 def load_cases(folder: str | Path, allow_risk_cases: bool = False) -> list[Case]:
     """The cases of `folder`/cases, by id. A ValueError lists every fault, a line each."""
-    return _raised(_cases, Path(folder), load_ids(folder), allow_risk_cases)
+    return load(_cases, Path(folder), load_ids(folder), allow_risk_cases)
 
 
 def load_lexicon(folder: str | Path) -> Lexicon:
@@ -103,73 +101,51 @@ def load_lexicon(folder: str | Path) -> Lexicon:
 
     A belief that is marked as a risk may be left out. A ValueError lists every fault, a line each.
     """
-    return _raised(_lexicon, Path(folder), load_ids(folder))
+    return load(_lexicon, Path(folder), load_ids(folder))
 
 
-def _raised(reader: Callable[..., Any], folder: Path, *rest: Any) -> Any:
-    faults: list[str] = []
-    value = reader(folder, *rest, faults)
-    if faults:
-        raise ValueError("\n".join(faults))
-    return value
-
-
-def _ids(folder: Path, faults: list[str]) -> Ids | None:
-    """The closed sets, or None with the faults noted."""
-    whole = read(folder, "ids.json", faults)
-    if whole is None:
-        return None
-    slots = whole.fields(SLOTS)
+def _ids(folder: Path, faults: list[str]) -> Ids:
+    slots = read(folder / "ids.json", faults).fields(SLOTS)
     risk: set[str] = set()
     words: dict[str, tuple[str, ...]] = {}
 
     def meanings(place: Place, optional: tuple[str, ...] = ()) -> dict[str, str]:
         found = {}
         for name, entry in place.members("an object from id to meaning").items():
-            if not ID.fullmatch(name):
-                entry.fault(f"the id {name!r} has other letters than a to z and _", "a lower-case id")
             members = entry.fields(["meaning"], optional)
-            found[name] = members["meaning"].text() if members else ""
+            found[entry.id(name)] = members["meaning"].text()
             if "risk" in members:
                 risk.add(name)
                 if members["risk"].value is not True:
-                    members["risk"].fault(
-                        f"{shown(members['risk'].value)} is not true", "true, or take it out"
-                    )
+                    members["risk"].wrong("is not true", "true, or take it out")
             if "words" in optional:
                 others = members["words"].items("a list of words") if "words" in members else []
-                words[name] = (
-                    *words.get(name, ()),
-                    name.replace("_", " "),
-                    *(word.text() for word in others),
-                )
+                said = (name.replace("_", " "), *(word.text() for word in others))
+                words[name] = (*words.get(name, ()), *said)
         return found
 
     beliefs: dict[str, dict[str, str]] = {}
-    if slots:
-        for group, place in slots.pop("beliefs").members("an object from group to beliefs").items():
-            names = meanings(place, ("words", "risk"))
-            for other in beliefs:
-                for name in names.keys() & beliefs[other].keys():
-                    place.at(name).fault(f"the id stands in {other}, too", "it in one group")
-            beliefs[group] = names
+    for group, place in slots.pop("beliefs").members("an object from group to beliefs").items():
+        names = meanings(place, ("words", "risk"))
+        for other in beliefs:
+            for name in names.keys() & beliefs[other].keys():
+                place.at(name).fault(f"the id stands in {other}, too", "it in one group")
+        beliefs[group] = names
     hidden = {"emotions": ("words",), "rules": ("words",)}
     flat = {slot: meanings(place, hidden.get(slot, ())) for slot, place in slots.items()}
-    if faults:
-        return None
     return Ids(beliefs=beliefs, risk=frozenset(risk), words=words, **flat)
 
 
 def _cases(folder: Path, ids: Ids, allow_risk_cases: bool, faults: list[str]) -> list[Case]:
     files = sorted((folder / "cases").glob("*.json"))
     if not files:
-        faults.append(f"cases: there is no case in {folder / 'cases'}; write one, cases/NAME.json")
+        faults.append(f"{folder / 'cases'}: there is no case in it; write one, NAME.json")
     said: dict[str, tuple[str, str]] = {}
     cases: dict[str, Case] = {}
     for path in files:
-        whole = read(folder, f"cases/{path.name}", faults)
-        case = whole and _CaseFile(whole, ids, allow_risk_cases, said).case()
-        if not whole or not case:
+        before, whole = len(faults), read(path, faults)
+        case = _CaseFile(whole, ids, allow_risk_cases, said).case()
+        if len(faults) > before:
             continue
         if case.id in cases:
             whole.at("id").fault(
@@ -186,48 +162,34 @@ class _CaseFile:
 
     def __init__(self, whole: Place, ids: Ids, allow_risk_cases: bool, said: dict[str, tuple[str, str]]):
         self.name = whole.value.get("id") if isinstance(whole.value, dict) else "without id"
-        self.whole = Place(whole.value, f"{whole.file}: case {self.name}", "", whole.faults)
+        self.whole = whole.named(f"case {self.name}")
         self.ids, self.allow_risk_cases, self.said = ids, allow_risk_cases, said
 
-    def case(self) -> Case | None:
-        """The case, or None with the faults noted."""
-        before = len(self.whole.faults)
+    def case(self) -> Case:
         fields = self.whole.fields(field.name for field in dataclasses.fields(Case))
-        if not fields:
-            return None
-        name = fields["id"].text()
-        if name and not ID.fullmatch(name):
-            fields["id"].fault(f"{name!r} has other letters than a to z and _", "a lower-case first name")
-        age = fields["age"].value
-        if type(age) is not int or age < ADULT:
-            fields["age"].fault(
-                f"{shown(age)} is no age of an adult in years", f"a whole number from {ADULT}"
-            )
         beliefs = self.parts(fields["beliefs"], "beliefs")
         for belief in beliefs:
             if belief.id in self.ids.risk and not self.allow_risk_cases:
                 fields["beliefs"].at(belief.id).fault(
                     "it is marked as a risk in ids.json", "a belief that is not"
                 )
-        case = Case(
-            id=name,
+        return Case(
+            id=fields["id"].id(),
             name=fields["name"].text(),
-            age=age,
-            history=self.public(fields["history"]),
-            brief_history=self.public(fields["brief_history"]),
+            age=fields["age"].whole(ADULT),
+            history=self.public(fields["history"], fields["history"].text()),
+            brief_history=self.public(
+                fields["brief_history"], fields["brief_history"].simple(*BRIEF_HISTORY_WORDS)
+            ),
             beliefs=beliefs,
             rule=self.part(fields["rule"], "rules"),
             coping=self.part(fields["coping"], "coping"),
             situations=self.situations(fields["situations"], beliefs),
         )
-        if case.brief_history:
-            _hold_brief(fields["brief_history"], case.brief_history, BRIEF_HISTORY_WORDS)
-        return case if len(self.whole.faults) == before else None
 
-    def public(self, place: Place) -> str:
-        text = place.text()
+    def public(self, place: Place, text: str) -> str:
         for which, words in self.ids.words.items():
-            place.gives_nothing_away(text, which, words)
+            _give_away(place, text, which, words)
         return text
 
     def situations(self, place: Place, beliefs: tuple[Part, ...]) -> tuple[Situation, ...]:
@@ -237,8 +199,6 @@ class _CaseFile:
         situations: list[Situation] = []
         for item in items:
             fields = item.fields(field.name for field in dataclasses.fields(Situation))
-            if not fields:
-                continue
             which = fields["id"].text()
             situation = Situation(
                 id=which,
@@ -257,7 +217,7 @@ class _CaseFile:
                 for number, text in enumerate(getattr(situation, field)):
                     for belief in beliefs:  # what is heard early must not say what is heard last
                         words = self.ids.words.get(belief.id, ())
-                        fields[field].at(number).gives_nothing_away(text, belief.id, words)
+                        _give_away(fields[field].at(number), text, belief.id, words)
             situations.append(situation)
         return tuple(situations)
 
@@ -266,15 +226,14 @@ class _CaseFile:
         members = place.members(f"an object from ids of {slot} to their forms")
         if isinstance(place.value, dict) and not 1 <= len(members) <= MOST_IDS:
             place.fault(f"{len(members)} {slot}", f"1 to {MOST_IDS}")
-        for name, member in members.items():
-            if name not in self.ids.known(slot):
-                member.fault(f"{name!r} is no id of ids.json", f"one of {', '.join(self.ids.known(slot))}")
-        return tuple(Part(name, self.forms(member, f"{slot} {name}")) for name, member in members.items())
+        known = self.ids.known(slot)
+        return tuple(
+            Part(member.one_of(known, name), self.forms(member, f"{slot} {name}"))
+            for name, member in members.items()
+        )
 
     def part(self, place: Place, slot: str) -> Part:
         fields = place.fields(field.name for field in dataclasses.fields(Part))
-        if not fields:
-            return Part("", ())
         name = fields["id"].one_of(self.ids.known(slot))
         return Part(name, self.forms(fields["forms"], f"{slot} {name}"))
 
@@ -283,48 +242,43 @@ class _CaseFile:
         if what.startswith(("situation", "thought")):
             what = f"{what} of {self.name}"
 
-        def check(form: Place, text: str) -> None:
-            low, high = FORM_WORDS
-            if not low <= len(text.split()) <= high:
-                form.fault(f"{text!r} has {len(text.split())} words", f"a sentence of {low} to {high}")
-            other, where = self.said.setdefault(plain(text), (what, f"{form.file}: {form.field}"))
-            if other != what:
-                form.fault(f"{text!r} is a form of {other}, too ({where})", "it in other words")
+        def form(place: Place) -> str:
+            text = place.words(*FORM_WORDS)
+            other, where = self.said.setdefault(plain(text), (what, f"{place.file}: {place.field}"))
+            if text and other != what:
+                place.fault(f"{text!r} is a form of {other}, too ({where})", "it in other words")
+            return text
 
-        return place.forms(check)
+        return place.texts(FORMS, read=form)
 
 
-def _hold_brief(place: Place, text: str, most: int) -> None:
-    if not BRIEF.fullmatch(text) or len(text.split()) > most:
-        place.fault(
-            f"{text!r} is too long or not plain", f"at most {most} words of a to z, with one space between"
-        )
+def _give_away(place: Place, text: str, which: str, words: Iterable[str]) -> None:
+    for word in words:
+        if re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE):
+            place.fault(f"{word!r} gives away {which}", "it without that word")
 
 
 def _lexicon(folder: Path, ids: Ids, faults: list[str]) -> Lexicon:
-    whole = read(folder, "lexicon.json", faults)
-    if whole is None:
-        return {}
     wanted = {slot: ids.known(slot) for slot in SLOTS}
     wanted |= {"situation": tuple(ids.areas), "thought": tuple(ids.beliefs)}
     said: dict[str, str] = {}
 
-    def check(form: Place, text: str) -> None:
-        _hold_brief(form, text, BRIEF_FORM_WORDS)
-        what = form.field.partition("[")[0]
-        if said.setdefault(text, what) != what:
-            form.fault(f"{text!r} is a form of {said[text]}, too", "it in other words")
+    def form(place: Place) -> str:
+        text, what = place.simple(*BRIEF_FORM_WORDS), place.field.partition("[")[0]
+        if text and said.setdefault(text, what) != what:
+            place.fault(f"{text!r} is a form of {said[text]}, too", "it in other words")
+        return text
 
     lexicon: Lexicon = {}
-    for slot, place in whole.fields(wanted).items():
+    for slot, place in read(folder / "lexicon.json", faults).fields(wanted).items():
         risk = sorted(ids.risk & set(wanted[slot]))
         entries = place.fields([name for name in wanted[slot] if name not in risk], risk)
-        lexicon[slot] = {name: entry.forms(check) for name, entry in entries.items()}
+        lexicon[slot] = {name: entry.texts(FORMS, read=form) for name, entry in entries.items()}
         if slot in ("situation", "thought"):
             for name, texts in lexicon[slot].items():
                 for number, text in enumerate(texts):
                     for belief in ids.known("beliefs"):
-                        entries[name].at(number).gives_nothing_away(text, belief, ids.words[belief])
+                        _give_away(entries[name].at(number), text, belief, ids.words[belief])
     return lexicon
 
 
@@ -337,9 +291,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     faults: list[str] = []
-    cases: list[Case] = []
     ids = _ids(options.folder, faults)
-    if ids is None:
+    if faults:
         faults.append("ids.json: what the other files are held to; write it without fault, and they are read")
     else:
         cases = _cases(options.folder, ids, options.allow_risk_cases, faults)

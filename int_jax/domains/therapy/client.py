@@ -276,9 +276,7 @@ class Client:
     def essence(self, state: State) -> State:
         """Without the turns in which parts were told, nor readiness where it changes nothing."""
         turn, openness, heard, ready, last, worth = state
-        flags = tuple(
-            [1 if one else 0 for one in heard]
-        )  # a list, which is built faster than what a generator gives
+        flags = tuple(map(bool, heard))
         return State(turn, openness, flags, ready and self.numbers.key != "", last, worth)
 
     def over(self, state: State) -> str:

@@ -11,10 +11,10 @@ the words of ids that are not the case's: a paraphrase of either is not seen.
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, cast
 
-from int_jax.dialogue.oracle import Oracle
+from int_jax.dialogue.oracle import oracle_of
 from int_jax.dialogue.script import Script
 from int_jax.domains.therapy import novice, wording
 from int_jax.domains.therapy.acts import PARTS, Act, plain
@@ -42,11 +42,6 @@ class Talk(NamedTuple):
     faults: int
     inner: State
     asked: Act
-
-
-@functools.lru_cache(256)
-def oracle_of(client: Client) -> Oracle:
-    return Oracle(cast(Script, client))
 
 
 @functools.lru_cache(1 << 14)
@@ -81,7 +76,7 @@ class Played:
         return Talk(0, 0, inner, first)
 
     def _best(self, inner: State) -> Act:
-        found = cast(Act, oracle_of(self.client).best(inner))
+        found = cast(Act, oracle_of(cast(Script, self.client)).best(inner))
         # Whoever has heard all goes on listening.
         return Act("reflection") if found.kind == "formulation" else found
 
@@ -109,20 +104,32 @@ class Played:
         most = wording.MOST_SENTENCES[self.client.style]
         if count_sentences(text) > most or len(text.split()) > WORDS * most:
             return Told("long")
-        words, left = words_of(text), words_of(text)
-        said = []
-        for place, lists in enumerate(self.client.lines.said):
-            forms = [form for forms in lists for form in forms if quotes(words, form)]
-            said += [place] * bool(forms)
-            for form in forms:
-                left = left.replace(words_of(form), " | ")
+        said, contradicts = self.understood(text)
         new = [place for place in said if not state.inner.heard[place]]
         allowed = self._allowed(state)
         if any(place not in allowed for place in new):
             return Told("early")
-        if any(re.search(rf"(?<!not) {re.escape(word)} ", left) for word in self.foreign):
+        if contradicts:
             return Told("contradiction")
         return Told("tell", new[0]) if new else Told("pass")
+
+    @functools.cached_property
+    def understood(self) -> Callable[[str], tuple[list[int], bool]]:
+        """Of a text the places of what it tells, and whether the rest of it contradicts the case."""
+        foreign = re.compile(rf"(?<!not) (?:{'|'.join(map(re.escape, self.foreign)) or '(?!)'}) ")
+
+        @functools.lru_cache(1 << 10)
+        def found(text: str) -> tuple[list[int], bool]:
+            words, left = words_of(text), words_of(text)
+            said = []
+            for place, lists in enumerate(self.client.lines.said):
+                forms = [form for forms in lists for form in forms if quotes(words, form)]
+                said += [place] * bool(forms)
+                for form in forms:
+                    left = left.replace(words_of(form), " | ")
+            return said, foreign.search(left) is not None
+
+        return found
 
     def acts(self, state: Talk) -> Sequence[Told]:
         return [*(Told("tell", place) for place in sorted(self._allowed(state))), Told("pass")]
