@@ -279,14 +279,17 @@ def drift(lab: Lab, some: list[Trace], fixed: list[Trace]) -> dict:
 
     def under_base(logps, told) -> dict:
         spans = {
-            "prefix": [lp[t.prompt_len : t.spliced] for lp, t in zip(logps, some, strict=True)],
+            "prefix": [
+                own_of(lp, t, t.prompt_len)[: int(t.own[: t.spliced].sum())]
+                for lp, t in zip(logps, some, strict=True)
+            ],
             "intervention": [lp[t.spliced :] for lp, t in zip(logps, some, strict=True)],
             "reference": [lp[len(p) :] for lp, p in zip(told, prompts, strict=True)],
         }
         return {name: -mean for name, found in spans.items() if (mean := mean_of(found)) is not None}
 
     def of_policy(logps, entropies) -> dict:
-        entropy = mean_of([e[t.prompt_len :] for e, t in zip(entropies, fixed, strict=True)])
+        entropy = mean_of([own_of(e, t, t.prompt_len) for e, t in zip(entropies, fixed, strict=True)])
         logp = mean_of([lp[t.spliced :] for lp, t in zip(logps, some, strict=True)])
         return {"entropy": entropy, "intervention_nll": None if logp is None else -logp}
 
@@ -312,6 +315,11 @@ def drift(lab: Lab, some: list[Trace], fixed: list[Trace]) -> dict:
         for key in ("entropy", "intervention_nll")
     }
     return {"nll": base.means, **table}
+
+
+def own_of(values: np.ndarray, trace: Trace, start: int) -> np.ndarray:
+    """Of numbers of a trace's tokens, those from `start` on that are no partner's."""
+    return values[start:][trace.own[start:]]
 
 
 def mean_of(spans: list[np.ndarray]) -> float | None:

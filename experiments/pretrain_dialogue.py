@@ -35,8 +35,8 @@ MIXTURE = {"talk": 0.6, "taught": 0.1, "check": 0.3}  # by conversations
 ENTRIES, MAX_LEN = 1024, 768
 BLOCK = "<intervention>", "</intervention>", '{"location": ', ', "content": "', '"}'
 ROWS, ROW_LENGTH, MICRO_ROWS = 8, 512, 4
-UPDATES, WARMUP, DECAY_AT, PEAK = 700, 50, 400, 3e-3
-EXAMPLES = 8_000
+UPDATES, WARMUP, DECAY_AT, PEAK = 1200, 50, 700, 3e-3
+EXAMPLES = 10_000
 TASKS = 400  # of each domain
 SKILL, TAUGHT = (0.1, 0.6), (0.8, 1.0)  # the share of turns that are good, evenly; with the reference in view
 

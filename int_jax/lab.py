@@ -436,6 +436,8 @@ class Lab:
         guided = [row for row in self.rows[GUIDED] if self.fits(row.trace)]
         # A problem without a right continuation is none of these, though SFT may take what was not filtered.
         ids = {trace.task.id for trace in method.kept(guided)}
+        if self.filter == "gain" and GAIN in self.rows:
+            ids = {row.task for row in self.rows[GAIN] if row.gain > 0}
         kept = [task for task in hard if task.id in ids]
         if hard and not kept:
             self.note(

@@ -39,7 +39,13 @@ def tiny(domain: str = "therapy") -> ConfigDict:
     c.effect.update(problems=24, samples=4)
     c.drift.update(guided=64, attempts=32)
     c.rl.update(
-        updates=16, problems=8, learning_rate=2e-4, max_new_tokens=400, checkpoint_every=8, clip_norm=1.0
+        pool="hard",
+        updates=16,
+        problems=8,
+        learning_rate=2e-4,
+        max_new_tokens=400,
+        checkpoint_every=8,
+        clip_norm=1.0,
     )
     c.eval.update(samples=8, train_problems=20)
     c.train.update(row_length=512, rows=4, remat=False, logit_chunk=256)

@@ -252,6 +252,16 @@ class Therapy(Dialogue):
         last = block(0, "") if wrong is None else block(wrong + 1, self.correction(trace, wrong))
         return "\n".join([*log, last])
 
+    def replies(self, traces: list[Trace]) -> list[Reply]:
+        """The client's, numbered as a transcript is: a formulation cites these numbers."""
+        found = super().replies(traces)
+        if self.client_plays:
+            return found
+        return [
+            one._replace(text=f"{len(trace.step_ends)} {one.text}" if one.text else "")
+            for trace, one in zip(traces, found, strict=True)
+        ]
+
     def novice_turn(self, trace: Trace, rng: np.random.Generator, skill: float = novice.RIGHT) -> str:
         return novice.turn(self, trace, rng, skill)
 

@@ -34,8 +34,8 @@ RIGHT = 0.35  # the chance that a turn is a best one
 STOPS_EARLY = (
     0.06  # the chance, at each turn after the second, that it formulates; at the last turn it mostly does
 )
-FORGETS = 0.3  # the chance that it does not name an item that was told, or cites another turn
-GUESSES = 0.25  # the chance, for each slot, that it adds an item that was not told
+FORGETS = 0.15  # the chance that it does not name an item that was told, or cites another turn
+GUESSES = 0.1  # the chance, for each slot, that it adds an item that was not told
 
 
 def turn(domain: "Therapy", trace: Trace, rng: np.random.Generator, right: float = RIGHT) -> str:
