@@ -170,9 +170,11 @@ def evaluate(
     Args:
       diverged: policies that are not evaluated: their numbers are None. baselines: what InT + RL is compared with.
 
-    Returns: {"eval", "eval_train", "counts", "gain"} and "graders" where the domain has two.
+    Returns: {"eval", "eval_train", "counts", "gain"}, "scores" where the domain grades, "graders" where it has two.
     """
     out: dict = {"eval": {}, "eval_train": {}, "counts": {}}
+    if lab.domain.graded:
+        out["scores"] = {}
     keys = {key: which for key, which in {"eval": "test", "eval_train": "train"}.items() if which in sets}
     every: list[EvalRow] = []
     for name in lab.policies:
@@ -181,13 +183,17 @@ def evaluate(
         of_set = {which: [row for row in rows if row.set == which] for which in sets}
         found = {which: [(row.samples, row.correct) for row in some] for which, some in of_set.items()}
         out["counts"][name] = found
+        if lab.domain.graded:
+            out["scores"][name] = {
+                which: [float(np.mean(row.scores)) for row in some] for which, some in of_set.items()
+            }
         for key, which in keys.items():
             drawn = sum(row.samples for row in of_set[which])
             out[key][name] = estimates.summarize(found[which], ks) | {
                 f"maj@{samples}": estimates.maj_at_n([row.votes for row in of_set[which]], drawn)
             }
             if lab.domain.graded:
-                out[key][name]["score"] = mean_score(of_set[which], drawn)
+                out[key][name]["score"] = mean_score(out["scores"][name][which]) | {"samples": drawn}
     for key, which in keys.items():
         unknown = {"mean": None, "ci95": [None, None], "problems": len(sets[which]), "samples": 0}
         out[key] |= {name: dict.fromkeys(out[key]["base"], unknown) for name in diverged}
@@ -197,6 +203,12 @@ def evaluate(
         for name in baselines
         if {OURS, name} <= out["eval"].keys()
     }
+    for name, row in out["gain"].items() if lab.domain.graded else ():
+        ours, theirs = (
+            out["scores"].get(one, {}).get("test") for one in (OURS, name.removeprefix(f"{OURS} - "))
+        )
+        if ours and theirs:
+            row["score"] = mean_score(np.subtract(ours, theirs).tolist())
     if lab.domain.graders:
         differ = [one for row in every for one in row.differ]
         out["graders"] = {
@@ -208,14 +220,12 @@ def evaluate(
     return out
 
 
-def mean_score(rows: list[EvalRow], drawn: int) -> dict:
-    """The mean score of a sample; its interval is over problems, as those of pass@k."""
-    means = [float(np.mean(row.scores)) for row in rows if row.scores]
+def mean_score(means: list[float]) -> dict:
+    """The mean of a number of each problem; its interval is over problems, as those of pass@k."""
     return {
-        "mean": float(np.mean(means)) if means else None,
-        "ci95": list(estimates.bootstrap_ci(means)) if means else [None, None],
-        "problems": len(rows),
-        "samples": drawn,
+        "mean": float(np.mean(means)),
+        "ci95": list(estimates.bootstrap_ci(means)),
+        "problems": len(means),
     }
 
 
@@ -228,21 +238,27 @@ def gain(ours: list | None, theirs: list | None, ks: tuple) -> dict:
 
 
 def across_seeds(every: list[dict], k: int, baselines: list[str]) -> dict:
-    """pass@1 and pass@k on the held-out problems over all seeds: each policy, and InT + RL's gain over the baselines.
+    """pass@1, pass@k and the score of domains that grade, on the held-out problems over all seeds: each policy, and
+    InT + RL's gain over the baselines.
     Where a seed has no such policy the mean is None: that of the others would hide it."""
     out: dict = {}
     names = list(dict.fromkeys(name for r in every for name in r["counts"]))
     stopped = {name: how["why"] for r in every for name, how in r.get("stopped", {}).items()}
-    for kk in (1, k):
-        rates: dict[str, list] = {name: [_rates(r["counts"].get(name), kk) for r in every] for name in names}
+    metrics: dict[str, Callable[[dict, str], list[float] | None]] = {
+        f"pass@{kk}": lambda r, name, kk=kk: _rates(r["counts"].get(name), kk) for kk in (1, k)
+    }
+    if all("scores" in r for r in every):
+        metrics = {"score": lambda r, name: r["scores"].get(name, {}).get("test"), **metrics}
+    for metric, numbers in metrics.items():
+        rates: dict[str, list] = {name: [numbers(r, name) for r in every] for name in names}
         for baseline in baselines:
             if {OURS, baseline} <= rates.keys():
                 pairs = zip(rates[OURS], rates[baseline], strict=True)
                 rates[f"{OURS} - {baseline}"] = [
                     None if a is None or b is None else np.subtract(a, b) for a, b in pairs
                 ]
-        out[f"pass@{kk}"] = {name: _over_seeds(values) for name, values in rates.items()}
-        for name, row in out[f"pass@{kk}"].items():
+        out[metric] = {name: _over_seeds(values) for name, values in rates.items()}
+        for name, row in out[metric].items():
             if row["mean"] is None:
                 row["stopped"] = next(stopped[one] for one in name.split(" - ") if one in stopped)
     return out

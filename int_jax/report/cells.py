@@ -193,6 +193,12 @@ def _effect(effect: Mapping) -> Section:
     )
 
 
+def metrics(*tables: Mapping) -> list[str]:
+    """ "score", in domains that grade, and the "pass@k" keys of eval tables."""
+    graded = any("score" in row for table in tables for row in table.values())
+    return [*["score"] * graded, *pass_keys(*tables)]
+
+
 def pass_keys(*tables: Mapping) -> list[str]:
     """All "pass@k" keys of eval tables, by k."""
     return sorted(
@@ -215,8 +221,7 @@ def _eval(results: Mapping) -> Section:
     keys = pass_keys(*splits.values())
     # Two columns a set: pass@1 and pass@8, or the largest k there is; one where they are the same.
     shown = list(dict.fromkeys([keys[0], "pass@8" if "pass@8" in keys else keys[-1]]))
-    if any("score" in row for table in splits.values() for row in table.values()):
-        shown.insert(0, "score")  # of domains that grade
+    shown = [key for key in metrics(*splits.values()) if key in ("score", *shown)]
     policies = policies_of(results)
     methods = ordered({name: None for table in splits.values() for name in table} | stopped, tuple(policies))
     columns, cells, sizes = [], [], []
@@ -278,7 +283,7 @@ def _intervention_gain(found: Mapping) -> Section:
 
 
 def _gain(gain: Mapping, policies: Policies) -> Section:
-    keys, names = pass_keys(gain), ordered(gain)
+    keys, names = metrics(gain), ordered(gain)
     columns = [_aligned([_mean(gain[name].get(key)) for name in names]) for key in keys]
     rows = [[difference(name, policies), *cells] for name, *cells in zip(names, *columns, strict=True)]
     note = "Held-out problems of this seed; the interval resamples problems, paired."

@@ -23,6 +23,7 @@ from int_jax.report.cells import (
     effect_ratio,
     facts,
     label,
+    metrics,
     number,
     percent,
     policies_of,
@@ -259,8 +260,9 @@ def headlines(results: Mapping) -> list[tuple[str, str]]:
         )
     policies = policies_of(results)
     for name in (name for name, one in policies.items() if one["headline"]):
-        if "pass@1" in test.get(name, {}):
-            found.append((percent(test[name]["pass@1"]["mean"]), f"held-out pass@1, {label(name, policies)}"))
+        for key in metrics(test)[:1]:  # the score where there is one, else pass@1
+            if key in test.get(name, {}):
+                found.append((percent(test[name][key]["mean"]), f"held-out {key}, {label(name, policies)}"))
     if funnel.get("spliced") and "kept" in funnel:
         found.append(
             (percent(share(funnel["kept"], funnel["spliced"])), "of the spliced interventions were kept")

@@ -13,8 +13,8 @@ from int_jax.report.cells import (
     Policies,
     estimate,
     label,
+    metrics,
     ordered,
-    pass_keys,
     policies_of,
 )
 
@@ -267,7 +267,7 @@ def pass_plots(results: Mapping) -> list[dict]:
         ("held-out", results.get("eval", {})),
         ("training", results.get("eval_train", {})),
     ):
-        for key in pass_keys(table):
+        for key in metrics(table):
             found = {name: table[name][key] for name in ordered(table, tuple(policies)) if key in table[name]}
             rows = {name: (row["mean"], row["ci95"]) for name, row in found.items()}
             plots.append(bar_plot(f"{split} {key}", rows, policies))

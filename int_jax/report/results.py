@@ -41,6 +41,7 @@ ORDER = (
         "int_rl",
         "eval",
         "eval_train",
+        "scores",
         "gain",
         "intervention_gain",
         "proposers",
