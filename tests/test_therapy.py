@@ -16,7 +16,7 @@ from int_jax.check import domain as contract
 from int_jax.dialogue.oracle import Oracle, oracle_of
 from int_jax.dialogue.script import choose, luck_of, replay
 from int_jax.domains.therapy import Therapy, formulation, novice, skills, wording
-from int_jax.domains.therapy.acts import KINDS, MOST_WORDS, PARTS, Act, belief_words, read
+from int_jax.domains.therapy.acts import KINDS, MOST_WORDS, PARTS, Act, read
 from int_jax.domains.therapy.client import STYLES, Client, count_sentences
 from int_jax.domains.therapy.formulation import Item
 from int_jax.proposers.parse import parse_intervention
@@ -159,7 +159,7 @@ def test_any_text_is_some_act(text):
 
 
 def test_forms_are_read_as_what_they_do(clients):
-    every = belief_words(clients[0].lines.words, tuple(clients[0].lines.words))
+    every = tuple({word for words in clients[0].lines.words.values() for word in words})
     for name in wording.WORDINGS:
         for (kind, part), forms in wording.ACTS[name].items():
             for form in forms:
@@ -430,6 +430,11 @@ def test_what_was_not_heard_where_it_is_said_to_be_counts_nothing():
     assert formulation.score(spread, WANTED, TOLD) < formulation.score([WHOLE[0]], WANTED, TOLD)
 
 
+def at_random(domain, rng):
+    """One id of each slot."""
+    return {slot: [str(rng.choice(names))] for slot, names in domain.slots.items()}
+
+
 def test_ticking_and_guessing_are_worth_less_than_half_of_the_truth(domain):
     half = [one for one in WHOLE if one.id in ("failure", "helpless", "sad", "left")]
     all_of = [
@@ -445,9 +450,7 @@ def test_ticking_and_guessing_are_worth_less_than_half_of_the_truth(domain):
     common = np.mean([formulation.guess(formulation.majority(references), one) for one in references])
     unheard = np.mean([formulation.guess(formulation.best_unheard(references), one) for one in references])
     rng = np.random.default_rng(0)
-    chance = np.mean(
-        [formulation.guess(formulation.random_guess(domain.ids, rng), one) for one in references]
-    )
+    chance = np.mean([formulation.guess(at_random(domain, rng), one) for one in references])
     assert chance < common <= unheard + 1e-9 < 0.35 and everything < 0.35
     assert formulation.score(half, WANTED, TOLD) > unheard
     gain = formulation.elicitation_gain(1.0, references[0], references)
@@ -541,7 +544,7 @@ def test_experts_do_well_and_novices_badly(domains):
 
     def anyhow(domain, trace):
         if rng.random() < 0.1 or len(trace.partner) == 9:
-            named = formulation.random_guess(domain.ids, rng)
+            named = at_random(domain, rng)
             return formulation.render(
                 Item(slot, name, int(rng.integers(1, 10))) for slot, names in named.items() for name in names
             )
