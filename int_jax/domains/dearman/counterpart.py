@@ -213,7 +213,7 @@ class Counterpart:
         """The state after a reply: who objects or attacks digs in, who bargains has begun to move."""
         moved = {"object": self.difficulty >= DIGS_IN, "attack": 1, "bargain": -1}.get(kind, 0)
         resistance = min(MOST, max(0, state.resistance + moved))
-        return State(state.turn, resistance, *state[2:-1], kind)  # type: ignore[arg-type]
+        return State(state.turn, resistance, *state[2:-1], kind)
 
     def essence(self, state: Any) -> State:
         """Without how far mastery is above or below what still matters, and where composure is lost, without it."""
