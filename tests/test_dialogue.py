@@ -366,6 +366,13 @@ def test_no_turn_gains_on_the_best_ones(acts):
     assert oracle.first_error(moments) == next((i for i, lost in enumerate(regrets) if lost > 0.02), None)
 
 
+def test_equal_partners_are_worked_out_once(letters):
+    """By whichever domain, and however often."""
+    one, other = Haggling(letters), Haggling(letters, turns=3)
+    assert one.oracle_of(Seller()) is Haggling(letters).oracle_of(Seller())
+    assert one.oracle_of(Seller()) is not other.oracle_of(other.script(other.tasks("hard_train", 0, 1)[0]))
+
+
 def test_values_by_hand():
     oracle, start = Oracle(Seller()), Seller().start()
     # Praise that works, two offers: 3 + 1; praise that does not, two offers: 2. On average 3, as three offers; a deal.

@@ -7,6 +7,7 @@ trace that was cut, spliced or read from a file goes on as if it had never stopp
 
 import abc
 import functools
+import json
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -163,6 +164,14 @@ class Dialogue(TextDomain, abc.ABC):
                 f"task {trace.task.id}: turn {step} of a conversation of {len(moments)} (0-based)"
             )
         return self._best_words(trace.task, moments[step].before, step)
+
+    def block(self, trace: Trace) -> str:
+        """What a perfect checker's answer ends in: the first error, counted from 1, and the turn that should stand
+        there; 0 and nothing where there is none."""
+        step = self.first_error(trace)
+        found = (0, "") if step is None else (step + 1, self.correction(trace, step))
+        answer = json.dumps(dict(zip(("location", "content"), found, strict=True)), ensure_ascii=False)
+        return f"<intervention>{answer}</intervention>"
 
     def next_turn(self, trace: Trace) -> str:
         """A best act, in the script's words."""

@@ -8,7 +8,7 @@ from typing import cast
 
 import numpy as np
 
-from int_jax.dialogue.oracle import Oracle
+from int_jax.dialogue.oracle import Oracle, oracle_of
 from int_jax.dialogue.script import choose
 from int_jax.domains.dearman import novice
 from int_jax.domains.dearman.counterpart import ACTS, MOODS, OPENINGS, Act, Counterpart, State
@@ -57,7 +57,7 @@ def table(count: int, seed: int = 0) -> dict[int, dict[str, tuple[float, float]]
     found: dict[int, dict[str, tuple[float, float]]] = {}
     for difficulty in range(DIFFICULTIES[0], DIFFICULTIES[1] + 1):
         some = [one for one in situations if one.difficulty == difficulty]
-        oracles = {mood: Oracle(Counterpart(difficulty, mood)) for mood in MOODS}
+        oracles = {mood: oracle_of(Counterpart(difficulty, mood)) for mood in MOODS}
         players = {"best": None, "beginner": beginner, "unplanned": unplanned, "anyhow": anyhow}
         found[difficulty] = {}
         for name, player in players.items():

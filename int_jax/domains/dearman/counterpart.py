@@ -212,15 +212,21 @@ class Counterpart:
     def replied(self, state: State, kind: str) -> State:
         """The state after a reply: who objects or attacks digs in, who bargains has begun to move."""
         moved = {"object": self.difficulty >= DIGS_IN, "attack": 1, "bargain": -1}.get(kind, 0)
-        return state._replace(last=kind, resistance=min(MOST, max(0, state.resistance + moved)))
+        resistance = min(MOST, max(0, state.resistance + moved))
+        return State(state.turn, resistance, *state[2:-1], kind)
 
     def essence(self, state: Any) -> State:
         """Without how far mastery is above or below what still matters, and where composure is lost, without it."""
-        state = state._replace(described=2 * bool(state.described), asserted=2 * bool(state.asserted))
-        if not (state.mindful and state.confident):
-            return state._replace(mastery=0)
-        missing = 2 * state.turn - state.mastery
-        return state._replace(mastery=2 * state.turn - min(missing, int(2 * self.turns * (1 - MASTERY)) + 1))
+        # Made at once: `_replace` takes half of the time in which a script is worked out.
+        turn, resistance, trust, heat, offers, described, asserted, mindful, confident, mastery, last = state
+        described, asserted = 2 * bool(described), 2 * bool(asserted)
+        if mindful and confident:
+            mastery = 2 * turn - min(2 * turn - mastery, int(2 * self.turns * (1 - MASTERY)) + 1)
+        else:
+            mastery = 0
+        return State(
+            turn, resistance, trust, heat, offers, described, asserted, mindful, confident, mastery, last
+        )
 
     def over(self, state: Any) -> str:
         if state.last == "agree":

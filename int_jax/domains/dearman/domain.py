@@ -1,7 +1,6 @@
 """The domain `dearman`: its tasks, who sees what, and what a perfect checker answers."""
 
 import functools
-import json
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
@@ -13,7 +12,6 @@ from int_jax.domains import said
 from int_jax.domains.dearman import novice, prompts
 from int_jax.domains.dearman import wording as words
 from int_jax.domains.dearman.counterpart import (
-    ACTS,
     MOODS,
     OPENINGS,
     RESISTANCE,
@@ -244,9 +242,7 @@ class DearMan(Dialogue):
             faults = "" if act.mindful else " not mindful"
             faults += "" if act.confident else " not confident"
             lines.append(f"[{i + 1}] {skills or 'none'}{faults} {'loses' if i == wrong else 'ok'}")
-        content = "" if wrong is None else self.correction(trace, wrong)
-        answer = json.dumps({"location": 0 if wrong is None else wrong + 1, "content": content})
-        return "\n".join([*lines, f"<intervention>{answer}</intervention>"])
+        return "\n".join([*lines, self.block(trace)])
 
     # What is said -----------------------------------------------------------------------------------------------------
 
@@ -264,13 +260,6 @@ class DearMan(Dialogue):
         if not self.speaks:
             return self.counterpart(trace.task).line(str(rng.choice(TYPES)), float(rng.random()))
         return novice.say(self.counterpart(trace.task), self._state(trace), rng, skill)
-
-    def random_turn(self, trace: Trace, rng: np.random.Generator) -> str:
-        """One or two skills at random, whatever was said: a baseline that has composure and no plan."""
-        if not self.speaks:
-            return self.novice_turn(trace, rng)
-        act = ACTS[int(rng.integers(len(ACTS)))]
-        return self.counterpart(trace.task).words(self._state(trace), act, float(rng.random()))
 
     def _acts(self, trace: Trace) -> list[Act]:
         return [cast(Act, one.act) for one in self.moments(trace)]

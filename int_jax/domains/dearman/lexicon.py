@@ -52,17 +52,12 @@ UNREAL = _found(
     r"|should|shall|might"
     r"|let's|maybe|perhaps|refuse|must"
 )
-PERFECT = _found(r"(?:i|you|we|they|he|she|it)'d \w+ed|was|were|had|did")
 VAGUE_TIME = _found(
     _any(
         """a while,for ages,ages,lately,often,sometimes,now and then,all the time,mostly,rather a lot,a lot lately,
         recently,constantly,again and again,so many times,more and more,for a long time,a lot has,usually,too often,
         over my head,things do,these days,long enough"""
     )
-)
-ABSOLUTE = _found(
-    r"always|never|every (?:single )?time|everything you|anything you|nothing you|nobody ever|all the time"
-    r"|each and every|constantly|every day of the week|not once|never once"
 )
 YOU_ABSOLUTE = _found(
     r"(?:you(?:'ve|'re| have| are)?|he's|she's|i'm|it's|they)(?: [\w']+)? (?:always|never"
@@ -87,7 +82,6 @@ JUDGEMENT_WORD = _any(
     insane,dumb,an idiot,jealous,bossy,messy,filthy,dirty,out of your mind,playing games,obnoxious,outrageous,cold,
     not to be trusted"""
 )
-NO_NOT = r"(?: (?!not\b|never\b|no\b)[\w']+)"
 JUDGEMENT = _found(
     rf"you(?:'re| are| were|'ve been| have been|'ve become| have become| act| sound)"
     rf"(?: (?!not\b|never\b|no\b|right\b|ill\b)(?:[\w']+ ){{0,2}}?)? ?{JUDGEMENT_WORD}|you {JUDGEMENT_WORD}"

@@ -20,10 +20,8 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from int_jax.dialogue.oracle import TOLERANCE
 from int_jax.dialogue.script import Script, luck_of
 from int_jax.domains import PROMPTS, said, template
-from int_jax.domains.arithmetic import block
 from int_jax.domains.dialogue import Dialogue
 from int_jax.domains.therapy import formulation, novice, wording
 from int_jax.domains.therapy.acts import FORMULATION
@@ -242,15 +240,13 @@ class Therapy(Dialogue):
     def checker_response(self, trace: Trace) -> str:
         """What a perfect checker answers: a line for each turn up to the first that lost something, with what it did,
         and the turn that should stand there."""
-        moments, lost = self.moments(trace), self.regrets(trace)
-        wrong = next((i for i, regret in enumerate(lost) if regret > TOLERANCE), None)
+        moments, wrong = self.moments(trace), self.first_error(trace)
         log = []
         for i, one in enumerate(moments[: len(moments) if wrong is None else wrong + 1]):
             # An act of the interviewer's is (kind, part, worth), one of the client's (kind, place).
             did = " ".join(word for word in one.act[:2] if isinstance(word, str)).replace("_", " ").strip()
             log.append(f"S{i + 1} {did} {'wrong' if i == wrong else 'ok'}")
-        last = block(0, "") if wrong is None else block(wrong + 1, self.correction(trace, wrong))
-        return "\n".join([*log, last])
+        return "\n".join([*log, self.block(trace)])
 
     def replies(self, traces: list[Trace]) -> list[Reply]:
         """The client's, numbered as a transcript is: a formulation cites these numbers."""

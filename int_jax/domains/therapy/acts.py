@@ -16,7 +16,6 @@ The rules see phrases, not meaning: they are right on plain ones, and a person c
 
 import functools
 import re
-from collections.abc import Mapping
 from typing import NamedTuple
 
 # What a client can disclose, in the order in which it is found out.
@@ -231,8 +230,3 @@ def read(text: str, unheard: tuple[str, ...] = ()) -> Act:
         if any(act.kind == kind for act in found):
             return Act(kind)
     return Act("small_talk")
-
-
-def belief_words(words: Mapping[str, tuple[str, ...]], beliefs: tuple[str, ...]) -> tuple[str, ...]:
-    """The words that name some beliefs, as `read` is given them."""
-    return tuple(sorted({word for belief in beliefs for word in words.get(belief, ())}))

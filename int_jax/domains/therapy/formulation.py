@@ -14,8 +14,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from int_jax.domains.therapy.acts import FORMULATION
 from int_jax.domains.therapy.cases import Case, Ids, Situation
 
@@ -121,11 +119,6 @@ def frequent(references: Sequence[Reference], slot: str) -> list[str]:
     """The ids that references name in a slot, the most frequent first."""
     named = [name for one in references for name in one[slot]]
     return sorted({*named}, key=lambda name: (-named.count(name), name))
-
-
-def random_guess(ids: Ids, rng: np.random.Generator) -> dict[str, list[str]]:
-    """One id of each slot, at random."""
-    return {slot: [str(rng.choice(names))] for slot, names in slots(ids).items()}
 
 
 def best_unheard(references: Sequence[Reference]) -> dict[str, list[str]]:
