@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,7 @@ def policy_rows(
                 votes(lab.domain, group),
                 differing(lab.domain, group) if lab.domain.graders else (),
                 tuple(float(trace.judged.score) for trace in group) if lab.domain.graded else (),
+                means([lab.domain.measures(trace) for trace in group]),
             )
             for (which, task), group in zip(part, groups, strict=True)
         ]
@@ -197,6 +198,8 @@ def evaluate(
     for key, which in keys.items():
         unknown = {"mean": None, "ci95": [None, None], "problems": len(sets[which]), "samples": 0}
         out[key] |= {name: dict.fromkeys(out[key]["base"], unknown) for name in diverged}
+        if measured := means([row.measures for row in of_set.get("test", [])]):
+            out.setdefault("measures", {})[name] = measured
     held_out = {name: found["test"] for name, found in out["counts"].items()}
     out["gain"] = {
         f"{OURS} - {name}": gain(held_out.get(OURS), held_out.get(name), ks)
@@ -218,6 +221,15 @@ def evaluate(
             "examples": differ[:50],
         }
     return out
+
+
+def means(found: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """The mean of each number over those that have it; None where none has."""
+    known = {
+        name: [value for one in found if (value := one.get(name)) is not None]
+        for name in dict.fromkeys(name for one in found for name in one)
+    }
+    return {name: float(np.mean(values)) if values else None for name, values in known.items()}
 
 
 def mean_score(means: list[float]) -> dict:

@@ -183,7 +183,7 @@ class EvalRow(Row):
     """How a policy fared at one problem of a set.
 
     votes: (answer, count, right) of its answers. differ: the answers on which the domain's graders differ.
-    scores: of each sample, where the domain grades.
+    scores: of each sample, where the domain grades. measures: means over the samples (`Domain.measures`).
     """
 
     set: str
@@ -193,6 +193,7 @@ class EvalRow(Row):
     votes: tuple[Vote, ...] = ()
     differ: tuple[dict[str, str], ...] = ()
     scores: tuple[float, ...] = ()
+    measures: dict[str, float | None] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

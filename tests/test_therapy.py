@@ -453,8 +453,31 @@ def test_ticking_and_guessing_are_worth_less_than_half_of_the_truth(domain):
     chance = np.mean([formulation.guess(at_random(domain, rng), one) for one in references])
     assert chance < common <= unheard + 1e-9 < 0.35 and everything < 0.35
     assert formulation.score(half, WANTED, TOLD) > unheard
-    gain = formulation.elicitation_gain(1.0, references[0], references)
-    assert gain == 1.0 - formulation.guess(formulation.best_unheard(references), references[0]) > 0
+    assert 0 < formulation.guess(formulation.best_unheard(references), references[0]) < 1
+
+
+def test_what_is_counted_of_an_interview(domain):
+    """Beside the score: what was reached beyond a guess, and how it was led."""
+    for task in domain.tasks("hard_train", 0, 6):
+        trace = rollout.play(domain, task, domain.next_turn)
+        found = domain.measures(trace)
+        guessed = formulation.guess(domain.unheard, domain.client(task).lines.reference)
+        assert found["elicitation_gain"] == trace.judged.score - guessed and 0 < guessed < 0.5
+        assert found["regret"] == pytest.approx(0, abs=1e-6) and found["first_error"] is None
+        assert found["turns"] == len(trace.step_ends) and set(skills.SKILLS) < found.keys()
+        advised = domain.measures(rollout.play(domain, task, lambda trace: "you should talk to them"))
+        assert advised["advice_first"] == advised["turns"] == 10 and advised["first_error"] is not None
+        assert advised["elicitation_gain"] == -guessed
+
+
+def test_a_beginner_may_play_the_client(letters):
+    domain, rng = Therapy(letters, plays="client", wording="brief"), np.random.default_rng(0)
+    for task in domain.tasks("hard_train", 0, 4):
+        bad, good = (
+            rollout.play(domain, task, lambda trace, skill=skill: domain.novice_turn(trace, rng, skill))
+            for skill in (0.0, 1.0)
+        )
+        assert bad.judged.score < good.judged.score == 1.0
 
 
 # --- the domain ---

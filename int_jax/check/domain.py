@@ -319,6 +319,19 @@ def check_reply(s: Subject) -> Iterator[str]:
         yield f"its partner replies, and steps end in {s.domain.separator!r}: write separator = '', a step is a turn"
 
 
+def check_measures(s: Subject) -> Iterator[str]:
+    """measures(trace) is numbers by name, or None for what has nothing to count."""
+    for text in ("", "Hello."):
+        found: Any = s.domain.measures(trace_of(s.domain, s.some[0], text))
+        wrong = not isinstance(found, dict) or [
+            name
+            for name, value in found.items()
+            if not isinstance(name, str) or not (value is None or math.isfinite(value))
+        ]
+        if wrong:
+            yield f"measures gives {found!r:.80}: finite numbers by name, or None"
+
+
 def check_many(s: Subject) -> Iterator[str]:
     """verify_many(traces) is verify of each of them."""
     traces = [solved(s, task) for task in s.some]
@@ -369,6 +382,7 @@ CHECKS = (
     check_steps,
     check_privileged,
     check_reply,
+    check_measures,
     check_many,
     check_oracle,
 )

@@ -116,6 +116,10 @@ class Domain(Protocol):
     def reward(self, trace: Trace, part: str) -> float:
         """One of its REWARDS. Raises ValueError for another part."""
 
+    def measures(self, trace: Trace) -> dict[str, float | None]:
+        """What is counted of a response beside its score, by name, None where there is nothing to count; {} for none.
+        A run reports the means."""
+
     def leaks(self, task: Task, text: str) -> bool:
         """Whether a step gives the final answer away."""
 
@@ -286,6 +290,9 @@ class TextDomain:
         # "no" leaks in "the answer is no", not in "note".
         words = " ".join(text.split()).casefold()
         return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", words) is not None
+
+    def measures(self, trace: Trace) -> dict[str, float | None]:
+        return {}
 
     def replies(self, traces: list[Trace]) -> list[Reply]:
         return [Reply()] * len(traces)

@@ -153,6 +153,15 @@ class Dialogue(TextDomain, abc.ABC):
         """What each own turn lost of the score, in expectation."""
         return self.oracle_of(self.script(trace.task)).regrets(self.moments(trace))
 
+    def measures(self, trace: Trace) -> dict[str, float | None]:
+        """turns: own ones. regret: what a turn lost on average, in score. first_error: its turn, counted from 1."""
+        lost, step = self.regrets(trace), self.first_error(trace)
+        return {
+            "turns": float(len(lost)),
+            "regret": float(np.mean(lost)) if lost else None,
+            "first_error": None if step is None else step + 1.0,
+        }
+
     def first_error(self, trace: Trace) -> int | None:
         return self.oracle_of(self.script(trace.task)).first_error(self.moments(trace))
 

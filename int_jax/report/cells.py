@@ -260,6 +260,22 @@ def difference(name: str, policies: Policies) -> str:
     return " - ".join(label(one, policies) for one in name.split(" - "))
 
 
+def _measures(found: Mapping[str, Mapping], policies: Policies) -> Section:
+    shown = [name for name in ordered(found, tuple(policies)) if policies.get(name, {}).get("headline", True)]
+    names = list(dict.fromkeys(name for one in found.values() for name in one))
+
+    def cell(value: float | None) -> str:
+        return DASH if value is None else f"{value:.3f}"
+
+    rows = [[label(name), *(cell(found[one].get(name)) for one in shown)] for name in names]
+    columns = ["of a conversation", *(label(one, policies) for one in shown)]
+    note = (
+        "Means over samples, then held-out problems; what has nothing to count is left out of its mean. No part of the "
+        "score."
+    )
+    return Section("measures", "How it speaks", columns, rows, note)
+
+
 def _intervention_gain(found: Mapping) -> Section:
     keys = ordered(found)
     cells = _aligned([_mean(found[key]) for key in keys])
@@ -459,6 +475,8 @@ def sections(results: Mapping) -> list[Section]:
         made.append(_eval(results))
     if results.get("gain"):
         made.append(_gain(results["gain"], policies))
+    if results.get("measures"):
+        made.append(_measures(results["measures"], policies))
     if results.get("proposers"):
         made.append(_proposers(results["proposers"], scripted))
     if results.get("graders"):

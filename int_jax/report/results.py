@@ -43,6 +43,7 @@ ORDER = (
         "eval_train",
         "scores",
         "gain",
+        "measures",
         "intervention_gain",
         "proposers",
         "graders",

@@ -255,6 +255,17 @@ class DearMan(Dialogue):
             return sum(act.mindful and act.confident for act in acts) / max(len(acts), 1)
         return super().reward(trace, part)
 
+    def measures(self, trace: Trace) -> dict[str, float | None]:
+        """Also the shares of the own turns that are mindful, confident, and strong in each strategy."""
+        found = super().measures(trace)
+        acts = self._acts(trace) if self.speaks else []
+        if not acts:
+            return found
+        said = [dict(act.heard) for act in acts]
+        shares = {name: [one.get(skill, 0) > WEAK for one in said] for skill, name in enumerate(STRATEGIES)}
+        shares |= {"mindful": [act.mindful for act in acts], "confident": [act.confident for act in acts]}
+        return {**found, **{name: sum(values) / len(acts) for name, values in shares.items()}}
+
     def novice_turn(self, trace: Trace, rng: np.random.Generator, skill: float = novice.SKILL) -> str:
         """What a scripted beginner says next in an open trace; as the counterpart, a line of any type."""
         if not self.speaks:

@@ -23,7 +23,7 @@ import numpy as np
 from int_jax.dialogue.script import Script, luck_of
 from int_jax.domains import PROMPTS, said, template
 from int_jax.domains.dialogue import Dialogue
-from int_jax.domains.therapy import formulation, novice, wording
+from int_jax.domains.therapy import formulation, novice, skills, wording
 from int_jax.domains.therapy.acts import FORMULATION
 from int_jax.domains.therapy.cases import Case, Situation, load_cases, load_ids, load_lexicon
 from int_jax.domains.therapy.client import Client, lines, pattern
@@ -258,8 +258,33 @@ class Therapy(Dialogue):
             for trace, one in zip(traces, found, strict=True)
         ]
 
+    @functools.cached_property
+    def unheard(self) -> dict[str, list[str]]:
+        """The guess that is best on average over the clients to train on, with nothing heard."""
+        train = [case for name, case in self.cases.items() if self.split_of[name] == "hard_train"]
+        return formulation.best_unheard(
+            [formulation.reference(self.ids, case, one) for case in train for one in case.situations]
+        )
+
+    def measures(self, trace: Trace) -> dict[str, float | None]:
+        """Also the micro-skills (skills.py), and the elicitation gain: the score less what the best guess with nothing
+        heard would be worth, if no evidence were asked for."""
+        found = super().measures(trace)
+        if self.client_plays:
+            return found
+        client, moments = self.client(trace.task), self.moments(trace)
+        guessed = formulation.guess(self.unheard, client.lines.reference)
+        gain = self.verify(trace).score - guessed
+        return {**found, "elicitation_gain": gain, **skills.skills(client, moments, self.turns(trace))}
+
     def novice_turn(self, trace: Trace, rng: np.random.Generator, skill: float = novice.RIGHT) -> str:
-        return novice.turn(self, trace, rng, skill)
+        """What a scripted beginner says next in an open trace; as the client, anything that it could tell."""
+        if not self.client_plays:
+            return novice.turn(self, trace, rng, skill)
+        if rng.random() < skill:
+            return self.next_turn(trace)
+        said = [form for place in self.client(trace.task).lines.said for forms in place for form in forms]
+        return str(rng.choice(said))
 
     # --- leaks ---
 

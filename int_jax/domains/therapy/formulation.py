@@ -133,8 +133,3 @@ def best_unheard(references: Sequence[Reference]) -> dict[str, list[str]]:
         ]
         found[slot] = order[: 1 + sums.index(max(sums))]
     return found
-
-
-def elicitation_gain(reached: float, wanted: Reference, references: Sequence[Reference]) -> float:
-    """The score less what `best_unheard`, from these references, is worth here as a guess."""
-    return reached - guess(best_unheard(references), wanted)
