@@ -31,14 +31,16 @@ from int_jax.tokenizer import Tokenizer as Chat
 WORKDIR = flags.DEFINE_string("workdir", None, "where the checkpoint and the log go", required=True)
 
 DOMAINS = ("therapy", "dearman")
-MIXTURE = {"talk": 0.6, "taught": 0.1, "check": 0.3}  # by conversations
+# By conversations. "talk": whole ones of beginners; "finish": the last turn alone, of good ones; "taught": good ones with
+# the reference in view; "check": a checker's answer.
+MIXTURE = {"talk": 0.45, "finish": 0.25, "taught": 0.05, "check": 0.25}
 ENTRIES, MAX_LEN = 1024, 768
 BLOCK = "<intervention>", "</intervention>", '{"location": ', ', "content": "', '"}'
 ROWS, ROW_LENGTH, MICRO_ROWS = 8, 512, 4
-UPDATES, WARMUP, DECAY_AT, PEAK = 1200, 50, 700, 3e-3
+UPDATES, WARMUP, DECAY_AT, PEAK = 1300, 50, 800, 3e-3
 EXAMPLES = 10_000
 TASKS = 400  # of each domain
-SKILL, TAUGHT = (0.1, 0.6), (0.8, 1.0)  # the share of turns that are good, evenly; with the reference in view
+SKILL, GOOD = (0.1, 0.6), (0.8, 1.0)  # the share of turns that are good, evenly: of beginners, of others
 
 
 def schedule(step):
@@ -81,12 +83,14 @@ def example(chat: Chat, every: dict, tasks: dict, rng: np.random.Generator) -> b
     domain, some = every[name], tasks[name]
     kind = rng.choice(list(MIXTURE), p=list(MIXTURE.values()))
     trace = novice_talk(
-        domain, some[int(rng.integers(len(some)))], rng, TAUGHT if kind == "taught" else SKILL
+        domain, some[int(rng.integers(len(some)))], rng, GOOD if kind in ("finish", "taught") else SKILL
     )
     if kind == "check":
         shown = domain.view(trace.task, domain.step_texts(trace), "checker")
         return batching.conversation(chat, shown, domain.checker_response(trace))
     weights, tokens = batching.response_weights(trace), trace.tokens
+    if kind == "finish":  # how what was heard is put together, whoever asked for it
+        weights[: trace.step_starts()[-1]] = 0
     if kind == "taught":  # the same words, said by one who knows the reference
         informed = rollout.open_trace(domain, trace.task, "teacher").tokens
         tokens = np.concatenate([informed, trace.response])
