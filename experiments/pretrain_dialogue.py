@@ -31,7 +31,7 @@ from int_jax.tokenizer import Tokenizer as Chat
 WORKDIR = flags.DEFINE_string("workdir", None, "where the checkpoint and the log go", required=True)
 
 DOMAINS = ("therapy", "dearman")
-# By conversations. "talk": whole ones of beginners; "finish": the last turn alone, of good ones; "taught": good ones with
+# By conversations. "talk": whole ones of beginners; "finish": the last turn alone, of good ones; "taught": good ones,
 # the reference in view; "check": a checker's answer.
 MIXTURE = {"talk": 0.45, "finish": 0.25, "taught": 0.05, "check": 0.25}
 ENTRIES, MAX_LEN = 1024, 768
