@@ -55,7 +55,7 @@ class Place(NamedTuple):
 def key_of(request: Request, sampling: Sampling) -> bytes:
     """A digest of all that a response depends on, besides the parameters, which are the log's."""
     # Ids as "<i4": the same bytes on a machine that stores the high byte first. A repr holds no NUL.
-    text = repr((request.task, request.sample, request.begin, dataclasses.astuple(sampling)))
+    text = repr((request.task, request.sample, request.begin, request.most, dataclasses.astuple(sampling)))
     ids = np.asarray(request.prompt, "<i4").tobytes()
     return hashlib.blake2b(text.encode() + b"\0" + ids, digest_size=KEY_BYTES).digest()
 

@@ -182,8 +182,9 @@ class Judging:
             self.continued[self.requests + len(requests)] = number
             left = self.ends[number] - len(trace.tokens)
             most = left if self.domain.turn_tokens is None else min(left, self.domain.turn_tokens)
+            limit = most if most < self.sampling.max_new_tokens else None
             requests.append(
-                Request(prompts[id(trace.tokens)], self.streams[number], trace.key[1], trace.begin, most)
+                Request(prompts[id(trace.tokens)], self.streams[number], trace.key[1], trace.begin, limit)
             )
         self.requests += len(requests)
         self.session.add(requests)

@@ -10,7 +10,7 @@ from absl import flags
 from test_memory import shape
 
 from experiments import command_line, knobs, plan, preflight
-from experiments.configs import code, default, grpo, reasoning_gym
+from experiments.configs import code, dearman, default, grpo, reasoning_gym, therapy
 from experiments.configs import int as intervention
 from int_jax import domains, memory
 from int_jax.sharding import RULES_DECODE
@@ -299,7 +299,7 @@ def test_a_domain_or_a_knob_that_there_is_not_ends_in_one_line(monkeypatch, lab,
 @pytest.mark.parametrize("name", domains.names())
 def test_every_domain_has_a_config_with_all_of_its_knobs(name):
     configs = {"arithmetic": intervention.get_config("tiny"), "math": intervention.get_config("rehearsal")}
-    configs["code"] = code.get_config()
+    configs |= {"code": code.get_config(), "therapy": therapy.get_config(), "dearman": dearman.get_config()}
     c = configs.get(name) or reasoning_gym.get_config()
     assert c.domain.name == name and {*c.domain.knobs} == {*domains.find(name).KNOBS}
 

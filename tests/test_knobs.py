@@ -352,7 +352,7 @@ SHOWN = {
     "guided.at_once": ("draws: guided", 1),
     "guided.keep": ("load -> refusal", False, {"arms": ("int_suffix",), "guided.keep": True, "export": ()}),
     "guided.shard": ("results", 2),
-    "gain.attempts": ("draws: gain", 2),
+    "gain.attempts": ("export -> draws: gain", 2),
     "gain.samples": ("draws: gain", 1, {"gain.attempts": 2}),
     "effect.problems": ("draws: effect", 1),
     "effect.samples": ("draws: effect", 3),
