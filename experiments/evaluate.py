@@ -184,6 +184,8 @@ def evaluate(
         of_set = {which: [row for row in rows if row.set == which] for which in sets}
         found = {which: [(row.samples, row.correct) for row in some] for which, some in of_set.items()}
         out["counts"][name] = found
+        if measured := means([row.measures for row in of_set.get("test", [])]):
+            out.setdefault("measures", {})[name] = measured
         if lab.domain.graded:
             out["scores"][name] = {
                 which: [float(np.mean(row.scores)) for row in some] for which, some in of_set.items()
@@ -198,8 +200,6 @@ def evaluate(
     for key, which in keys.items():
         unknown = {"mean": None, "ci95": [None, None], "problems": len(sets[which]), "samples": 0}
         out[key] |= {name: dict.fromkeys(out[key]["base"], unknown) for name in diverged}
-        if measured := means([row.measures for row in of_set.get("test", [])]):
-            out.setdefault("measures", {})[name] = measured
     held_out = {name: found["test"] for name, found in out["counts"].items()}
     out["gain"] = {
         f"{OURS} - {name}": gain(held_out.get(OURS), held_out.get(name), ks)

@@ -19,6 +19,8 @@ def test_a_whole_run_in_small(tmp_path, name):
         and {"base", "int", "int_rl", "rl"} <= found["eval"].keys() | found["stopped"].keys()
     )
     assert 0 <= found["eval"]["base"]["score"]["mean"] <= 1
+    assert found["measures"].keys() == found["eval"].keys() - found["stopped"].keys()
+    assert found["scores"].keys() == found["measures"].keys() and "HOW IT SPEAKS" in out
     gains = found["intervention_gain"]
     assert {"self_verify", "oracle", "random_step", "last_step"} == gains.keys()
     assert gains["oracle"]["mean"] > 0 and "WHAT AN INTERVENTION GAINS" in out
