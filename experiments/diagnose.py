@@ -44,6 +44,12 @@ class Interventions:
         self.spliced: list[Trace | None] = [found.get(id_of(trace)) for trace in self.wrong]
         self.guided: list[GuidedRow | None] = [guided.get(id_of(trace)) for trace in self.wrong]
 
+    def kept(self, row: GuidedRow) -> bool:
+        """Whether the filter keeps a guided attempt: by its gain, as far as that was drawn, or a right continuation."""
+        if self.lab.filter == "gain":
+            return any(one.gain > 0 for one in self.lab.rows.get(GAIN, ()) if one.id == row.id)
+        return row.successes > 0
+
     def drop(self, index: int) -> str:
         """Why a wrong attempt was not continued, one of proposers.DROPS, or ""."""
         fits = self.spliced[index] is None or self.guided[index] is not None
@@ -64,14 +70,14 @@ class Interventions:
         lost = {name: drops.count(name) for name in proposers.DROPS}
         none = sum(lost[name] for name in ("unparsed", "not_located", "too_long"))
         rows = [row for row in self.guided if row]
-        kept = method.kept(rows)
+        kept = [row.trace for row in rows if self.kept(row)]
         counts = {"proposed": len(self.wrong) - none, **lost, "spliced": len(rows)}
         counts |= {"guided": sum(row.tries for row in rows), "kept": len(kept)}
         counts["problems_kept"] = len({trace.task.id for trace in kept})
         if self.lab.domain.oracle:
             counts["kept_right"] = sum(
                 row is not None
-                and row.successes > 0
+                and self.kept(row)
                 and self.lab.domain.first_error(trace) == proposal.intervention.step
                 for trace, proposal, row in zip(self.wrong, self.proposals, self.guided, strict=True)
                 if proposal.intervention
@@ -89,7 +95,8 @@ class Interventions:
         truth = domain.first_error(trace)
         outcome = self.drop(index).replace("_", " ")
         if guided:
-            outcome = "kept" if guided.successes else "no success"
+            lacks = "no gain" if self.lab.filter == "gain" else "no success"
+            outcome = "kept" if self.kept(guided) else lacks
         continuations = [*guided.shown] if guided else []
         located = one.step if one else None
         return report.Example(
