@@ -44,11 +44,11 @@ class Interventions:
         self.spliced: list[Trace | None] = [found.get(id_of(trace)) for trace in self.wrong]
         self.guided: list[GuidedRow | None] = [guided.get(id_of(trace)) for trace in self.wrong]
 
-    def kept(self, row: GuidedRow) -> bool:
-        """Whether the filter keeps a guided attempt: by its gain, as far as that was drawn, or a right continuation."""
+    def kept(self) -> set[tuple]:
+        """The ids of what the filter keeps: by gain, as far as that was drawn, or by a right continuation."""
         if self.lab.filter == "gain":
-            return any(one.gain > 0 for one in self.lab.rows.get(GAIN, ()) if one.id == row.id)
-        return row.successes > 0
+            return {row.id for row in self.lab.rows.get(GAIN, ()) if row.gain > 0}
+        return {row.id for row in self.guided if row and row.successes}
 
     def drop(self, index: int) -> str:
         """Why a wrong attempt was not continued, one of proposers.DROPS, or ""."""
@@ -70,14 +70,15 @@ class Interventions:
         lost = {name: drops.count(name) for name in proposers.DROPS}
         none = sum(lost[name] for name in ("unparsed", "not_located", "too_long"))
         rows = [row for row in self.guided if row]
-        kept = [row.trace for row in rows if self.kept(row)]
+        ids = self.kept()
+        kept = [row.trace for row in rows if row.id in ids]
         counts = {"proposed": len(self.wrong) - none, **lost, "spliced": len(rows)}
         counts |= {"guided": sum(row.tries for row in rows), "kept": len(kept)}
         counts["problems_kept"] = len({trace.task.id for trace in kept})
         if self.lab.domain.oracle:
             counts["kept_right"] = sum(
                 row is not None
-                and self.kept(row)
+                and row.id in ids
                 and self.lab.domain.first_error(trace) == proposal.intervention.step
                 for trace, proposal, row in zip(self.wrong, self.proposals, self.guided, strict=True)
                 if proposal.intervention
@@ -95,8 +96,7 @@ class Interventions:
         truth = domain.first_error(trace)
         outcome = self.drop(index).replace("_", " ")
         if guided:
-            lacks = "no gain" if self.lab.filter == "gain" else "no success"
-            outcome = "kept" if self.kept(guided) else lacks
+            outcome = "kept" if guided.successes else "no success"
         continuations = [*guided.shown] if guided else []
         located = one.step if one else None
         return report.Example(
@@ -105,13 +105,18 @@ class Interventions:
 
     def paired(self, examples: list[report.Example], ours: str) -> list[report.Example]:
         """Those that are conversations with their paired continuations, where the run, whose own proposer is `ours`,
-        has drawn them."""
+        has drawn them; and what a filter by these makes of each."""
         stages = (_gain_of(ours), GAIN)
         rows = {row.id: row for stage in stages for row in self.lab.rows.get(stage, ())}
-        return [
-            dataclasses.replace(example, gain=None if self.lab.domain.separator else rows.get(id_of(trace)))
-            for example, trace in zip(examples, self.wrong, strict=False)
-        ]
+        found, kept = [], self.kept()
+        for example, trace, guided in zip(examples, self.wrong, self.guided, strict=False):
+            if not self.lab.domain.separator:
+                example = dataclasses.replace(example, gain=rows.get(id_of(trace)))
+            if guided and self.lab.filter == "gain" and GAIN in self.lab.rows:
+                outcome = "kept" if guided.id in kept else "no gain"
+                example = dataclasses.replace(example, outcome=outcome)
+            found.append(example)
+        return found
 
 
 def attempt(domain: Domain, trace: Trace) -> report.Attempt:
@@ -233,7 +238,7 @@ def intervention_gains(
     some, table = found.wrong[:attempts], {}
     for name, proposals in rows.items() if some else ():
         guided = lab.splice(some[: len(proposals)], proposals[: len(some)])
-        gains = lab.gains(guided, some, Stage("gain", f"of_{modules.file_stem(name)}")) if guided else []
+        gains = lab.gains(guided, some, _gain_of(name)) if guided else []
         worth = [row.gain for row in gains]
         table[name] = {
             "traces": len(gains),

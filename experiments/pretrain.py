@@ -185,14 +185,13 @@ def main(_):
     )
     engine = Engine(families.build(config))
     own_file = workdir / "own_errors.json"
+    own: list = json.loads(own_file.read_text()) if own_file.exists() else []
 
     def batch(state):
-        step, own = int(state.step), []
-        if step >= OWN_ERRORS_AT:
-            if not own_file.exists():
-                write_atomically(own_file, json.dumps(own_errors(engine, state.params, chat, domain)))
-            own = json.loads(own_file.read_text())
-        return batch_at(chat, domain, 0, step, own)
+        if int(state.step) >= OWN_ERRORS_AT and not own:
+            own.extend(own_errors(engine, state.params, chat, domain))
+            write_atomically(own_file, json.dumps(own))
+        return batch_at(chat, domain, 0, int(state.step), own)
 
     state = fit(engine, schedule, UPDATES, batch, workdir)
     hf_format.save(workdir / "model", config, state.params, workdir / "tokenizer")

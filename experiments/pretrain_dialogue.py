@@ -39,7 +39,7 @@ BLOCK = "<intervention>", "</intervention>", '{"location": ', ', "content": "', 
 ROWS, ROW_LENGTH, MICRO_ROWS = 8, 512, 4
 UPDATES, WARMUP, DECAY_AT, PEAK = 1300, 50, 800, 3e-3
 EXAMPLES = 10_000
-TASKS = 400  # of each domain
+TASKS = 400  # to train on, of each domain
 SKILL, GOOD = (0.1, 0.6), (0.8, 1.0)  # the share of turns that are good, evenly: of beginners, of others
 
 
@@ -59,16 +59,6 @@ def schedule(step):
 def loaded(chat: Chat) -> dict:
     """The domains in brief wording, by name."""
     return {name: domains.load(name, chat, wording="brief") for name in DOMAINS}
-
-
-def tasks_of(domain) -> list:
-    """Tasks to train on: TASKS of them, or all there are."""
-    for count in range(TASKS, 0, -20):
-        try:
-            return domain.tasks("hard_train", 0, count)
-        except ValueError:
-            continue
-    raise ValueError(f"{domain.name}: no tasks to train on")
 
 
 def novice_talk(domain, task, rng: np.random.Generator, skill=SKILL):
@@ -126,7 +116,7 @@ def build_tokenizer(path: Path) -> None:
     every = loaded(letters)
     rng, texts = np.random.default_rng(1), []
     for domain in every.values():
-        for task in tasks_of(domain):
+        for task in domain.tasks("hard_train", 0, TASKS):
             for _ in range(3):
                 trace = novice_talk(domain, task, rng)
                 steps = domain.step_texts(trace)
@@ -183,7 +173,7 @@ def main(_):
         build_tokenizer(workdir / "tokenizer")
     chat = Chat(workdir / "tokenizer")
     every = loaded(chat)
-    tasks = {name: tasks_of(domain) for name, domain in every.items()}
+    tasks = {name: domain.tasks("hard_train", 0, TASKS) for name, domain in every.items()}
     config = families.Config(
         "qwen3", chat.vocab, 96, 3, 4, 2, 24, 288, MAX_LEN, qk_norm=True, tied=True, rope_theta=10_000.0
     )

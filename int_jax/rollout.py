@@ -226,8 +226,10 @@ class Judging:
         ended: list[int] = []
         for number, reply in zip(numbers, replies, strict=True):
             trace = append_reply(self.domain, self.traces[number], reply)
-            if not trace.stop and len(trace.tokens) >= min(self.ends[number], self.engine.max_len):
-                trace = trace.replace(stop="length")
+            # A trace that goes on needs a place for its next token. A reply without room stays unsaid: rows of training
+            # hold a prompt and `max_new_tokens`, and no more.
+            if len(trace.tokens) + (not trace.stop) > min(self.ends[number], self.engine.max_len):
+                trace = self.traces[number].replace(stop=reply.stop or "length")
             self.traces[number] = trace
             (ended if trace.stop else again).append(number)
         for number in ended:

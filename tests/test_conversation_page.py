@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import types
 
 import numpy as np
 import pytest
@@ -19,11 +20,12 @@ from test_report import EXAMPLES, HOSTILE, RESULTS, Page
 from experiments import build
 from experiments import run as runs
 from experiments.configs import default
-from experiments.diagnose import conversation
+from experiments.diagnose import Interventions, conversation
 from int_jax import report, rollout
 from int_jax.check import byte_tokenizer
 from int_jax.report import cells, page, plots
-from int_jax.rows import GainRow
+from int_jax.rows import GAIN as GAIN_STAGE
+from int_jax.rows import GainRow, GuidedRow
 from int_jax.sampler import Response
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Intervention, Reply
@@ -297,3 +299,20 @@ def test_the_gains_are_drawn_beside_the_effect():
     assert [bar["label"] for bar in bars["bars"]] == ["oracle", "random step"]
     titles = [section.key for section in cells.sections({**RESULTS, "intervention_gain": GAINS})]
     assert titles.index("intervention_gain") == titles.index("effect") + 1
+
+
+@pytest.mark.parametrize("filter", ["solves", "gain"])
+def test_what_the_filter_makes_of_an_attempt_is_told_once_it_is_known(domain, filter):
+    """Examples are made before gains are drawn, and shown after."""
+    task = domain.tasks("hard_train", 0, 1)[0]
+    wrong = [rollout.play(domain, task, lambda trace: "Fine day.").replace(key=(0, k)) for k in range(2)]
+    rows = [GainRow(task.id, (0, 0), (1.0,), (0.0,)), GainRow(task.id, (0, 1), (0.0,), (1.0,))]
+    lab = types.SimpleNamespace(filter=filter, rows={}, domain=domain)
+    found = object.__new__(Interventions)  # what it reads of a lab is not here
+    found.lab, found.wrong, found.guided = lab, wrong, [GuidedRow(trace, 2, 0) for trace in wrong]
+    before = [dataclasses.replace(EXAMPLES[0], outcome="no success") for _ in wrong]
+    assert [one.outcome for one in found.paired(before, "oracle")] == ["no success"] * 2
+    lab.rows[GAIN_STAGE] = rows
+    after = ["kept", "no gain"] if filter == "gain" else ["no success"] * 2
+    shown = found.paired(before, "oracle")
+    assert [one.outcome for one in shown] == after and [one.gain for one in shown] == rows

@@ -22,7 +22,7 @@ from int_jax.models import Config, build
 from int_jax.sampler import Sampling
 from int_jax.sharding import make_mesh
 from int_jax.tokenizer import Tokenizer
-from int_jax.types import Intervention, Verdict
+from int_jax.types import Intervention, Reply, Verdict
 
 TURN = st.sampled_from(["I offer less.", "I praise your shop.", "A deal.", "Fine day.", "hm"])
 
@@ -104,6 +104,19 @@ def test_a_conversation_that_is_said_again_replays_and_other_words_change_what_f
     other = rollout.splice(trace, Intervention(step, "Something else."), domain.tokenizer, "")
     np.testing.assert_array_equal(other.tokens[: again.spliced], trace.tokens[: again.spliced])
     assert domain.own_turns(other) == [*own[:step], "Something else."]
+
+
+@pytest.mark.parametrize("end", [[], [0]], ids=["cut off", "another token"])
+def test_a_turn_that_nobody_heard_is_none(domain, task, end):
+    """A deal that was not said to its end is no deal: neither the score nor an oracle counts it."""
+    trace = said(domain, task, ["I offer less.", "A deal."])
+    bare = trace.replace(partner=trace.partner[:1])
+    tokens = np.array([*trace.tokens[: trace.partner[1].start - 1], *end], np.int32)
+    cut = bare.replace(tokens=tokens, step_ends=(trace.step_ends[0], len(tokens)), stop="length")
+    assert trace.judged.score > 0 and domain.verify(trace) == trace.judged
+    assert domain.verify(cut) == Verdict(False, 0.0, "truncated") and domain.answer(cut) is None
+    assert domain.moments(cut) == domain.moments(trace)[:1] and len(domain.regrets(cut)) == 1
+    assert domain.replies([cut]) == [Reply()]
 
 
 def test_partner_turns_are_never_trained(domain, task):
@@ -223,10 +236,7 @@ def test_a_conversation_has_a_limit_of_tokens(small, letters, limit):
     [[trace]] = drawn(engine, params, domain, opened(domain, 1), 1, sampling)
     [[whole]] = drawn(engine, params, domain, opened(domain, 1), 1)
     assert trace.stop == ("length" if len(whole.response) > limit else "turns")
-    last = trace.partner[-1] if trace.partner else None
-    assert (
-        len(trace.response) - (last.end - last.start if last else 0) <= limit
-    )  # only a reply may reach beyond it
+    assert len(trace.response) <= limit  # replies and all: a row of training holds no more
     if trace.stop == "turns":
         np.testing.assert_array_equal(trace.tokens, whole.tokens)
     else:

@@ -46,9 +46,9 @@ class Oracle:
         """What each turn lost, in expectation."""
         return [max(0.0, self.value(one.before) - self.worth(one.before, one.act)) for one in moments]
 
-    def first_error(self, moments: Sequence[Moment], tolerance: float = TOLERANCE) -> int | None:
-        """The first turn that lost more than the tolerance; None where none did."""
-        return next((i for i, lost in enumerate(self.regrets(moments)) if lost > tolerance), None)
+    def first_error(self, moments: Sequence[Moment]) -> int | None:
+        """The first turn that lost more than TOLERANCE; None where none did."""
+        return next((i for i, lost in enumerate(self.regrets(moments)) if lost > TOLERANCE), None)
 
 
 # Of equal scripts the same one, whoever asks: tasks share partners, and a process may have several domains of a name.

@@ -34,7 +34,7 @@ class Domain(Protocol):
         two sides are called where a conversation is written down.
       splits: those of which it has problems of its own; () where all come from files. A run asks for hard_train and
         hard_test (hard_validation while knobs are chosen).
-    proposal_roles: the roles that a self-verifying proposer plays in turn, the last of which sees the attempt:
+      proposal_roles: the roles that a self-verifying proposer plays in turn, the last of which sees the attempt:
         ("checker",) or ("teacher", "checker"). roles: those of privileged.ROLES that its `view` knows, too.
       graded: whether a score may lie between 0 and 1.
       REWARDS: names of parts of the reward that it has beside those of every domain.

@@ -112,22 +112,24 @@ class Dialogue(TextDomain, abc.ABC):
         return oracle.oracle_of(script)
 
     def moments(self, trace: Trace) -> list[Moment]:
-        """What each own turn did."""
-        return replay(self.script(trace.task), trace.task.id, self.own_turns(trace))
+        """What each own turn did. One that was cut off, or ended in another token than the template's, is no turn:
+        nobody heard it."""
+        own = self.own_turns(trace)
+        heard = len(own) <= len(trace.partner) or int(trace.tokens[-1]) == self.tokenizer.end_of_turn
+        return replay(self.script(trace.task), trace.task.id, own if heard else own[:-1])
 
     def replies(self, traces: list[Trace]) -> list[Reply]:
         """The partner's; a turn that was cut off, or ended in another token than the template's, gets none."""
         said = [Reply()] * len(traces)
         asked, places = [], []
         for i, trace in enumerate(traces):
-            script, own = self.script(trace.task), self.own_turns(trace)
-            moments = replay(script, trace.task.id, own[:-1])
+            script, turns = self.script(trace.task), tuple(self.turns(trace))
+            moments = replay(script, trace.task.id, turns[:-1:2])
             state = moments[-1].after if moments else script.start()
             if int(trace.tokens[-1]) != self.tokenizer.end_of_turn or script.over(state):
                 continue
-            key = trace.task.id, len(own) - 1
-            view = functools.partial(self.reply_view, trace.task, self.turns(trace))
-            asked.append(Asked(script, state, tuple(self.turns(trace)), key, view))
+            view = functools.partial(self.reply_view, trace.task, turns)
+            asked.append(Asked(script, state, turns, (trace.task.id, len(turns) // 2), view))
             places.append(i)
         for i, (reply, _) in zip(places, self.partner(asked), strict=True):
             said[i] = reply
