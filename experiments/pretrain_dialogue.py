@@ -3,9 +3,9 @@ conversations, as a novice does, and checks such conversations against a referen
 
     .venv/bin/python experiments/pretrain_dialogue.py --workdir runs/pretrain_dialogue
 
-Scripted conversations of novice quality with the scripted partners of `therapy` and `dearman`, in brief wording, at
-tasks to train on alone; a partner's turns are in view and not trained. Of some a checker's answer is trained instead:
-the first turn that loses something, and what should stand there. Writes a Hugging Face directory.
+Scripted conversations, most of them of novice quality, with the scripted partners of `therapy` and `dearman`, in brief
+wording, at tasks to train on alone; a partner's turns are in view and not trained. Of some a checker's answer is
+trained instead: the first turn that loses something, and what should stand there. Writes a Hugging Face directory.
 """
 
 import json

@@ -3,8 +3,8 @@
 from typing import Any
 
 from int_jax.domains import Domain
-from int_jax.proposers import Drops, screen
-from int_jax.proposers.random_step import corrected
+from int_jax.proposers import Drops
+from int_jax.proposers.oracle import corrected
 from int_jax.sampler import Progress, Sampling, ScoringSampler, silent
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Intervention, Trace
@@ -25,9 +25,5 @@ def propose(
     tokenizer: Tokenizer | None = None,
 ) -> list[Intervention | None]:
     """See `proposers.Proposer`."""
-    out = []
-    for i, trace in enumerate(traces):
-        one = corrected(domain, trace, len(trace.step_ends) - 1, "last_step")
-        out.append(screen(domain, i, trace, [one], drops))
-        progress(samples)
-    return out
+    steps = [len(trace.step_ends) - 1 for trace in traces]
+    return corrected(domain, traces, steps, "last_step", samples, drops, progress)

@@ -1,5 +1,6 @@
 """The exact proposer, where the domain knows the first error and its correction: an upper bound, never the method."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from int_jax.domains import Domain
@@ -24,14 +25,27 @@ def propose(
     tokenizer: Tokenizer | None = None,
 ) -> list[Intervention | None]:
     """See `proposers.Proposer`. An attempt in which the domain sees no wrong step is noted as "not_located"."""
+    steps = [domain.first_error(trace) for trace in traces]
+    return corrected(domain, traces, steps, "oracle", samples, drops, progress)
+
+
+def corrected(
+    domain: Domain,
+    traces: list[Trace],
+    steps: Sequence[int | None],
+    source: str,
+    samples: int,
+    drops: Drops,
+    progress: Progress,
+) -> list[Intervention | None]:
+    """Interventions at these steps, as the domain has them right; None for a step that is None, or was not usable."""
     out: list[Intervention | None] = []
-    for i, trace in enumerate(traces):
-        step = domain.first_error(trace)
+    for i, (trace, step) in enumerate(zip(traces, steps, strict=True)):
         if step is None:
             drops[i] = "not_located"
             out.append(None)
         else:
-            one = Intervention(step, domain.correction(trace, step), source="oracle")
+            one = Intervention(step, domain.correction(trace, step), source=source)
             out.append(screen(domain, i, trace, [one], drops))
         progress(samples)
     return out

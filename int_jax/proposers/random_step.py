@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from int_jax.domains import Domain
-from int_jax.proposers import Drops, screen
+from int_jax.proposers import Drops
+from int_jax.proposers.oracle import corrected
 from int_jax.sampler import Progress, Sampling, ScoringSampler, silent
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Intervention, Trace
@@ -27,15 +28,8 @@ def propose(
 ) -> list[Intervention | None]:
     """See `proposers.Proposer`. Each step of an attempt is as likely as the others; where it was right, the same or
     another right one stands there afterwards."""
-    out = []
-    for i, trace in enumerate(traces):
+    steps = []
+    for trace in traces:
         word = [*trace.task.id.encode(), *(part % 2**32 for part in trace.key)]
-        step = int(np.random.default_rng([key, *word]).integers(len(trace.step_ends)))
-        out.append(screen(domain, i, trace, [corrected(domain, trace, step, "random_step")], drops))
-        progress(samples)
-    return out
-
-
-def corrected(domain: Domain, trace: Trace, step: int, source: str) -> Intervention:
-    """The step as the oracle has it."""
-    return Intervention(step, domain.correction(trace, step), source=source)
+        steps.append(int(np.random.default_rng([key, *word]).integers(len(trace.step_ends))))
+    return corrected(domain, traces, steps, "random_step", samples, drops, progress)
