@@ -157,14 +157,17 @@ def attempts_funnel(rows: list[AttemptRow], wrong: list[Trace], unsolved: bool) 
     }
 
 
-def losses_of(funnel: dict) -> str:
-    """Where the wrong attempts were lost: "12 of 18 proposals were unparsed, 4 too long, and ..."."""
+def losses_of(funnel: dict, gains: bool = False) -> str:
+    """Where the wrong attempts were lost: "12 of 18 proposals were unparsed, 4 too long, and ...". gains: whether the
+    filter asks for a gain, not for a right continuation."""
     if not funnel["wrong"]:
         return "no wrong attempt was kept"
     dropped = [(funnel[name], report.label(name)) for name in proposers.DROPS if funnel[name]]
     said = [f"{count} of {funnel['wrong']} proposals were {name}" for count, name in dropped[:1]]
     said += [f"{count} {name}" for count, name in dropped[1:]]
-    if funnel["spliced"]:
+    if funnel["spliced"] and gains:
+        said.append(f"none of the {funnel['spliced']} spliced interventions gained on the attempt's own step")
+    elif funnel["spliced"]:
         said.append(
             f"no continuation of the {funnel['spliced']} spliced interventions was right in {funnel['guided']} tries"
         )

@@ -107,7 +107,8 @@ def train_arms(run: Run) -> None:
         except Stopped as error:
             said = error.said
             if isinstance(error, NoData) and run.intervenes:
-                lost = losses_of({"wrong": len(run.found.wrong), **run.found.funnel()})
+                funnel = {"wrong": len(run.found.wrong), **run.found.funnel()}
+                lost = losses_of(funnel, lab.filter == "gain")
                 said = f"{labels[error.policy]} made no training data: {lost}; see proposals and guided in {run.folder}"
             run.stopped[error.policy] = {"why": error.why, **error.note}
             lab.note(said)
