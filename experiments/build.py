@@ -4,11 +4,13 @@ import dataclasses
 import functools
 import importlib.metadata
 import sys
+from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
 import int_jax
+from experiments.configs import default
 from experiments.preflight import check, planned
 from experiments.progress import show
 from int_jax import domains, losses, proposers, samplers
@@ -20,6 +22,7 @@ from int_jax.lm import LM, keep_memory
 from int_jax.policy_gradient import PolicyGradient, by_group
 from int_jax.sampler import Sampling
 from int_jax.sharding import make_mesh
+from int_jax.stages import Workdir
 from int_jax.types import Task
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
@@ -31,6 +34,12 @@ def versions() -> dict[str, str]:
         "python": sys.version.split()[0],
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
+
+
+def workdir(config: ConfigDict, seed: int, folder: Path) -> Workdir:
+    """The folder of the run of one seed. Raises: StageError where it holds another run."""
+    machine = default.machine_knobs(config.domain.name)
+    return Workdir(folder, {**config.to_dict(), "seed": seed}, versions(), machine)
 
 
 def models(config: ConfigDict) -> tuple[LM, LM | None]:

@@ -36,7 +36,7 @@ from int_jax.lm import LM, directory
 from int_jax.rows import EvalRow, Stage
 from int_jax.sampler import Sampler, Sampling, independent
 from int_jax.sharding import make_mesh
-from int_jax.stages import StageError, Workdir, digest
+from int_jax.stages import StageError, digest
 from int_jax.types import Task, Trace
 from int_jax.verify import MAX_CHARS
 
@@ -320,7 +320,7 @@ def alone_seed(
     config: ConfigDict, seed: int, lm: LM, base: LM | None, model: str, name: str, folder: Path
 ) -> dict:
     """`alone` of one seed. base: the model whose attempts tell which problems are hard, where the config asks."""
-    work = Workdir(folder, {**config.to_dict(), "seed": seed}, build.versions())
+    work = build.workdir(config, seed, folder)
 
     def lab(lm: LM) -> Lab:
         domain = domains.load(config.domain.name, lm.tokenizer, **config.domain.knobs.to_dict())

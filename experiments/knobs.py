@@ -15,6 +15,9 @@ Printed by `python -m experiments.knobs` from [`experiments/configs/default.py`]
 from the domains. Any knob can be changed on the command line, `--config.rl.updates=100`, a tuple as
 `--config.eval.ks='(1, 8)'`, a dictionary as `--config.chat='{"enable_thinking": False}'`. A value that is not allowed
 is refused before anything is computed.
+
+Those marked *machine* say where and how a run works, and no result depends on them but for rounding: they may change
+between two starts of a run. All others are its *science*: with another value it is another run.
 """
 
 
@@ -31,7 +34,8 @@ def section(title: str, found: list[tuple[str, Knob]]) -> str:
     lines = [f"## {title}", "", "| knob | default | may be | what it is | source |", "|---|---|---|---|---|"]
     for name, one in found:
         may_be = f"{one.rule}: {one.why}" if one.why else one.rule
-        cells = (f"`{name}`", f"`{one.value!r}`", may_be, one.unit, one.source)
+        what = f"*machine*: {one.unit}" if one.machine else one.unit
+        cells = (f"`{name}`", f"`{one.value!r}`", may_be, what, one.source)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

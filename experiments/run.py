@@ -4,9 +4,9 @@
 
 Problems, then the arms (each draws attempts, proposals and continuations and trains, as its module says), then what is
 measured: effect, comparison of proposers, evaluation, drift. Every stage leaves its files in the workdir; killed at any
-moment, the same command goes on. Several hosts run the same command, each with --distributed. Ends with the tables on
-the screen; results.json and report.html are there from the first stage on, rewritten as it goes. Any knob is
-changed on the command line: --config.rl.updates=100.
+moment, the same command goes on; on SIGTERM a run saves what it has and ends with the code 75. Several hosts run the
+same command, each with --distributed. Ends with the tables on the screen; results.json and report.html are there from
+the first stage on, rewritten as it goes. Any knob is changed on the command line: --config.rl.updates=100.
 """
 
 import errno
@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
@@ -32,13 +31,14 @@ from experiments.problems import problems
 from experiments.progress import show
 from experiments.results import Run
 from experiments.store import WorkdirStore
-from int_jax import datasets, domains, hf_format, processes, report, rollout
+from int_jax import datasets, domains, hf_format, preemption, processes, report, rollout
 from int_jax.intervention_training import failures
 from int_jax.lab import Lab, NoData, Stopped
 from int_jax.lm import LM
+from int_jax.preemption import EXIT_CODE, Preempted
 from int_jax.rows import Stage
 from int_jax.sampler import Sampling
-from int_jax.stages import StageError, Workdir
+from int_jax.stages import StageError, refuse_differing_hosts
 from int_jax.types import Task
 
 CONFIG = define_config()
@@ -57,7 +57,7 @@ DISTRIBUTED = flags.DEFINE_bool(
 
 def run_seed(config: ConfigDict, seed: int, folder: Path, lm: LM, proposer_lm: LM | None) -> dict:
     """All stages with one seed; returns the results that it also writes. `proposer_lm`: None for the policy itself."""
-    work = Workdir(folder, {**config.to_dict(), "seed": seed}, build.versions())
+    work = build.workdir(config, seed, folder)
     domain = domains.load(config.domain.name, lm.tokenizer, **config.domain.knobs.to_dict())
     store = WorkdirStore(config, work, lm.engine, seed)
     train, test, validated = problems(config, work, domain, seed)
@@ -156,7 +156,8 @@ def main(argv):
     if config is None or WORKDIR.value is None:
         raise StageError("give --config experiments/configs/int.py:tiny and --workdir runs/demo")
     if DISTRIBUTED.value:
-        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+        processes.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+        refuse_differing_hosts(config.to_dict(), build.versions())
     start = time.perf_counter()
     try:
         lm, proposer_lm = build.models(config)
@@ -179,10 +180,14 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    preemption.listen()
     try:
         app.run(main, flags_parser=parse)
     except (StageError, FileNotFoundError) as error:
         sys.exit(f"\nint_jax: {error}")
+    except Preempted as error:
+        show(f"\nint_jax: {error}")
+        sys.exit(EXIT_CODE)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

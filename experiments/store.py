@@ -22,6 +22,7 @@ from int_jax import checkpoint, processes, report, response_log
 from int_jax.checkpoint import Checkpoints, Keep
 from int_jax.engine import Engine
 from int_jax.lab import Trained, Training, as_line
+from int_jax.preemption import Preempted
 from int_jax.report import writers
 from int_jax.response_log import LoggedSampler, ResponseLog
 from int_jax.rows import ROWS, Stage, id_of
@@ -162,7 +163,7 @@ class WorkdirStore:
         """
         self._report()
         folder = self.work.path / training.name
-        state = checkpoint.restore(folder / "state", training.state) or training.state
+        state = checkpoint.restore(folder / "state", training.like) or training.first()
         note = folder / "diverged.json"
         known = processes.from_main_process(note.read_text() if note.exists() else None)
         with contextlib.ExitStack() as stack:
@@ -217,27 +218,42 @@ class WorkdirStore:
             return state, None
         c, knobs = self.config, self.config[training.section]
         fault, step, start, validation_s = None, int(state.step), time.perf_counter(), 0.0
+        logged = saved = step
+        saved_at = start
         with Checkpoints(folder, Keep(knobs.keep_last, knobs.keep_every, knobs.keep_best)) as checkpoints:
-            # An update donates the state before it.
-            for batch, (after, metrics) in enumerate(training.updates(state), 1):
-                self._new = True
-                before, state, step = step, after, int(after.step)
-                line = {"step": step - 1, **as_line(metrics)}
-                lines.append(line)
-                last = done(state)
-                fault = self.spoiled(line, state, last)
-                if self.validate and not fault and (last or passes(before, step, c.validation.every)):
-                    begun = time.perf_counter()
-                    with self.drawing(training.name, step, self.engine) as sampler:
-                        line |= self.validate(sampler, state.params)
-                    validation_s += time.perf_counter() - begun
-                log(line)
-                if not fault and (last or passes(before, step, knobs.checkpoint_every)):
-                    checkpoints.save(state, line.get(VALIDATED))
-                if fault or last:
-                    break
-                if batch % c.report_every == 0:
-                    self._report()
+            try:
+                # An update donates the state before it.
+                for batch, (after, metrics) in enumerate(training.updates(state), 1):
+                    self._new = True
+                    before, state, step = step, after, int(after.step)
+                    line = {"step": step - 1, **as_line(metrics)}
+                    lines.append(line)
+                    last = done(state)
+                    fault = self.spoiled(line, state, last)
+                    if self.validate and not fault and (last or passes(before, step, c.validation.every)):
+                        begun = time.perf_counter()
+                        with self.drawing(training.name, step, self.engine) as sampler:
+                            line |= self.validate(sampler, state.params)
+                        validation_s += time.perf_counter() - begun
+                    log(line)
+                    logged = step
+                    due = processes.from_main_process(
+                        time.perf_counter() - saved_at >= 60 * c.checkpoint_minutes
+                    )
+                    if not fault and (last or due or passes(before, step, knobs.checkpoint_every)):
+                        checkpoints.save(state, line.get(VALIDATED))
+                        saved, saved_at = step, time.perf_counter()
+                    if fault or last:
+                        break
+                    processes.end_if_asked(in_step=True)
+                    if batch % c.report_every == 0:
+                        self._report()
+            except Preempted:
+                # Nothing was updated since: it is raised where something is drawn or scored. Of a batch whose score is
+                # missing there is no line, and it is trained again.
+                if logged == step > saved:
+                    checkpoints.save(state, lines[-1].get(VALIDATED))
+                raise
         self.work.clock(training.section, time.perf_counter() - start - validation_s)
         if self.validate:
             self.work.clock("validation", validation_s)

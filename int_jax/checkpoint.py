@@ -130,7 +130,11 @@ def saved(directory: str | Path) -> list[int]:
 
 
 def restore(directory: str | Path, like: State) -> State | None:
-    """The newest state, placed as `like` is; None where there is none.
+    """The newest state, placed as `like` is; None where there is none. On whatever mesh it was saved, no more is held
+    than the one state.
+
+    Args:
+      like: a state, or its shapes, dtypes and shardings alone.
 
     Raises: FileNotFoundError where it is not there as a whole, naming it.
     """

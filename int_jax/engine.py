@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 from int_jax import losses, sample, splicing
 from int_jax.models import Model, kernels, pages
-from int_jax.processes import exchange, to_host
+from int_jax.processes import end_if_asked, exchange, to_host
 from int_jax.sampler import Progress, Request, Response, Sampling, Session, in_order, silent
 from int_jax.schedule import Pool, Schedule
 from int_jax.session import EngineSession, bucket, known_pages, row_bucket
@@ -278,6 +278,7 @@ class Engine:
         logps: list = [None] * len(sequences)
         entropies: list = [None] * len(sequences)
         for width, rows, group in self._score_groups([len(s) for s in sequences]):
+            end_if_asked(in_step=True)
             tokens_BT = np.zeros((rows, width), np.int32)
             for row, i in enumerate(group):
                 tokens_BT[row, : len(sequences[i])] = sequences[i]
@@ -359,9 +360,18 @@ class Engine:
 
     def state(self, params, tx: optax.GradientTransformation) -> State:
         """A training state at step 0 around given parameters (copied, since updates donate them)."""
-        where = shardings(jax.eval_shape(functools.partial(_first, tx), params), self.mesh, RULES)
+        where = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state(params, tx))
         places, structure = jax.tree.flatten(where)
         return _start(tx, structure, tuple(places))(params)
+
+    def abstract_state(self, params, tx: optax.GradientTransformation) -> State:
+        """What `state` makes, without its numbers: shapes, dtypes and shardings, as `checkpoint.restore` wants them."""
+        made = jax.eval_shape(functools.partial(_first, tx), params)
+        return jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            made,
+            shardings(made, self.mesh, RULES),
+        )
 
     def update(self, state: State, batch: Batch, tx, config: losses.LossConfig = losses.LossConfig()):
         """One optimizer step on a global batch; SFT and policy gradient alike. `state` is donated.

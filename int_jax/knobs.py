@@ -26,6 +26,8 @@ class Knob:
       why: the reason of its range, where that does not explain itself.
       empty: whether a text or a tuple may be empty. items: the type of a tuple's items, if the default has none.
       order: of a tuple: "distinct", "increasing", or "range": the lowest and the highest of something.
+      machine: whether no result depends on it but for rounding, so that a run may go on with another value. All others
+        are the science of a run.
     """
 
     value: Any
@@ -42,6 +44,7 @@ class Knob:
     empty: bool = True
     items: type | None = None
     order: str = "distinct"
+    machine: bool = False
 
     @property
     def type(self) -> type:
@@ -103,6 +106,17 @@ class Knob:
 def defaults(table: dict) -> dict:
     """The values of a table, and of the tables in it."""
     return {name: one.value if isinstance(one, Knob) else defaults(one) for name, one in table.items()}
+
+
+def machine(table: dict, prefix: str = "") -> set[str]:
+    """The full names of the knobs that may change between two starts of a run."""
+    names: set[str] = set()
+    for name, one in table.items():
+        if not isinstance(one, Knob):
+            names |= machine(one, f"{prefix}{name}.")
+        elif one.machine:
+            names.add(prefix + name)
+    return names
 
 
 def faults(table: dict, values: dict, where: str) -> list[str]:

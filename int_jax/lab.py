@@ -61,14 +61,17 @@ class Training(NamedTuple):
 
     Attributes:
       policy, round: what it makes, and how many trainings of that policy came before. section: its knobs, "sft" or
-        "rl". state: where it begins.
+        "rl".
+      first: makes the state where it begins. like: the shapes, dtypes and shardings of that, of which a training that
+        goes on from a checkpoint needs no more.
       updates: from a state on, the (state, metrics) after each update. done(state, tokens): whether that was enough.
       total: updates that it is expected to take, for a progress bar. after: the training that it goes on with, or "".
     """
 
     policy: str
     section: str
-    state: State
+    first: Callable[[], State]
+    like: State
     updates: Callable[[State], Iterator[tuple[State, dict]]]
     done: Callable[[State, float], bool]
     total: int
@@ -142,7 +145,7 @@ class Store(Protocol):
         ...
 
     def state(self, name: str, like: State) -> State:
-        """The state in which the training of that name ended, laid out as `like`."""
+        """The state in which the training of that name ended, laid out as `like` (shapes, dtypes and shardings)."""
         ...
 
 
@@ -159,7 +162,7 @@ class Memory:
         return contextlib.nullcontext(sampler)
 
     def follow(self, training: Training) -> Trained:
-        state, lines = training.state, []
+        state, lines = training.first(), []
         # () where nothing is to be done: a generator would make its first update before it can be asked.
         for after, metrics in () if training.done(state, 0) else training.updates(state):
             state, line = after, as_line(metrics)
@@ -472,7 +475,10 @@ class Lab:
         total = method.sft_steps(len(traces), knobs["epochs"], knobs["batch_size"])
         rate = warmup_cosine(knobs.pop("learning_rate"), total, knobs.pop("warmup"))
         tx = adamw(rate, knobs.pop("weight_decay"), knobs.pop("clip_norm"))
-        state = self.engine.state(self.base if params is None else params, tx)
+        begin = self.base if params is None else params
+
+        def first():
+            return self.engine.state(begin, tx)
 
         def updates(state):
             return method.sft(self.engine, state, tx, traces, seed=self.seed, **knobs)
@@ -480,7 +486,8 @@ class Lab:
         def done(state, tokens):
             return int(state.step) >= total
 
-        return self._train(Training(policy, "sft", state, updates, done, total, round))
+        like = self.engine.abstract_state(begin, tx)
+        return self._train(Training(policy, "sft", first, like, updates, done, total, round))
 
     def reinforce(
         self,
@@ -509,9 +516,10 @@ class Lab:
                 f"{policy}: {planned} updates are no whole number of batches of {batch} updates each"
             )
         tx = adamw(knobs.pop("learning_rate"), knobs.pop("weight_decay"), knobs.pop("clip_norm"))
-        state = self.engine.state(params, tx)
-        if after:
-            state = self.store.state(after, state)
+        like = self.engine.abstract_state(params, tx)
+
+        def first():
+            return self.store.state(after, like) if after else self.engine.state(params, tx)
 
         def record(*batch):
             self.store.record(training.name, *batch)
@@ -536,7 +544,7 @@ class Lab:
             return int(state.step) >= planned if tokens is None else drawn >= tokens
 
         batches = (total or planned) // batch
-        training = Training(policy, "rl", state, updates, done, batches, round, after)
+        training = Training(policy, "rl", first, like, updates, done, batches, round, after)
         return self._train(training)
 
     def _train(self, training: Training):

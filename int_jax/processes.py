@@ -14,12 +14,23 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from int_jax import types
+from int_jax import preemption, types
+from int_jax.preemption import Preempted
 
 CHUNK = 1 << 24  # bytes of each process that are exchanged at once: every device holds so many of all of them
 PATIENCE_MS = 30 * 24 * 3600 * 1000  # for the others' shares: the coordinator tells of a process that is gone
+SILENCE_S = 30  # after which a process that says nothing is gone, and jax ends the others, naming it
+LEAVING_S = 40  # that one which has ended waits for the others to do so, too, before it is an error of all
 _meetings = itertools.count()
 _dealing = False
+
+
+def join(address: str | None, count: int | None, number: int | None) -> None:
+    """Become one of the processes of a run (`jax.distributed.initialize`). One that dies ends all others within a
+    minute."""
+    jax.distributed.initialize(
+        address, count, number, heartbeat_timeout_seconds=SILENCE_S, shutdown_timeout_seconds=LEAVING_S
+    )
 
 
 def is_main_process() -> bool:
@@ -56,6 +67,22 @@ def by_main_process(compute: Callable[[], Any]) -> Any:
     return value
 
 
+def end_if_asked(in_step: bool) -> None:
+    """A place where a run that was asked to end does: between two programs of what takes long, with nothing half done.
+
+    Args:
+      in_step: whether all processes come here together; else each ends its own share (`deal`).
+
+    Raises: Preempted, where all processes are in step all of them.
+    """
+    if jax.process_count() == 1 or _dealing:
+        ends = preemption.asked()
+    else:  # one that works alone on what all of them do must not part from the others
+        ends = in_step and preemption.listening() and from_main_process(preemption.asked())
+    if ends:
+        raise Preempted
+
+
 def told(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
@@ -70,7 +97,8 @@ def deal(items: list, work: Callable[[list], list], kind: Any, independent: bool
       independent: whether a process can work without the others (`sampler.independent`); else each does all of it, in
         step with them.
 
-    Raises: what the work of this process raised; RuntimeError, naming process and error, where another's did.
+    Raises: what the work of this process raised; RuntimeError, naming process and error, where another's did;
+      Preempted, on all of them, where one was asked to end.
     """
     global _dealing
     count, here = jax.process_count(), jax.process_index()
@@ -87,12 +115,15 @@ def deal(items: list, work: Callable[[list], list], kind: Any, independent: bool
         _dealing = False
     # Whoever failed says so first: its results will not come.
     failed = exchange(told(error).encode() if error else b"")
-    if error:
+    ended = told(Preempted()).encode()
+    if error and not isinstance(error, Preempted):
         error.add_note(f"on process {here} of {count}")
         raise error
     for process, said in enumerate(failed):
-        if said:
+        if said not in (b"", ended):
             raise RuntimeError(f"process {process} of {count} failed: {said.decode()}")
+    if ended in failed:
+        raise Preempted
     out: list = [None] * len(items)
     for share, data in zip(every, exchange(made), strict=True):
         for i, result in zip(share, types.from_bytes(kind, data), strict=True):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from int_jax import sample
-from int_jax.processes import to_host
+from int_jax.processes import end_if_asked, to_host
 from int_jax.sampler import Request, Response, Sampling
 from int_jax.schedule import Row
 from int_jax.sharding import on_mesh
@@ -180,6 +180,7 @@ class EngineSession:
         return ended
 
     def _round(self) -> list[tuple[int, Response]]:
+        end_if_asked(in_step=self.engine.spans_processes)
         engine, schedule = self.engine, self.schedule
         schedule.admit()
         self._prefill()

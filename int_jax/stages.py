@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,39 +79,62 @@ def flat(tree: dict, prefix: str = "") -> dict:
     return out
 
 
+def differing(trees: list[dict]) -> dict[str, list]:
+    """The keys whose values are not the same in all trees, with the value in each; "unset" where there is none."""
+    # Flat, so that a message names rl.group, and not rl with all that it holds.
+    every = [flat(tree) for tree in trees]
+    values = {key: [one.get(key, "unset") for one in every] for key in sorted(set().union(*every))}
+    return {key: some for key, some in values.items() if any(one != some[0] for one in some)}
+
+
+def refuse_differing_hosts(config: dict, versions: dict) -> None:
+    """Refuse a run whose processes were started with different configs or versions: they would part without a word.
+
+    Raises: StageError on all of them, naming the keys and what each process has.
+    """
+    mine = json.dumps({"config": config, "versions": versions}).encode()
+    if differ := differing([json.loads(said) for said in processes.exchange(mine)]):
+        lines = [
+            f"  {key}: " + ", ".join(f"{v!r} on process {i}" for i, v in enumerate(some))
+            for key, some in differ.items()
+        ]
+        raise StageError(
+            "The processes of this run were not started alike. These keys differ:\n" + "\n".join(lines) + "\n"
+            "Start the same command with the same packages on every host"
+        )
+
+
 class Workdir:
     """The directory of one run under one config.
+
+    Its manifest has the config and the data files of the first start and, of each start that was not as the one before
+    it, the values that were others than there (`machine`) and the versions.
 
     Args:
       config: plain JSON types; its `inputs` maps a stage's name to JSONL that replaces the stage's own rows: a file, a
         folder or a glob; a shard of a run, or all of them, too.
+      versions: of what the numbers may depend on. machine: keys ("mesh.data") whose values may change between starts.
 
     Raises: StageError if the directory belongs to another config, naming the keys that differ.
     """
 
-    def __init__(self, path: str | Path, config: dict, versions: dict):
+    def __init__(self, path: str | Path, config: dict, versions: dict, machine: Collection[str] = ()):
         self.path = Path(path)
         self.inputs = config.get("inputs", {})
         # As the manifest gives it back: tuples are lists there.
         config = json.loads(json.dumps(config))
-        there = self._manifest()
-        if there is not None:
-            # Flat, so that a message names rl.group, and not rl with all that it holds.
-            old = flat(there["config"])
-            new = flat(config)
-            differ = [
-                k for k in sorted(old.keys() | new.keys()) if old.get(k, "unset") != new.get(k, "unset")
-            ]
-            if differ:
-                lines = [f"  {k}: {old.get(k, 'unset')!r} there, {new.get(k, 'unset')!r} now" for k in differ]
-                raise StageError(
-                    f"{self.path} holds a run of another config. These keys differ:\n"
-                    + "\n".join(lines)
-                    + "\n"
-                    "Use another --workdir, or delete this one"
-                )
-        else:
-            self._write_manifest({"config": config, "versions": versions})
+        there = self._manifest() or {"config": config}
+        changed = differing([there["config"], config])
+        if science := {key: values for key, values in changed.items() if key not in machine}:
+            lines = [f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in science.items()]
+            raise StageError(
+                f"{self.path} holds a run of another config. These keys differ:\n" + "\n".join(lines) + "\n"
+                "Use another --workdir, or delete this one"
+            )
+        start = {"changed": {key: new for key, (_, new) in changed.items()}, "versions": versions}
+        starts = there.get("starts", [])
+        if starts[-1:] != [start]:
+            self._write_manifest(there | {"starts": [*starts, start]})
 
     def _manifest(self) -> dict | None:
         """What the manifest says; None where there is none."""

@@ -260,6 +260,8 @@ def serve(answer: Callable, deadline_s: float, max_items: int = 0, retire_bytes:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":  # macOS refuses address-space limits
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    # A cluster that wants the run to end tells all its processes: what is being judged is judged to its end.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # The kernel's own action, so that it ends even a computation that never returns to the interpreter.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     replies, nowhere = os.fdopen(os.dup(1), "wb", 0), os.open(os.devnull, os.O_WRONLY)

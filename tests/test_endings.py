@@ -79,6 +79,9 @@ class Small:
     def state(self) -> State:
         return self.store.engine.state(self.base, TX)
 
+    def like(self) -> State:
+        return self.store.engine.abstract_state(self.base, TX)
+
 
 @pytest.fixture
 def small_run(tmp_path, engine):
@@ -101,12 +104,13 @@ def updates(state: State, spoiled_at: int, metrics: dict, fault, seen: list):
         yield state, FINE | (metrics if step == spoiled_at else {})
 
 
-def training(state: State, *fault, seen=None, name="rl") -> Training:
+def training(run: Small, *fault, seen=None, name="rl") -> Training:
     seen = [] if seen is None else seen
     return Training(
         name,
         "sft" if name == "int" else "rl",
-        state,
+        run.state,
+        run.like(),
         lambda state: updates(state, *fault, seen),
         lambda state, tokens: int(state.step) >= 5,
         5,
@@ -114,7 +118,7 @@ def training(state: State, *fault, seen=None, name="rl") -> Training:
 
 
 def trained(run: Small, *fault, **knobs):
-    return run.store.follow(training(run.state(), *fault, **knobs))
+    return run.store.follow(training(run, *fault, **knobs))
 
 
 @pytest.mark.parametrize("case", SPOILED)
@@ -171,7 +175,11 @@ def test_checkpoints_stand_at_the_ends_of_batches(small_run, monkeypatch, each, 
             yield state, FINE
 
     small_run.store.follow(
-        Training("rl", "rl", small_run.state(), batches, lambda state, tokens: int(state.step) >= 12, 12)
+        Training(
+            *("rl", "rl", small_run.state, small_run.like(), batches),
+            lambda state, tokens: int(state.step) >= 12,
+            12,
+        )
     )
     assert found == kept
 
@@ -216,10 +224,7 @@ def test_a_checkpoint_that_is_not_finite_is_not_trained_on(small_run, part):
 )
 def test_the_knob_that_is_named(small_run, dtype, what, at, words):
     small_run.store.config.dtype = dtype
-    assert (
-        words
-        in small_run.store.divergence(training(small_run.state(), name="int"), at, what, math.nan)["said"]
-    )
+    assert words in small_run.store.divergence(training(small_run, name="int"), at, what, math.nan)["said"]
 
 
 # --- whole runs ----------------------------------------------------------------------------------------------------
@@ -345,7 +350,7 @@ def test_the_method_in_memory_is_that_of_a_run(lm, stages, tmp_path):
         lines = (stages / stage / "00000.jsonl").read_text().splitlines()[1:]
         assert json.loads(json.dumps(to_json(lab.rows[Stage(stage)]))) == [json.loads(line) for line in lines]
     c = config.rl
-    like = lm.engine.state(lm.params, adamw(c.learning_rate, c.weight_decay, c.clip_norm))
+    like = lm.engine.abstract_state(lm.params, adamw(c.learning_rate, c.weight_decay, c.clip_norm))
     saved = checkpoint.restore(stages / "int_rl" / "state", like).params
     for ours, theirs in zip(jax.tree.leaves(params), jax.tree.leaves(saved), strict=True):
         np.testing.assert_array_equal(ours, theirs)

@@ -21,6 +21,11 @@ def count(value: int, unit: str, source: str = "", **more) -> Knob:
     return Knob(value, unit, source, at_least=1, **more)
 
 
+def machine(value: Any, unit: str, source: str = "", **more) -> Knob:
+    """A knob on which no result depends, but for rounding: it may change between two starts of a run."""
+    return Knob(value, unit, source, machine=True, **more)
+
+
 def weight(value: float, unit: str, source: str = "") -> Knob:
     return Knob(value, unit, source, at_least=0)
 
@@ -28,13 +33,13 @@ def weight(value: float, unit: str, source: str = "") -> Knob:
 def kept() -> dict:
     """Which checkpoints of a training stay on disk."""
     return {
-        "keep_last": count(1, "checkpoints kept, the newest; a run goes on from the last one"),
-        "keep_every": Knob(
+        "keep_last": machine(1, "checkpoints kept, the newest; a run goes on from the last one", at_least=1),
+        "keep_every": machine(
             0,
             "updates between further checkpoints that are kept, a multiple of checkpoint_every; 0: none",
             at_least=0,
         ),
-        "keep_best": Knob(
+        "keep_best": machine(
             0,
             "further checkpoints that are kept: those with the highest pass@1 on the validation problems",
             at_least=0,
@@ -58,7 +63,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 SPLITS = ("train", "test")
 
 TABLE: dict[str, Any] = {
-    "name": Knob("default", "what the run is called: the config, and its variant", empty=False),
+    "name": machine("default", "what the run is called: the config, and its variant", empty=False),
     "seeds": Knob(
         (0,),
         "one whole run each: problems, samples and data order all follow the seed",
@@ -81,30 +86,35 @@ TABLE: dict[str, Any] = {
         choices=DTYPES,
     ),
     "chat": Knob({}, "told to the chat template: {'enable_thinking': False} for Qwen3's hybrid models"),
-    "device_gib": Knob(
+    "device_gib": machine(
         0.0,
         "memory of a device where it does not say so itself; 0: unknown, and nothing is refused",
         at_least=0,
     ),
     "mesh": {
-        "data": count(-1, "devices along this axis, which share the rows; -1: what is left", also=(-1,)),
-        "model": count(1, "devices along this axis, which share the weights; -1: what is left", also=(-1,)),
+        "data": machine(
+            -1, "devices along this axis, which share the rows; -1: what is left", at_least=1, also=(-1,)
+        ),
+        "model": machine(
+            1, "devices along this axis, which share the weights; -1: what is left", at_least=1, also=(-1,)
+        ),
     },
-    "slots": count(
+    "slots": machine(
         128,
         "rows decoded together, at most, as far as there are pages for them; a multiple of the mesh's data axis",
+        at_least=1,
     ),
-    "attention": Knob(
+    "attention": machine(
         "",
         "what attends over the pages of the sampler's cache: a kernel for tpu or gpu, or xla, which takes the pages of "
         "a row side by side first; empty: the devices' kernel where it can serve the model, else xla",
         choices=("", "xla", "tpu", "gpu"),
     ),
-    "cache_gib": Knob(
+    "cache_gib": machine(
         0.0, "memory of each device for these pages; 0: what is left beside everything else", at_least=0
     ),
-    "decode_steps": count(16, "tokens drawn a row between two synchronisations with the host"),
-    "log_every": Knob(
+    "decode_steps": machine(16, "tokens drawn a row between two synchronisations with the host", at_least=1),
+    "log_every": machine(
         120.0,
         "seconds after which responses that have ended are forced to the disk, in the log that a restart reads; until "
         "then the system alone has them, and they are lost only with the machine",
@@ -118,13 +128,13 @@ TABLE: dict[str, Any] = {
             choices=("", *samplers.names()),
             own=True,
         ),
-        "url": Knob("", "where it is: http://localhost:8000"),
-        "weights": Knob(
+        "url": machine("", "where it is: http://localhost:8000"),
+        "weights": machine(
             "",
             "a folder that it sees, too, through which the policy's weights reach it; empty: it keeps those with which "
             "it was started, and no other policy can be drawn from",
         ),
-        "at_once": count(64, "requests under way at a time"),
+        "at_once": machine(64, "requests under way at a time", at_least=1),
     },
     "domain": {
         "name": Knob(
@@ -134,7 +144,7 @@ TABLE: dict[str, Any] = {
             own=True,
         ),
     },
-    "export": Knob(
+    "export": machine(
         ("int_rl",),
         "policies written to workdir/models/NAME in Hugging Face format",
         items=str,
@@ -147,11 +157,17 @@ TABLE: dict[str, Any] = {
         own=True,
         empty=False,
     ),
-    "report_every": count(
+    "report_every": machine(
         10,
         "batches of a training between two writes of results.json and report.html, besides those before each stage",
+        at_least=1,
     ),
-    "writers": Knob(
+    "checkpoint_minutes": machine(
+        10.0,
+        "minutes after which a training is saved at the end of its batch, besides checkpoint_every: what a kill costs",
+        above=0,
+    ),
+    "writers": machine(
         ("tensorboard",),
         "where the scalars of training go besides scalars.jsonl: modules of int_jax/report/writers, or your own",
         items=str,
@@ -226,10 +242,10 @@ TABLE: dict[str, Any] = {
                 "https://api.example.com/v1",
             ),
             "model": Knob("", "the teacher's name there"),
-            "key_variable": Knob(
+            "key_variable": machine(
                 "", "the environment variable that holds the key of the interface; empty: it needs none"
             ),
-            "at_once": count(16, "attempts that it is asked about at a time"),
+            "at_once": machine(16, "attempts that it is asked about at a time", at_least=1),
         },
         "compare": Knob(
             (),
@@ -288,7 +304,7 @@ TABLE: dict[str, Any] = {
             "InT",
             choices=FILTERS,
         ),
-        "checkpoint_every": count(50, "updates"),
+        "checkpoint_every": machine(50, "updates", at_least=1),
         **kept(),
     },
     "rl": {
@@ -367,11 +383,14 @@ TABLE: dict[str, Any] = {
             why="greedy responses of a group are equal and have no advantage",
         ),
         "max_new_tokens": dataclasses.replace(SAMPLING["max_new_tokens"], value=16_384, source="InT"),
-        "checkpoint_every": count(
-            50, "updates; what was drawn since the last checkpoint is in logs, and is not drawn again", "fork"
+        "checkpoint_every": machine(
+            50,
+            "updates; what was drawn since the last checkpoint is in logs, and is not drawn again",
+            "fork",
+            at_least=1,
         ),
         **kept(),
-        "keep_rollouts": Knob(
+        "keep_rollouts": machine(
             1, "batches between two whose rollouts are written (experiments/rollouts.py); 0: none", at_least=0
         ),
     },
@@ -402,9 +421,9 @@ TABLE: dict[str, Any] = {
     },
     "train": {
         "row_length": count(20_000, "tokens of a packed row", "fork"),
-        "rows": count(4, "rows of a micro-batch"),
-        "remat": Knob(True, "recompute each layer in the backward pass"),
-        "logit_chunk": count(512, "tokens of a row whose logits exist at one time"),
+        "rows": machine(4, "rows of a micro-batch", at_least=1),
+        "remat": machine(True, "recompute each layer in the backward pass"),
+        "logit_chunk": machine(512, "tokens of a row whose logits exist at one time", at_least=1),
     },
 }
 
@@ -422,6 +441,15 @@ def get_config() -> ConfigDict:
 
 def check(config: ConfigDict) -> None:
     """Refuse knobs that are unknown, missing, or have a value that they may not have. Raises: ValueError."""
-    name = config.domain.name
-    known = domains.find(name).KNOBS if TABLE["domain"]["name"].allows(name) else {}
-    knobs.check({**TABLE, "domain": {**TABLE["domain"], "knobs": known}}, config.to_dict(), "config")
+    knobs.check(table(config.domain.name), config.to_dict(), "config")
+
+
+def machine_knobs(domain: str) -> set[str]:
+    """The full names of the knobs of such a run on which no result depends but for rounding."""
+    return knobs.machine(table(domain))
+
+
+def table(domain: str) -> dict[str, Any]:
+    """The knobs of a run with this domain."""
+    known = domains.find(domain).KNOBS if TABLE["domain"]["name"].allows(domain) else {}
+    return {**TABLE, "domain": {**TABLE["domain"], "knobs": known}}

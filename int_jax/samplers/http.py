@@ -21,6 +21,7 @@ from int_jax.tokenizer import Tokenizer
 
 GREEDY = Sampling(1, temperature=0.0)
 HOT = 2.0  # a temperature at which log-probabilities are unlike those at 1; vLLM allows no higher one
+LOOK_S = 1.0  # between two looks at whether the run was asked to end
 SAME = 1e-3  # nats; what two programs of a server may differ by
 
 
@@ -258,8 +259,11 @@ class HTTPSession:
 
     def take(self) -> list[tuple[int, Response]]:
         """See `sampler.Session`."""
-        done, _ = futures.wait(self.numbers, return_when=futures.FIRST_COMPLETED)
+        done: set[futures.Future] = set()
         try:
+            while self.numbers and not done:
+                processes.end_if_asked(in_step=False)
+                done, _ = futures.wait(self.numbers, LOOK_S, futures.FIRST_COMPLETED)
             found = sorted((self.numbers[future], future.result()) for future in done)
         except BaseException:
             self.close()

@@ -1,0 +1,202 @@
+"""A run goes on elsewhere: on other devices, in other pieces, after SIGTERM, and with no more memory than it began with."""
+
+import gc
+
+import jax
+import numpy as np
+import pytest
+from test_knobs import configured
+from test_method import SAMPLING, guided_attempts  # noqa: F401 (a fixture)
+from test_rollouts import Chance
+from trees import assert_same
+
+from experiments import store as stores
+from experiments.configs import default
+from experiments.store import WorkdirStore
+from int_jax import checkpoint, preemption
+from int_jax.batching import intervention_weights
+from int_jax.domains.arithmetic import Arithmetic
+from int_jax.engine import Engine
+from int_jax.lab import Lab
+from int_jax.policy_gradient import PolicyGradient
+from int_jax.preemption import Preempted
+from int_jax.sharding import RULES, make_mesh, shardings
+from int_jax.stages import Workdir
+
+UPDATES = 5
+POLICY = {"sft": "int", "rl": "rl"}
+
+
+class Killed(BaseException):
+    """As a signal would: nothing catches it."""
+
+
+def killed():
+    raise Killed
+
+
+@pytest.fixture
+def sigterm(monkeypatch):
+    """What a SIGTERM does to a process that listens; it is forgotten with the test."""
+    monkeypatch.setattr(preemption, "_asked", False)
+    return lambda: preemption._note()
+
+
+@pytest.fixture(scope="module")
+def params(engine):
+    """On the host: each mesh takes them as it needs them."""
+    return jax.device_get(jax.jit(engine.model.init)(jax.random.key(4)))
+
+
+class Ends:
+    """An engine on so many devices, to which something happens before its nth update, or its nth round of drawing.
+
+    Attributes:
+      most: bytes of the arrays that were there while an update was made, at most.
+    """
+
+    def __init__(self, engine, data: int = 1, model: int = 1, left: int = 0, happens=killed, drawing=False):
+        mesh = make_mesh(data, model, jax.devices()[: data * model])
+        self.engine = Engine(engine.model, mesh, slots=8, decode_steps=4, score_tokens=1024)
+        self.left, self.happens, self.drawing, self.most = left, happens, drawing, 0
+        self.others = sum(array.nbytes for array in jax.live_arrays())
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+    def session(self, *arguments):
+        session = self.engine.session(*arguments)
+        take, session.take = session.take, lambda: (self.count(self.drawing), take())[1]
+        return session
+
+    def update(self, *arguments):
+        self.count(not self.drawing)
+        alive = sum(array.nbytes for array in jax.live_arrays())
+        self.most = max(self.most, alive - self.others)
+        return self.engine.update(*arguments)
+
+    def count(self, counts: bool) -> None:
+        self.left -= counts
+        if counts and self.left == 0:
+            self.happens()
+
+
+class Run:
+    """Five updates of fine-tuning ("sft") or of the policy gradient ("rl"), as a run's lab makes them."""
+
+    def __init__(self, how: str, params, tokenizer, traces):
+        self.how, self.params, self.tokenizer, self.traces = how, params, tokenizer, traces
+
+    def __call__(self, engine: Ends, folder, rows: int = 2, **changes):
+        """The parameters on the host, and the lines."""
+        config = configured({f"{self.how}.checkpoint_every": 2, "train.rows": rows, **changes})
+        config.mesh.update(engine.mesh.shape)
+        work = Workdir(folder, config.to_dict(), {}, default.machine_knobs("arithmetic"))
+        pack = {"row_length": 128, "rows": rows, "learning_rate": 1e-3, "weight_decay": 0.0, "clip_norm": 1.0}
+        group = PolicyGradient(problems=2, group=3)
+        knobs = {
+            "rl": pack | {"knobs": group, "sampling": SAMPLING, "updates": UPDATES, "tasks": "hard"},
+            "sft": pack | {"epochs": UPDATES, "batch_size": 8, "warmup": 0.1, "end_of_turn": None},
+        }
+        knobs["sft"]["weigh"] = intervention_weights
+        placed = jax.device_put(self.params, shardings(self.params, engine.mesh, RULES))
+        tasks, store = Arithmetic(self.tokenizer).tasks("train", 3, 6), WorkdirStore(config, work, engine)
+        lab = Lab(engine, placed, Chance(self.tokenizer), tasks, knobs, unsolved=False, store=store)
+        if self.how == "rl":
+            found = lab.reinforce("rl", placed, tasks)
+        else:
+            found = lab.fine_tune("int", self.traces)
+        return jax.device_get(found), lab.trained[POLICY[self.how]].lines
+
+    def saved(self, folder) -> list[int]:
+        return checkpoint.saved(folder / POLICY[self.how] / "state")
+
+
+@pytest.fixture(params=["sft", "rl"])
+def run(request, params, tokenizer, guided_attempts):  # noqa: F811
+    return Run(request.param, params, tokenizer, guided_attempts)
+
+
+# --- other devices --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("there", "here"),
+    [
+        ((1, 1), (4, 2)),
+        pytest.param((4, 2), (1, 1), marks=pytest.mark.slow),
+        pytest.param((2, 2), (8, 1), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_a_training_goes_on_on_other_devices_with_other_rows(run, engine, tmp_path, there, here):
+    """From a checkpoint that those wrote: what is drawn is the same, what is trained up to rounding."""
+    expected, lines = run(Ends(engine), tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(Ends(engine, *there, left=4), tmp_path / "run", rows=8)
+    assert run.saved(tmp_path / "run") == [2]
+    found, again = run(Ends(engine, *here), tmp_path / "run", rows=8 if here[0] == 8 else 4)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    for one, other in zip(again, lines, strict=True):
+        assert one["tokens"] == other["tokens"] and one.get("reward") == other.get("reward")
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
+
+
+def test_a_training_that_goes_on_needs_no_more_memory_than_from_its_beginning(run, engine, tmp_path):
+    fresh = Ends(engine)
+    run(fresh, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(Ends(engine, left=4), tmp_path / "run")
+    gc.collect()
+    again = Ends(engine)  # what the others have left does not count
+    run(again, tmp_path / "run")
+    assert 0 < again.most <= fresh.most
+
+
+# --- checkpoints by time --------------------------------------------------------------------------------------------
+
+
+def test_a_training_is_saved_when_the_minutes_are_over(run, engine, tmp_path, monkeypatch):
+    """By a clock that says four minutes more at each look; what is trained does not depend on it."""
+    expected, lines = run(Ends(engine), tmp_path / "whole")
+    steps: list[int] = []
+    really = checkpoint.Checkpoints.save
+
+    def save(self, state, *score):
+        steps.append(int(state.step))
+        really(self, state, *score)
+
+    monkeypatch.setattr(stores.Checkpoints, "save", save)
+    for minutes, wanted in ((1e9, [5]), (1e-9, [1, 2, 3, 4, 5])):
+        steps.clear()
+        folder = tmp_path / str(minutes)
+        changes = {f"{run.how}.checkpoint_every": 50, "checkpoint_minutes": minutes}
+        found, again = run(Ends(engine), folder, **changes)
+        assert steps == wanted and again == lines
+        assert_same(found, expected)
+
+
+# --- SIGTERM --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nth", [1, 3, 5])
+@pytest.mark.parametrize("drawing", [False, True], ids=["updating", "drawing"])
+def test_asked_to_end_a_training_saves_what_it_has_and_goes_on(run, engine, tmp_path, sigterm, nth, drawing):
+    if drawing and run.how == "sft":
+        pytest.skip("nothing is drawn")
+    expected, lines = run(Ends(engine), tmp_path / "whole")
+    never = {f"{run.how}.checkpoint_every": 50}
+    first = Ends(engine, left=4 * nth if drawing else nth, happens=sigterm, drawing=drawing)
+    if not drawing and nth == UPDATES:
+        run(first, tmp_path / "run", **never)  # there was nothing left to do
+        return
+    with pytest.raises(Preempted):
+        run(first, tmp_path / "run", **never)
+    saved = run.saved(tmp_path / "run")
+    if not drawing:
+        assert saved == [nth]
+    preemption._asked = False
+    found, again = run(Ends(engine), tmp_path / "run", **never)
+    assert again == lines
+    assert_same(found, expected)
