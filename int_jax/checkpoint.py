@@ -82,7 +82,7 @@ class Checkpoints:
         arrays may be given to the next update.
 
         Args:
-          score: what the best ones are told apart by; where these are kept, each checkpoint has one.
+          score: what the best ones are told apart by; one without is none of them.
 
         Raises: OSError where the disk is full, now or while the one before was written; ValueError where there is a
           checkpoint of that step.

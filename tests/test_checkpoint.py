@@ -111,6 +111,17 @@ def test_what_is_kept(tmp_path, keep, wanted, starts):
     assert_same(checkpoint.restore(tmp_path, small_state(0)), small_state(8))
 
 
+@pytest.mark.parametrize("starts", [1, 2, 5])
+def test_a_checkpoint_without_a_score_is_never_one_of_the_best(tmp_path, starts):
+    """One that was saved because of its time."""
+    mesh, scores = make_mesh(1, 1, jax.devices()[:1]), {1: None, 2: 0.5, 3: None, 4: 0.25, 5: 0.25}
+    for steps in np.array_split(sorted(scores), starts):
+        with Checkpoints(tmp_path, Keep(best=1)) as checkpoints:
+            for step in steps.tolist():
+                checkpoints.save(small_state(step, mesh), scores[step])
+    assert {*checkpoint.saved(tmp_path)} == {2, 5}
+
+
 def test_the_last_one_always_stays():
     for bad in ({"last": 0}, {"every": -1}, {"best": -1}):
         with pytest.raises(ValueError, match="last must be at least 1"):

@@ -1,4 +1,4 @@
-"""A run goes on elsewhere: on other devices, in other pieces, after SIGTERM, and with no more memory than it began with."""
+"""A run goes on elsewhere: on other devices, in other pieces, after SIGTERM, and with no more memory than at first."""
 
 import gc
 
@@ -52,13 +52,14 @@ class Ends:
     """An engine on so many devices, to which something happens before its nth update, or its nth round of drawing.
 
     Attributes:
-      most: bytes of the arrays that were there while an update was made, at most.
+      updates: that were made. most: bytes of the arrays that were there at one of them, at most.
     """
 
     def __init__(self, engine, data: int = 1, model: int = 1, left: int = 0, happens=killed, drawing=False):
         mesh = make_mesh(data, model, jax.devices()[: data * model])
         self.engine = Engine(engine.model, mesh, slots=8, decode_steps=4, score_tokens=1024)
         self.left, self.happens, self.drawing, self.most = left, happens, drawing, 0
+        self.updates = 0
         self.others = sum(array.nbytes for array in jax.live_arrays())
 
     def __getattr__(self, name):
@@ -71,6 +72,7 @@ class Ends:
 
     def update(self, *arguments):
         self.count(not self.drawing)
+        self.updates += 1
         alive = sum(array.nbytes for array in jax.live_arrays())
         self.most = max(self.most, alive - self.others)
         return self.engine.update(*arguments)
@@ -180,22 +182,35 @@ def test_a_training_is_saved_when_the_minutes_are_over(run, engine, tmp_path, mo
 # --- SIGTERM --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("nth", [1, 3, 5])
-@pytest.mark.parametrize("drawing", [False, True], ids=["updating", "drawing"])
-def test_asked_to_end_a_training_saves_what_it_has_and_goes_on(run, engine, tmp_path, sigterm, nth, drawing):
-    if drawing and run.how == "sft":
-        pytest.skip("nothing is drawn")
+@pytest.mark.parametrize("left", [1, 3, 5])
+def test_asked_to_end_in_an_update_a_training_saves_it_and_goes_on(run, engine, tmp_path, sigterm, left):
     expected, lines = run(Ends(engine), tmp_path / "whole")
     never = {f"{run.how}.checkpoint_every": 50}
-    first = Ends(engine, left=4 * nth if drawing else nth, happens=sigterm, drawing=drawing)
-    if not drawing and nth == UPDATES:
-        run(first, tmp_path / "run", **never)  # there was nothing left to do
-        return
     with pytest.raises(Preempted):
-        run(first, tmp_path / "run", **never)
-    saved = run.saved(tmp_path / "run")
-    if not drawing:
-        assert saved == [nth]
+        run(Ends(engine, left=left, happens=sigterm), tmp_path / "run", **never)
+    # The last one has no line before the policy is seen to draw: it is made again.
+    assert run.saved(tmp_path / "run") == ([left] if left < UPDATES else [])
+    preemption._asked = False
+    found, again = run(Ends(engine), tmp_path / "run", **never)
+    assert again == lines
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("left", [1, 5, 9])
+def test_asked_to_end_while_it_draws_a_training_saves_what_came_before(
+    engine,
+    params,
+    tokenizer,
+    tmp_path,
+    sigterm,
+    left,
+):
+    run = Run("rl", params, tokenizer, [])
+    expected, lines = run(Ends(engine), tmp_path / "whole")
+    never, ends = {"rl.checkpoint_every": 50}, Ends(engine, left=left, happens=sigterm, drawing=True)
+    with pytest.raises(Preempted):
+        run(ends, tmp_path / "run", **never)
+    assert ends.updates < UPDATES and run.saved(tmp_path / "run") == [step for step in [ends.updates] if step]
     preemption._asked = False
     found, again = run(Ends(engine), tmp_path / "run", **never)
     assert again == lines

@@ -69,6 +69,29 @@ def test_another_config_is_refused_with_every_differing_key_and_both_values(tmp_
     assert (tmp_path / "manifest.json").read_text() == before
 
 
+def test_values_of_the_machine_may_change_and_each_start_notes_them(tmp_path):
+    machine = {"mesh.data", "sft.rows", "later"}
+
+    def start(versions=VERSIONS, **changes):
+        sft = {"rows": 1, **CONFIG["sft"], **changes.pop("sft", {})}
+        config = {**CONFIG, "mesh": {"data": 1}, **changes, "sft": sft}
+        workdir(path=tmp_path, config=config, versions=versions, machine=machine)
+        return json.loads((tmp_path / "manifest.json").read_text())
+
+    first = {"changed": {}, "versions": VERSIONS}
+    assert start()["starts"] == start()["starts"] == [first]  # nothing new
+    second = {"changed": {"later": 3, "mesh.data": 4, "sft.rows": 2}, "versions": {"jax": "1"}}
+    found = start({"jax": "1"}, mesh={"data": 4}, later=3, sft={"rows": 2})
+    assert found["starts"] == [first, second] and found["config"]["mesh"] == {"data": 1}
+    with pytest.raises(StageError) as error:
+        start(mesh={"data": 2}, sft={"rows": 4, "epochs": 8})
+    said = str(error.value)
+    assert "sft.epochs: 4 there, 8 now" in said and "mesh" not in said and "rows" not in said
+    assert start()["starts"] == [first, second, first]
+    with pytest.raises(StageError, match=r"mesh\.data: 1 there, 2 now"):  # to whom nothing is the machine's
+        workdir(path=tmp_path, config={**CONFIG, "mesh": {"data": 2}})
+
+
 # --- shards ---
 
 

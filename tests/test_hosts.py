@@ -1,0 +1,157 @@
+"""Several hosts, as processes of this machine: started alike or not at all, stopped together, none left alone."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fake_devices import xla_flags
+from test_run import command, results
+
+from int_jax import preemption, processes, stages
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = (
+    "--config.arms=('int_rl',)",
+    "--config.proposals.compare=()",
+    "--config.effect.problems=2",
+    "--config.eval.samples=4",
+    "--config.eval.ks=(1,)",
+    "--config.mesh.data=4",
+    "--config.mesh.model=2",
+)
+
+
+def address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return f"localhost:{probe.getsockname()[1]}"
+
+
+def started(commands: list[list[str]], devices: int = 1) -> list[subprocess.Popen]:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices), "PYTHONPATH": paths}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return [subprocess.Popen(one, cwd=ROOT, env=environment, **pipes) for one in commands]
+
+
+def ended(running: list[subprocess.Popen]) -> list[tuple[int, str]]:
+    said = [process.communicate() for process in running]
+    return [(process.returncode, out + err) for process, (out, err) in zip(running, said, strict=True)]
+
+
+def workers(what: str, *told: str) -> list[subprocess.Popen]:
+    """Two processes that do what `work` says."""
+    at = address()
+    return started([[sys.executable, __file__, at, str(number), what, *told] for number in range(2)])
+
+
+def work(at: str, number: int, what: str, *told: str) -> None:
+    processes.join(at, 2, number)
+    if what == "differ":
+        config = {"rl": {"group": 8 + number}, "seeds": [0]}
+        try:
+            stages.refuse_differing_hosts(*({}, {"jax": f"0.{number}"}) if told else (config, {}))
+        except stages.StageError as error:
+            sys.exit(str(error))
+    processes.exchange(b"")
+    print("ready", flush=True)
+    if what == "raises" and number == 1:
+        raise RuntimeError("as any fault would")
+    processes.exchange(b"") if number == int(told[0]) else time.sleep(1_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ((), "config.rl.group: 8 on process 0, 9 on process 1"),
+        (("v",), "versions.jax: '0.0' on process 0, '0.1'"),
+    ],
+)
+def test_hosts_with_other_configs_or_packages_are_refused_on_all_of_them(told, words):
+    for code, said in ended(workers("differ", *told)):
+        assert code == 1 and words in said and "seeds" not in said
+
+
+@pytest.mark.slow
+def test_a_run_refuses_hosts_with_another_config(tmp_path):
+    at = ("--distributed", "--processes=2", f"--coordinator={address()}")
+    commands = [command(tmp_path, *at, f"--process={i}", f"--config.rl.group={4 + i}") for i in range(2)]
+    for code, said in ended(started(commands)):
+        assert code == 1 and "config.rl.group: 4 on process 0, 5 on process 1" in said
+        assert "Traceback" not in said and not [*tmp_path.iterdir()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("killed", "words"),
+    [
+        (1, ["Task 1 heartbeat timeout"]),
+        (0, ["the leader", "slice 0 task 0"]),
+        (None, ["as any fault would"]),
+    ],
+)
+def test_a_process_that_dies_ends_the_others_within_a_minute(killed, words):
+    """By SIGKILL, of process 1 or of the coordinator; or by an exception."""
+    waits = 0 if killed is None else 1 - killed
+    running = workers("raises" if killed is None else "waits", str(waits))
+    for process in running:
+        while process.stdout.readline() not in ("ready\n", ""):  # gloo speaks, too
+            pass
+    begun = time.monotonic()
+    if killed is not None:
+        running[killed].send_signal(signal.SIGKILL)
+    found = ended(running)
+    assert time.monotonic() - begun < 60
+    assert all(code for code, _ in found)
+    said = "".join(text for _, text in found)
+    assert any(word in said for word in words), said[-3_000:]
+
+
+class Hosts:
+    """Two of four devices each, in one workdir."""
+
+    def __init__(self, workdir: Path):
+        at = (f"--coordinator={address()}", "--distributed", "--processes=2")
+        commands = [command(workdir, *SMALL, *at, f"--process={i}") for i in range(2)]
+        self.workdir, self.running = workdir, started(commands, devices=4)
+
+    def asked_to_end(self, which: int, when: str) -> float:
+        """Send SIGTERM to one of them once there is something in such a file; the seconds that both take to end."""
+        while not any(path.stat().st_size for path in self.workdir.glob(when)):
+            assert all(process.poll() is None for process in self.running), ended(self.running)
+            time.sleep(0.1)
+        begun = time.monotonic()
+        self.running[which].send_signal(signal.SIGTERM)
+        found = ended(self.running)
+        assert [code for code, _ in found] == [preemption.EXIT_CODE] * 2, found
+        assert "run the same command again" in found[0][1]
+        return time.monotonic() - begun
+
+
+def left(workdir: Path) -> dict:
+    """All that a run leaves, but for its times."""
+    files = workdir.glob("*/**/*.jsonl")
+    found: dict = {str(path.relative_to(workdir)): path.read_bytes() for path in files}
+    return found | {"results": results(workdir)}
+
+
+@pytest.mark.slow
+def test_two_hosts_end_together_when_one_is_asked_to_and_go_on_to_the_same_bits(tmp_path):
+    for code, said in ended(Hosts(tmp_path / "whole").running):
+        assert code == 0, said[-3_000:]
+    run = tmp_path / "run"
+    for which, when in ((1, "attempts/responses/*.log"), (0, "int_rl/scalars/scalars.jsonl")):
+        print(f"ended in {Hosts(run).asked_to_end(which, when):.1f} s")
+    for code, said in ended(Hosts(run).running):
+        assert code == 0, said[-3_000:]
+    assert left(run) == left(tmp_path / "whole")
+
+
+if __name__ == "__main__":
+    work(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
