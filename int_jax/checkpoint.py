@@ -2,15 +2,18 @@
 
 A checkpoint is a folder named by its step. Orbax writes it under another name, renames it once it is whole, and then
 alone removes those that are not kept: a process may be killed at any moment, and the newest of these folders is whole.
+Orbax has no checksum of an array's numbers; beside them stand our own, which tell a byte that was flipped on the disk.
 """
 
 import contextlib
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -21,6 +24,7 @@ ITEM = "default"  # the folder in a checkpoint that holds the state, as Orbax ca
 COMPLETE = "_CHECKPOINT_METADATA"  # the file that Orbax writes last
 UNFINISHED = "*.orbax-checkpoint-tmp*"
 SCORE = "score"
+SUMS = "sums"
 TIMEOUT_S = 3_600  # of a write in the background
 
 
@@ -94,6 +98,7 @@ class Checkpoints:
                 int(state.step),
                 args=ocp.args.StandardSave(state),
                 metrics=None if score is None else {SCORE: score},
+                custom_metadata={SUMS: sums(state)},
                 # When to save is said by who calls, not by Orbax's own intervals.
                 force=True,
             )
@@ -124,6 +129,16 @@ class Checkpoints:
             self._manager.close()
 
 
+def sums(tree) -> list[int]:
+    """Of each array the sum of its words, modulo 2^32: the same on any mesh, and another one if a byte is."""
+    found = []
+    for leaf in jax.tree.leaves(tree):
+        words = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}")
+        # One after the other: the collectives of several at a time may meet in another order on another host.
+        found.append(int(processes.to_host(jnp.sum(words, dtype=jnp.uint32))))
+    return found
+
+
 def saved(directory: str | Path) -> list[int]:
     """The steps whose checkpoints are complete, ascending."""
     return sorted(int(path.name) for path in Path(directory).glob("*") if path.name.isdigit())
@@ -149,6 +164,13 @@ def restore(directory: str | Path, like: State) -> State | None:
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
     with ocp.StandardCheckpointer() as checkpointer:
         try:
-            return checkpointer.restore(newest / ITEM, abstract)
+            state = checkpointer.restore(newest / ITEM, abstract)
+            expected = json.loads((newest / COMPLETE).read_text())["custom_metadata"][SUMS]
         except (ValueError, KeyError, OSError) as error:  # Orbax and tensorstore name no folder
             raise FileNotFoundError(f"{newest}: no whole checkpoint ({str(error)[:500]}); {fix}") from error
+    for (path, _), one, other in zip(jax.tree.leaves_with_path(state), sums(state), expected, strict=True):
+        if one != other:
+            raise FileNotFoundError(
+                f"{newest}: damaged: {jax.tree_util.keystr(path)} holds other numbers than were saved; {fix}"
+            )
+    return state

@@ -1,25 +1,29 @@
 """A run's working directory: stages as shards of typed JSONL, so that a killed run goes on where it stood.
 
-A shard is one file, written whole or not at all; its first line holds what is counted over it and how many rows it has,
-the others the rows. All shards of a stage that are missing are made together, by one call, and then written: what that
-call has drawn so far is kept in a log (response_log.py). A shard's content depends on the config, on the files that the
-manifest knows by their hash, and on earlier stages alone, so one that exists is never computed again.
+A shard is one file, written whole or not at all; its first line holds what is counted over it, how many rows it has and
+a checksum, the others the rows. All shards of a stage that are missing are made together, by one call, and then
+written: what that call has drawn so far is kept in a log (response_log.py). A shard's content depends on the config, on
+the files that the manifest knows by their hash, and on earlier stages alone, so one that exists is never computed
+again.
 """
 
 import codecs
 import contextlib
 import errno
+import functools
 import glob
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Iterator
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from int_jax import processes
 
+FIRST = {"counts", "rows", "crc32"}  # of a shard's first line
 SHOWN = 5  # offenders that a message names
 
 
@@ -245,8 +249,10 @@ class Workdir:
         elif len(made) > 1:  # one alone is written whole or not at all
             write_atomically(noted, json.dumps(counts))
         for path, (rows, _) in made.items():
-            lines = [json.dumps({"counts": counts[path.name], "rows": len(rows)}), *map(json.dumps, rows)]
-            write_atomically(path, "\n".join(lines) + "\n")
+            body = "".join(json.dumps(row) + "\n" for row in rows)
+            counted = counts[path.name]
+            first = {"counts": counted, "rows": len(rows), "crc32": checksum(counted, [body.encode()])}
+            write_atomically(path, json.dumps(first) + "\n" + body)
         noted.unlink(missing_ok=True)
 
     def stopwatch(self, stage: str) -> Callable[[], None]:
@@ -301,10 +307,21 @@ def shard(path: Path) -> tuple[dict[str, float], list[dict]]:
     except ValueError:
         raise StageError(f"{path}: an empty shard: {fix}") from None
     # A copy that broke off at the end of a line looks whole but for the number of its rows.
-    if first.keys() != {"counts", "rows"} or first["rows"] != len(rows):
+    if first.keys() != FIRST or first["rows"] != len(rows):
         said = f"{first['rows']} rows, it holds {len(rows)}" if "rows" in first else f"{str(first)[:80]!r}"
         raise StageError(f"{path}: the shard is damaged: its first line says {said}; {fix}")
+    with path.open("rb") as file:
+        next(file)
+        if checksum(first["counts"], file) != first["crc32"]:
+            raise StageError(f"{path}: the shard is damaged: its rows are not those that were written; {fix}")
     return first["counts"], rows
+
+
+def checksum(counts: dict[str, float], body: Iterable[bytes]) -> int:
+    """CRC-32 of a shard's counts and its rows, as they stand in the file."""
+    return functools.reduce(
+        lambda sum, part: zlib.crc32(part, sum), body, zlib.crc32(json.dumps(counts).encode())
+    )
 
 
 def stage_files(source: str) -> list[Path]:
@@ -331,7 +348,7 @@ def matched(stage: str, source: str, matching: Matching) -> tuple[list[dict], di
     for path in stage_files(source):
         for number, row in numbered(path):
             place = f"{path}, row {number}"
-            if "counts" in row and row.keys() <= {"counts", "rows"}:  # a shard's first line
+            if "counts" in row and row.keys() <= FIRST:  # a shard's first line
                 add(totals, row["counts"])
                 continue
             try:

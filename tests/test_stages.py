@@ -325,6 +325,8 @@ def test_a_damaged_manifest_is_named_and_nothing_is_lost(tmp_path, text):
         lambda text: "".join(text.splitlines(keepends=True)[:-1]),  # its last row is lost
         lambda text: "".join(text.splitlines(keepends=True)[1:]),  # its first line is
         lambda text: text[:-10] + "\0" * 10,
+        lambda text: text.replace('"square": 4', '"square": 5'),  # a digit
+        lambda text: text.replace('"sum": 1.0', '"sum": 1.5'),
     ],
 )
 def test_a_damaged_shard_is_named_and_alone_is_computed_again(tmp_path, damaged):
