@@ -14,7 +14,7 @@ PEERS := benchmarks/.venv-peers
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo rehearsal real test slow check bench bench-quick clean
+.PHONY: help demo rehearsal real test slow check chaos bench bench-quick clean
 
 help:
 	@printf '\n  int_jax: Intervention Training in JAX\n\n'
@@ -41,6 +41,9 @@ check: $(TEST)  ## ruff, mypy, then the tests: all of it must pass before a comm
 	@$(VENV)/bin/python -m ruff format --check
 	@$(VENV)/bin/python -m mypy
 	@$(PYTEST) $(ARGS)
+
+chaos: $(CORE)  ## runs that are killed, moved and damaged at random, and must end with the same bits
+	@$(VENV)/bin/python experiments/chaos.py $(ARGS)
 
 bench: $(TEST) $(PEERS) ## against other samplers on one machine, and grading: MINUTES minutes
 	@$(VENV)/bin/python benchmarks/sampling.py --peers $(PEERS)/bin/python $(ARGS)

@@ -198,26 +198,20 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_stays(tmp_path, dam
     assert_same(checkpoint.restore(tmp_path, small_state(0)), small_state(3))
 
 
-# Of a restore that fails Orbax leaves tasks to a loop that is closed by then.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_flipped_byte_anywhere_changes_nothing_or_is_refused(tmp_path):
-    """In the numbers of an array Orbax sees nothing of it."""
-    state, said = small_state(9, make_mesh(1, 1, jax.devices()[:1])), []
+def test_a_flipped_byte_in_the_numbers_is_refused(tmp_path):
+    """Orbax sees nothing of it."""
+    state = small_state(9, make_mesh(1, 1, jax.devices()[:1]))
     weights = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
     state = state._replace(params={**state.params, "up_DF": jnp.asarray(weights)})
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state)
-    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
-        whole = path.read_bytes()
-        for place in (len(whole) // 3, len(whole) // 2, len(whole) - 1):
-            path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
-            try:
-                assert_same(checkpoint.restore(tmp_path, state), state)
-            except FileNotFoundError as error:
-                said.append(str(error))
-        path.write_bytes(whole)
-    assert all(f"{tmp_path / '9'}: " in one and "delete it" in one for one in said)
-    assert any("damaged: .params['up_DF'] holds other numbers than were saved" in one for one in said)
+    [path] = [path for path in (tmp_path / "9").rglob("*") if path.is_file() and path.stat().st_size > 12_000]
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 0x10
+    path.write_bytes(whole)
+    words = rf"{tmp_path / '9'}: damaged: .params\['up_DF'\] holds other numbers than were saved; .*delete it"
+    with pytest.raises(FileNotFoundError, match=words):
+        checkpoint.restore(tmp_path, state)
 
 
 FULL_WORDS = {  # as the kernel and tensorstore put it
