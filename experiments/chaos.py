@@ -3,11 +3,11 @@
     make chaos                                 # 25 kills, 5 SIGTERMs: hours on two cores
     make chaos ARGS="--kills 6 --terms 2"      # less of it
 
-A small run on the CPU is made once undisturbed, then again with SIGKILLs and SIGTERMs at random moments, a disk that
-fills up (where a small tmpfs may be mounted), a flipped byte in a checkpoint and in a file of rows, each in an order that
-the seed draws. A run that comes to its end before all of it has happened is compared, and another one begun. Rows,
-scalars, results, checkpoints and the exported model must then be the undisturbed run's, bit for bit. At last a run is
-moved between one device and eight, with other rows and slots: the same up to rounding.
+A small run on the CPU is made undisturbed, then again with SIGKILLs and SIGTERMs at random moments, a disk that fills up
+(where a small tmpfs may be mounted), and a flipped byte in a checkpoint and in a file of rows, in an order that the seed
+draws. A run that comes to its end before all of it has happened is compared, and another one begun. Rows, scalars,
+results, checkpoints and the exported model must then be the undisturbed run's, bit for bit. At last a run is moved
+between one device and eight, with other rows and slots: the same up to rounding.
 """
 
 import hashlib
@@ -294,9 +294,8 @@ def main(_):
     rng, count = np.random.default_rng(SEED.value), KILLS.value + TERMS.value + 3
     disturb(workdir, whole, max(2.0, 2 * spent_s / count), rng)
     move(workdir, spent_s / 4, rng)
-    print(
-        f"chaos: {KILLS.value} SIGKILLs, {TERMS.value} SIGTERMs, {MOVES.value} moves in {time.monotonic() - begun:.0f} s"
-    )
+    signals = f"{KILLS.value} SIGKILLs, {TERMS.value} SIGTERMs"
+    print(f"chaos: {signals}, {MOVES.value} moves in {time.monotonic() - begun:.0f} s")
 
 
 if __name__ == "__main__":

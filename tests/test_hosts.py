@@ -15,15 +15,21 @@ from test_run import command, results
 from int_jax import preemption, processes, stages
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = (
-    "--config.arms=('int_rl',)",
-    "--config.proposals.compare=()",
-    "--config.effect.problems=2",
-    "--config.eval.samples=4",
-    "--config.eval.ks=(1,)",
-    "--config.mesh.data=4",
-    "--config.mesh.model=2",
-)
+SMALL = {
+    "arms": "('int_rl',)",
+    "problems.train": 8,
+    "problems.test": 4,
+    "attempts.tries": 2,
+    "proposals.compare": "()",
+    "guided.tries": 4,
+    "effect.problems": 2,
+    "effect.samples": 2,
+    "eval.samples": 2,
+    "eval.ks": "(1,)",
+    "eval.train_problems": 2,
+}
+# Each host has a replica of its own, and they draw different responses; or half of one, and they draw in step.
+MESHES = {"replicas": (2, 1), "in step": (1, 2)}
 
 
 def address() -> str:
@@ -114,12 +120,14 @@ def test_a_process_that_dies_ends_the_others_within_a_minute(killed, words):
 
 
 class Hosts:
-    """Two of four devices each, in one workdir."""
+    """Two of one device each, in one workdir."""
 
-    def __init__(self, workdir: Path):
+    def __init__(self, workdir: Path, data: int, model: int):
+        knobs = SMALL | {"mesh.data": data, "mesh.model": model}
+        small = [f"--config.{name}={value}" for name, value in knobs.items()]
         at = (f"--coordinator={address()}", "--distributed", "--processes=2")
-        commands = [command(workdir, *SMALL, *at, f"--process={i}") for i in range(2)]
-        self.workdir, self.running = workdir, started(commands, devices=4)
+        commands = [command(workdir, *small, *at, f"--process={i}") for i in range(2)]
+        self.workdir, self.running = workdir, started(commands)
 
     def asked_to_end(self, which: int, when: str) -> float:
         """Send SIGTERM to one of them once there is something in such a file; the seconds that both take to end."""
@@ -142,13 +150,14 @@ def left(workdir: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_two_hosts_end_together_when_one_is_asked_to_and_go_on_to_the_same_bits(tmp_path):
-    for code, said in ended(Hosts(tmp_path / "whole").running):
+@pytest.mark.parametrize("mesh", MESHES)
+def test_two_hosts_end_together_when_one_is_asked_to_and_go_on_to_the_same_bits(tmp_path, mesh):
+    for code, said in ended(Hosts(tmp_path / "whole", *MESHES[mesh]).running):
         assert code == 0, said[-3_000:]
     run = tmp_path / "run"
     for which, when in ((1, "attempts/responses/*.log"), (0, "int_rl/scalars/scalars.jsonl")):
-        print(f"ended in {Hosts(run).asked_to_end(which, when):.1f} s")
-    for code, said in ended(Hosts(run).running):
+        print(f"ended in {Hosts(run, *MESHES[mesh]).asked_to_end(which, when):.1f} s")
+    for code, said in ended(Hosts(run, *MESHES[mesh]).running):
         assert code == 0, said[-3_000:]
     assert left(run) == left(tmp_path / "whole")
 

@@ -17,7 +17,7 @@ import pytest
 from fake_devices import xla_flags
 from safetensors.numpy import load_file
 
-from int_jax import proposers
+from int_jax import checkpoint, proposers
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = "experiments/configs/int.py:smoke"
@@ -177,6 +177,43 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(whole, tmp_path):
     assert ours.keys() == theirs.keys()
     for name in ours:
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_asked_to_end_it_ends_at_once_with_a_code_of_its_own_and_goes_on_to_the_same_bits(whole, tmp_path):
+    """SIGTERM while responses are drawn, and in a training that would not have been saved soon."""
+    later = "--config.rl.checkpoint_every=1000"
+    for when in ("attempts/responses/*.log", "guided/responses/*.log", "rl/scalars/scalars.jsonl"):
+        process = subprocess.Popen(
+            command(tmp_path, later),
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        while not any(path.stat().st_size for path in tmp_path.glob(when)):
+            assert process.poll() is None
+            time.sleep(0.02)
+        begun = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate()
+        print(f"{when}: ended in {time.monotonic() - begun:.1f} s")
+        assert process.returncode == 75 and "run the same command again" in out
+        assert time.monotonic() - begun < 60
+    assert checkpoint.saved(tmp_path / "rl" / "state")
+    code, _, err = run(tmp_path, later)
+    assert code == 0, err[-3000:]
+    ours, theirs = results(tmp_path), results(whole[0])
+    assert ours.pop("config")["rl"].pop("checkpoint_every") == 1000
+    theirs.pop("config")
+    assert ours == theirs
+    ours, theirs = parameters(tmp_path), parameters(whole[0])
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    for path in whole[0].glob("*/**/*.jsonl"):
+        assert (tmp_path / path.relative_to(whole[0])).read_bytes() == path.read_bytes(), path
 
 
 @pytest.mark.slow
