@@ -3,11 +3,12 @@
     make chaos                                 # 25 kills, 5 SIGTERMs: hours on two cores
     make chaos ARGS="--kills 6 --terms 2"      # less of it
 
-A small run on the CPU is made undisturbed, then again with SIGKILLs and SIGTERMs at random moments, a disk that fills up
-(where a small tmpfs may be mounted), and a flipped byte in a checkpoint and in a file of rows, in an order that the seed
-draws. A run that comes to its end before all of it has happened is compared, and another one begun. Rows, scalars,
-results, checkpoints and the exported model must then be the undisturbed run's, bit for bit. At last a run is moved
-between one device and eight, with other rows and slots: the same up to rounding.
+A small run on the CPU is made undisturbed, then again with SIGKILLs and SIGTERMs at random moments, a disk that
+fills up (where a small tmpfs may be mounted), and a flipped byte in a checkpoint and in a file of rows, in an
+order that the seed draws. A run that comes to its end before all of it has happened is compared, and another
+one begun. Rows, scalars, results, checkpoints and the exported model must then be the undisturbed run's, bit
+for bit. At last a run is moved between one device and eight, with other rows and slots: the same up to
+rounding.
 """
 
 import hashlib
@@ -36,18 +37,26 @@ MOVES = flags.DEFINE_integer("moves", 3, "changes of the devices", lower_bound=0
 SEED = flags.DEFINE_integer("seed", 0, "of what happens when")
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = (
-    "--config.arms=('int_rl','rl')",
-    "--config.proposals.compare=()",
-    "--config.effect.problems=4",
-    "--config.eval.samples=4",
-    "--config.eval.ks=(1,)",
-    "--config.rl.updates=6",
-    "--config.checkpoint_minutes=0.05",
-)
-MACHINES = (  # devices, and what else is other there
-    (1, ()),
-    (8, ("--config.mesh.data=4", "--config.mesh.model=2", "--config.train.rows=4", "--config.slots=16")),
+SMALL = {
+    "arms": "('int_rl','rl')",
+    "problems.train": 12,
+    "problems.test": 4,
+    "problems.shard": 4,
+    "attempts.tries": 2,
+    "proposals.compare": "()",
+    "guided.tries": 4,
+    "effect.problems": 2,
+    "effect.samples": 2,
+    "rl.updates": 6,
+    "rl.problems": 2,
+    "eval.samples": 2,
+    "eval.ks": "(1,)",
+    "eval.train_problems": 2,
+    "checkpoint_minutes": 0.05,
+}
+MACHINES: tuple[tuple[int, dict], ...] = (  # devices, and what else is other there
+    (1, {}),
+    (8, {"mesh.data": 4, "mesh.model": 2, "train.rows": 4, "slots": 16}),
 )
 DISK_MB = 256
 STARTING = 0.1  # share of the signals that come while a run still starts
@@ -60,14 +69,8 @@ class Surprise(Exception):
 
 def started(folder: Path, machine: int = 0) -> subprocess.Popen:
     devices, knobs = MACHINES[machine]
-    command = [
-        sys.executable,
-        "experiments/run.py",
-        "--config",
-        "experiments/configs/int.py:smoke",
-        *SMALL,
-        *knobs,
-    ]
+    command = [sys.executable, "experiments/run.py", "--config", "experiments/configs/int.py:smoke"]
+    command += [f"--config.{name}={value}" for name, value in (SMALL | knobs).items()]
     flags_of_xla = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     with (folder.parent / f"{folder.name}.txt").open("wb") as out:  # what the last start said
         return subprocess.Popen(
