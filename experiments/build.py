@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 import int_jax
+from experiments.configs import default
 from experiments.preflight import check, planned
 from experiments.progress import show
 from int_jax import domains, losses, proposers, samplers
@@ -40,7 +41,9 @@ def models(config: ConfigDict) -> tuple[LM, LM | None]:
         keep_memory()
     mesh = make_mesh(config.mesh.data, config.mesh.model)
     show(planned(config, mesh))
-    lm = served(config, mesh, loaded(config, mesh, config.model, config.param_dtype))
+    # Where adapters are trained the base model is kept once, as it is sampled from.
+    trained = None if config.lora.rank else config.param_dtype
+    lm = served(config, mesh, loaded(config, mesh, config.model, trained))
     domains.load(config.domain.name, lm.tokenizer, **config.domain.knobs.to_dict())
     other = config.proposals.model
     return lm, loaded(config, mesh, other, None, config.proposals.chat, "") if other else None
@@ -177,4 +180,5 @@ def lab(
         proposer_lm=proposer_lm,
         store=store,
         tell=lambda said: show(f"\n{said}\n"),
+        lora=default.adapters(c),
     )
