@@ -75,7 +75,8 @@ def save(path: str | Path, config: Config, params, base: str | Path) -> None:
     host = {path: to_peft(path, hf_format.on_host(jnp.asarray(leaf))) for path, leaf in flat.items()}
     if processes.is_main_process():
         names, draft = tensors(config, adapters), target / f".{WEIGHTS}"
-        scale = next(float(layer[lora.SCALE]) for layer in rest.values() if lora.SCALE in layer)
+        rest = hf_format.leaves_by_path(rest)
+        scale = next(float(leaf) for path, leaf in rest.items() if path.endswith(lora.SCALE))
         with disk.room(target, host):
             target.mkdir(parents=True, exist_ok=True)
             (target / CONFIG).unlink(missing_ok=True)
@@ -111,7 +112,9 @@ def read_config(path: str | Path, config: Config, dtype: str = "float32") -> Lor
             hf.only(data, key, value)
         targets = hf.need(data, "target_modules")
         if isinstance(targets, str) or not {*targets} <= known.keys():
-            raise ValueError(f"target_modules = {targets!r} is not supported, only some of {sorted(known)} are")
+            raise ValueError(
+                f"target_modules = {targets!r} is not supported, only some of {sorted(known)} are"
+            )
         return Lora(
             hf.need(data, "r"), hf.need(data, "lora_alpha"), tuple(known[one] for one in targets), dtype
         )
@@ -151,4 +154,6 @@ def load(path: str | Path, config: Config, params, dtype: str = "float32"):
 
     adapters = jax.tree_util.tree_map_with_path(one, shapes)
     frozen = lora.split(params)[1]
-    return lora.with_scale(lora.join(params if frozen is None else frozen, adapters), wanted.alpha / wanted.rank)
+    return lora.with_scale(
+        lora.join(params if frozen is None else frozen, adapters), wanted.alpha / wanted.rank
+    )

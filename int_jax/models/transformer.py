@@ -389,9 +389,7 @@ class Block(Weights):
         normed_BTD = self.norm("ffw_norm_D", hidden_BTD)
         gate_BTF = self.product("BTD,DF->BTF", normed_BTD, "gate_DF")
         up_BTF = self.product("BTD,DF->BTF", normed_BTD, "up_DF")
-        down_BTD = self.product(
-            "BTF,FD->BTD", ACTIVATIONS[config.activation](gate_BTF) * up_BTF, "down_FD"
-        )
+        down_BTD = self.product("BTF,FD->BTD", ACTIVATIONS[config.activation](gate_BTF) * up_BTF, "down_FD")
         if config.post_norm:
             down_BTD = self.norm("ffw_post_norm_D", down_BTD)
         return constrain(hidden_BTD + down_BTD, "BTD"), kept
@@ -458,7 +456,8 @@ class Model:
         attends to what its row has there.
 
         Args:
-          params: as `init` makes them, or with adapters (lora.py) beside them. tokens_BT, positions_BT, segments_BT: int32.
+          params: as `init` makes them, or with adapters beside them (lora.py).
+          tokens_BT, positions_BT, segments_BT: int32.
           cache: a pages.View or Paged. remat: recompute each block in the backward pass instead of storing it.
 
         Returns: (hidden_BTD after the final norm, the cache with the keys and values of these tokens, or None).
