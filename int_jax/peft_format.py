@@ -76,7 +76,7 @@ def save(path: str | Path, config: Config, params, base: str | Path) -> None:
     if processes.is_main_process():
         names, draft = tensors(config, adapters), target / f".{WEIGHTS}"
         rest = hf_format.leaves_by_path(rest)
-        scale = next(float(leaf) for path, leaf in rest.items() if path.endswith(lora.SCALE))
+        scale = next(float(leaf[0]) for path, leaf in rest.items() if path.endswith(lora.SCALE))
         with disk.room(target, host):
             target.mkdir(parents=True, exist_ok=True)
             (target / CONFIG).unlink(missing_ok=True)
@@ -154,6 +154,4 @@ def load(path: str | Path, config: Config, params, dtype: str = "float32"):
 
     adapters = jax.tree_util.tree_map_with_path(one, shapes)
     frozen = lora.split(params)[1]
-    return lora.with_scale(
-        lora.join(params if frozen is None else frozen, adapters), wanted.alpha / wanted.rank
-    )
+    return lora.with_scale(lora.join(params if frozen is None else frozen, adapters), wanted)
