@@ -49,7 +49,9 @@ def models(config: ConfigDict) -> tuple[LM, LM | None]:
         keep_memory()
     mesh = make_mesh(config.mesh.data, config.mesh.model)
     show(planned(config, mesh))
-    lm = served(config, mesh, loaded(config, mesh, config.model, config.param_dtype))
+    # Where adapters are trained the base model is kept once, as it is sampled from.
+    trained = None if config.lora.rank else config.param_dtype
+    lm = served(config, mesh, loaded(config, mesh, config.model, trained))
     domains.load(config.domain.name, lm.tokenizer, **config.domain.knobs.to_dict())
     other = config.proposals.model
     return lm, loaded(config, mesh, other, None, config.proposals.chat, "") if other else None
@@ -186,4 +188,5 @@ def lab(
         proposer_lm=proposer_lm,
         store=store,
         tell=lambda said: show(f"\n{said}\n"),
+        lora=default.adapters(c),
     )

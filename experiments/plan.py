@@ -23,7 +23,7 @@ from experiments.configs import default
 from int_jax import hf_format, memory
 from int_jax.lm import directory
 from int_jax.models import Config, kernels
-from int_jax.sharding import RULES, RULES_DECODE
+from int_jax.sharding import RULES_DECODE
 
 PROBLEM = 1_024  # tokens of a prompt that shows a problem alone: assumed
 
@@ -32,6 +32,7 @@ def stages(
     c: ConfigDict, model: Config, mesh, proposer_model: Config | None = None, platform: str = ""
 ) -> list[memory.Stage]:
     """The stages of a run. A policy is kept as parameters alone once it is trained, the proposer's model all the time.
+    With adapters a policy is these alone, and the base model is kept once, as it is sampled from.
 
     Args:
       model: with the run's dtype and param_dtype. mesh: see memory.Sizes. proposer_model: the proposer's model with
@@ -41,10 +42,10 @@ def stages(
     Raises: ValueError where config.attention cannot serve a model.
     """
     sizes = memory.Sizes(model, mesh)
-    knob = "mesh.data, mesh.model"
-    one = sizes.params(model.param_dtype, RULES)
+    knob, adapters = "mesh.data, mesh.model", default.adapters(c)
+    one = sizes.trained(model.param_dtype, adapters)
     low = memory.Item("base model to sample from", sizes.params(model.dtype, RULES_DECODE), knob)
-    base: tuple[memory.Item, ...] = (memory.Item("base model", one, knob),)
+    base: tuple[memory.Item, ...] = () if adapters else (memory.Item("base model", one, knob),)
     asked, beside = sizes, base
     if proposer_model is not None:
         asked, beside = memory.Sizes(proposer_model, mesh), (*base, low)
@@ -66,7 +67,7 @@ def stages(
 
     def training(name, kept):
         t = c.train
-        return memory.training(name, sizes, t.rows, t.row_length, t.logit_chunk, t.remat, kept)
+        return memory.training(name, sizes, t.rows, t.row_length, t.logit_chunk, t.remat, kept, adapters)
 
     every = [
         sampling("attempts", PROBLEM, answer),

@@ -71,6 +71,7 @@ def clashes(c: ConfigDict) -> Iterator[str]:
         yield f"export = {c.export}: arms = {c.arms} make no policy {name!r}, only {', '.join(made)}; set export"
     yield from checkpoint_clashes(c)
     yield from validation_clashes(c)
+    yield from lora_clashes(c)
     yield from policy_gradient_clashes(c)
     if c.rl.pool == "kept" and "guided" not in stages:
         yield f"rl.pool = 'kept': arms = {c.arms} keep no problems, as nothing is filtered; set rl.pool to hard"
@@ -171,6 +172,17 @@ def validation_clashes(c: ConfigDict) -> Iterator[str]:
         )
     if v.file and not v.every:
         yield f"validation.file = {v.file!r} is not read with validation.every = 0; set one of them"
+
+
+def lora_clashes(c: ConfigDict) -> Iterator[str]:
+    """Knobs of adapters that are not asked for."""
+    if not c.lora.rank:
+        for name in ("alpha", "matrices"):
+            if c.lora[name] != (usual := default.TABLE["lora"][name].value):
+                yield (
+                    f"lora.{name} = {c.lora[name]!r} changes nothing with lora.rank = 0: set that to the adapters' "
+                    f"rank, or lora.{name} = {usual!r}"
+                )
 
 
 def policy_gradient_clashes(c: ConfigDict) -> Iterator[str]:

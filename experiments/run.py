@@ -31,7 +31,7 @@ from experiments.problems import problems
 from experiments.progress import show
 from experiments.results import Run
 from experiments.store import WorkdirStore
-from int_jax import datasets, domains, hf_format, preemption, processes, report, rollout
+from int_jax import datasets, domains, hf_format, peft_format, preemption, processes, report, rollout
 from int_jax.intervention_training import failures
 from int_jax.lab import Lab, NoData, Stopped
 from int_jax.lm import LM
@@ -87,6 +87,8 @@ def run_seed(config: ConfigDict, seed: int, folder: Path, lm: LM, proposer_lm: L
             lab.policies[name]
         )  # in the dtype in which it is sampled and evaluated
         hf_format.save(folder / "models" / name, lm.model.config, params, lm.tokenizer.path)
+        if config.lora.rank:
+            peft_format.save(folder / "adapters" / name, lm.model.config, lab.policies[name], config.model)
     run.measured |= score(config, lab, test, run.stopped, drawn)
     wrong = failures(lab.rows.get(Stage("attempts"), []), lab.unsolved)
     spliced = [trace for _, _, trace in run.found.continued()] if run.intervenes else []

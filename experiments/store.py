@@ -229,11 +229,11 @@ class WorkdirStore:
                     line = {"step": step - 1, **as_line(metrics)}
                     lines.append(line)
                     last = done(state)
-                    fault = self.spoiled(line, state, last)
+                    fault = self.spoiled(line, state, training.params(state), last)
                     if self.validate and not fault and (last or passes(before, step, c.validation.every)):
                         begun = time.perf_counter()
                         with self.drawing(training.name, step, self.engine) as sampler:
-                            line |= self.validate(sampler, state.params)
+                            line |= self.validate(sampler, training.params(state))
                         validation_s += time.perf_counter() - begun
                     log(line)
                     logged = step
@@ -259,15 +259,16 @@ class WorkdirStore:
             self.work.clock("validation", validation_s)
         return state, fault
 
-    def spoiled(self, line: dict[str, float], state: State, last: bool) -> tuple[str, float] | None:
+    def spoiled(self, line: dict[str, float], state: State, params, last: bool) -> tuple[str, float] | None:
         """What is not finite after an update, and its value: of the metrics, the parameters, the optimizer's moments,
-        or, at the last update, of what the policy draws (after the others the next update's metrics tell)."""
+        or, at the last update, of what the policy draws (after the others the next update's metrics tell). params: all
+        of the policy."""
         for what in WATCHED:
             if not math.isfinite(line.get(what, 0.0)):
                 return what, line[what]
         if not self.engine.finite(state):
             return "moments" if self.engine.finite(state.params) else "parameters", math.nan
-        part = self.unsound(self.engine.decode_params(state.params)) if last else ""
+        part = self.unsound(self.engine.decode_params(params)) if last else ""
         return (part, math.nan) if part else None
 
     def check_sound(self, decoding, prompt: Sequence[int]) -> None:

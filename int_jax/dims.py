@@ -25,7 +25,7 @@ KEY = {
     "N": "key/value heads",
     "P": "pages of one row",
     "Q": "queries per key/value head",
-    "R": "response tokens",
+    "R": "response tokens, or the rank of adapters",
     "S": "cache positions",
     "T": "sequence tokens",
     "U": "key/value heads on a TPU's page, keys and values by turns",

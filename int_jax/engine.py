@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
-from int_jax import losses, sample, splicing
+from int_jax import lora, losses, sample, splicing
 from int_jax.models import Model, kernels, pages
 from int_jax.processes import end_if_asked, exchange, to_host
 from int_jax.sampler import Progress, Request, Response, Sampling, Session, in_order, silent
@@ -102,8 +102,9 @@ class Engine:
         return self.model.config.max_len
 
     def decode_params(self, params):
-        """The parameters laid out for decoding: in the compute dtype, whole along the data axis."""
-        dtype, where = self.model.config.dtype, shardings(params, self.mesh, RULES_DECODE)
+        """The parameters laid out for decoding: in the compute dtype, whole along the data axis, adapters merged."""
+        dtype = self.model.config.dtype
+        where = shardings(jax.eval_shape(lora.merge, params), self.mesh, RULES_DECODE)
 
         def there(leaf, place) -> bool:
             return (
@@ -113,7 +114,7 @@ class Engine:
             )
 
         # They are so already, as after `load`: no copy is made.
-        if all(jax.tree.leaves(jax.tree.map(there, params, where))):
+        if lora.split(params)[1] is None and all(jax.tree.leaves(jax.tree.map(there, params, where))):
             return params
         places, structure = jax.tree.flatten(where)
         return self._call(_cast(dtype, structure, tuple(places)), params)
@@ -359,7 +360,8 @@ class Engine:
         return jax.jit(make, out_shardings=shardings(jax.eval_shape(make, key), self.mesh, RULES))(key)
 
     def state(self, params, tx: optax.GradientTransformation) -> State:
-        """A training state at step 0 around given parameters (copied, since updates donate them)."""
+        """A training state at step 0 around given parameters, those to be trained (copied, since updates donate
+        them)."""
         where = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state(params, tx))
         places, structure = jax.tree.flatten(where)
         return _start(tx, structure, tuple(places))(params)
@@ -373,13 +375,23 @@ class Engine:
             shardings(made, self.mesh, RULES),
         )
 
-    def update(self, state: State, batch: Batch, tx, config: losses.LossConfig = losses.LossConfig()):
+    def update(
+        self,
+        state: State,
+        batch: Batch,
+        tx,
+        config: losses.LossConfig = losses.LossConfig(),
+        frozen=None,
+    ):
         """One optimizer step on a global batch; SFT and policy gradient alike. `state` is donated.
+
+        Args:
+          frozen: the other parameters, where those of `state` are adapters alone (`lora.split`). They are not donated.
 
         Returns: (State, metrics), metrics a dict of float32 scalars.
         """
         self._kept = None  # the memory of the pages
-        return self._call(_update, state, self._put(batch, RULES), self.model, tx, config)
+        return self._call(_update, state, self._put(batch, RULES), self.model, tx, config, frozen)
 
     def finite(self, tree) -> bool:
         """Whether every number of a tree of arrays (parameters, or a State with its moments) is finite."""
@@ -394,7 +406,7 @@ def _cast(dtype: str, structure, places: tuple):
     its own, may meet in another order on another host."""
 
     def cast(params):
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), lora.merge(params))
 
     return jax.jit(cast, out_shardings=jax.tree.unflatten(structure, places))
 
@@ -507,8 +519,9 @@ def _finite(leaves: list):
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4), donate_argnums=0)
-def _update(state: State, batch: Batch, model: Model, tx, config: losses.LossConfig):
-    def loss_fn(params, micro: Batch):
+def _update(state: State, batch: Batch, model: Model, tx, config: losses.LossConfig, frozen=None):
+    def loss_fn(trained, micro: Batch):
+        params = lora.join(frozen, trained)
         hidden_BTD, _ = model.apply(
             params, micro.tokens_MBT, micro.positions_MBT, micro.segments_MBT, remat=config.remat
         )

@@ -315,13 +315,13 @@ def save(
         raise ValueError(f"{target}: the parameters are not those of config, which differ at {wrong}")
     if not processes.is_main_process():
         for weight in weights.values():
-            _on_host(flat[weight.path])
+            on_host(flat[weight.path])
     else:
         _write(target, config, weights, flat, tokenizer_path, shard_bytes)
     processes.barrier(f"{target} is written")
 
 
-def _on_host(array) -> np.ndarray:
+def on_host(array) -> np.ndarray:
     """The whole array, from all devices of all processes, which must call this together."""
     if not array.is_fully_addressable:
         return multihost_utils.process_allgather(array, tiled=True)
@@ -373,7 +373,7 @@ def _write_weights(directory: Path, weights: dict[str, Weight], flat: dict, shar
     def array(name: str) -> np.ndarray:
         weight = weights[name]
         # safetensors writes the buffer as it lies in memory: a transposed view would come back scrambled.
-        return np.ascontiguousarray(hf.to_hf(weight.letters, _on_host(flat[weight.path])))
+        return np.ascontiguousarray(hf.to_hf(weight.letters, on_host(flat[weight.path])))
 
     for file, names in zip(files, shards, strict=True):
         save_file({name: array(name) for name in names}, directory / file, {"format": "pt"})
@@ -381,7 +381,7 @@ def _write_weights(directory: Path, weights: dict[str, Weight], flat: dict, shar
     if len(shards) > 1:
         total = sum(flat[weight.path].nbytes for weight in weights.values())
         where = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+        write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
 
 
 def _write_configs(directory: Path, config: Config, tokenizer_path: str | Path | None) -> None:
@@ -395,8 +395,8 @@ def _write_configs(directory: Path, config: Config, tokenizer_path: str | Path |
                 shutil.copytree(source, directory / source.name, copy_function=shutil.copyfile)
             else:
                 shutil.copyfile(source, directory / source.name)
-    _write_json(directory / "generation_config.json", generation | token_ids)
-    _write_json(directory / "config.json", family(config.family).config_to_hf(config, token_ids))
+    write_json(directory / "generation_config.json", generation | token_ids)
+    write_json(directory / "config.json", family(config.family).config_to_hf(config, token_ids))
 
 
 def _tokenizer_files(directory: Path) -> list[Path]:
@@ -413,7 +413,7 @@ def _token_ids(tokenizer: Tokenizer, vocab: int) -> dict[str, Any]:
     return {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
 
 
-def _write_json(file: Path, data: dict) -> None:
+def write_json(file: Path, data: dict) -> None:
     file.write_text(json.dumps(data, indent=2) + "\n")
 
 

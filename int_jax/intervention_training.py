@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import optax
 
-from int_jax import batching, losses, policy_gradient, processes, proposers, rollout
+from int_jax import batching, lora, losses, policy_gradient, processes, proposers, rollout
 from int_jax.domains import Domain
 from int_jax.engine import Engine
 from int_jax.policy_gradient import PolicyGradient
@@ -216,6 +216,7 @@ def sft(
     end_of_turn: int | None = None,
     loss: losses.LossConfig = losses.LossConfig(),
     start: int = 0,
+    frozen=None,
 ) -> Iterator[tuple[State, dict]]:
     """Fine-tune on traces given the problem: -sum_t w_t log p_t / sum_t w_t over each batch.
 
@@ -225,12 +226,13 @@ def sft(
 
     Args:
       weigh: the weight w of each token of a trace. start: updates that the state had before this fine-tuning began.
+      frozen: as of `Engine.update`.
     """
     steps = sft_steps(len(traces), epochs, batch_size)
     for step in range(int(state.step) - start, steps):
         chosen = [traces[i] for i in epoch_slice(len(traces), batch_size, seed, step)]
         sequences = [sft_sequence(trace, weigh, end_of_turn) for trace in chosen]
-        state, metrics = engine.update(state, batching.pack(sequences, row_length, rows), tx, loss)
+        state, metrics = engine.update(state, batching.pack(sequences, row_length, rows), tx, loss, frozen)
         yield state, metrics
 
 
@@ -290,6 +292,7 @@ def reinforce(
     opened: Callable[[Domain, Task], Trace] = rollout.open_trace,
     record: Record = unrecorded,
     drawing: Drawing = unlogged,
+    frozen=None,
 ) -> Iterator[tuple[State, dict]]:
     """Group-relative policy gradient on outcome rewards: as `opened` stands, from the problems alone.
 
@@ -301,7 +304,7 @@ def reinforce(
     Args:
       start: as of `sft`; negative where earlier trainings of the same schedule went before. opened: what a group
         continues.
-      record: told of each batch before it is trained on. drawing: with what it is drawn.
+      record: told of each batch before it is trained on. drawing: with what it is drawn. frozen: as of `Engine.update`.
 
     Raises: ValueError for rollouts drawn with top-k, top-p or min-p, whose log-probabilities are not the policy's.
     """
@@ -313,7 +316,7 @@ def reinforce(
     if knobs.kl and reference_params is None:
         raise ValueError(f"reinforce: kl={knobs.kl} needs reference_params, the policy to stay near")
     while True:
-        step, params = int(state.step) - start, engine.decode_params(state.params)
+        step, params = int(state.step) - start, engine.decode_params(lora.join(frozen, state.params))
         with drawing(int(state.step), engine) as sampler:
             groups = draw_batch(sampler, params, domain, tasks, knobs, sampling, step, opened)
         parts = policy_gradient.reward_parts(domain, groups, knobs, sampling.max_new_tokens)
@@ -325,7 +328,7 @@ def reinforce(
         every, rng = [], np.random.default_rng([sampling.seed, step, CUT])
         for some in policy_gradient.minibatches(len(sequences), knobs, rng):
             batch = policy_gradient.pack([sequences[i] for i in some], knobs, row_length, rows)
-            state, metrics = engine.update(state, batch, tx, knobs.update_loss)
+            state, metrics = engine.update(state, batch, tx, knobs.update_loss, frozen)
             every.append(metrics)
         told = policy_gradient.group_metrics(groups, parts, rewards, advantages)
         yield state, {**policy_gradient.over_updates(every), **told}

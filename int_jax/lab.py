@@ -17,10 +17,11 @@ import numpy as np
 import optax
 
 from int_jax import intervention_training as method
-from int_jax import processes
+from int_jax import lora, processes
 from int_jax.domains import Domain
 from int_jax.engine import Engine
 from int_jax.lm import LM
+from int_jax.lora import Lora
 from int_jax.rollout import Stream, splice
 from int_jax.rows import (
     ATTEMPTS,
@@ -66,6 +67,7 @@ class Training(NamedTuple):
         goes on from a checkpoint needs no more.
       updates: from a state on, the (state, metrics) after each update. done(state, tokens): whether that was enough.
       total: updates that it is expected to take, for a progress bar. after: the training that it goes on with, or "".
+      frozen: the policy's parameters that no state has, where adapters alone are trained.
     """
 
     policy: str
@@ -77,6 +79,11 @@ class Training(NamedTuple):
     total: int
     round: int = 0
     after: str = ""
+    frozen: Any = None
+
+    def params(self, state: State):
+        """All parameters of the policy at a state."""
+        return lora.join(self.frozen, state.params)
 
     @property
     def name(self) -> str:
@@ -217,7 +224,9 @@ class Lab:
         learning_rate, weight_decay, clip_norm; sft: warmup; rl: updates, tasks: "hard" or "kept"), "gain".
       filter: which guided attempts are trained on: one of FILTERS.
       proposer_lm: the proposer's model, None for the policy itself. seed: of all random numbers.
-      store: where results are kept. tell: shows a note to the user.
+      store: where results are kept. tell: shows a note to the user. lora: the adapters that are trained in place of all
+        parameters. What starts from a policy with adapters goes on with these, so that each policy is the base model
+        with one set of them.
       policies: parameters by name, "base" first, in the order in which they were made.
       rows, tokens: by stage. trained: by the training's name. notes: what did not go as planned.
       used: stages and trainings that were asked for; whoever wants to know what a method needs clears it before.
@@ -234,6 +243,7 @@ class Lab:
     proposer_lm: LM | None = None
     store: Store = dataclasses.field(default_factory=Memory)
     tell: Callable[[str], object] = print
+    lora: Lora | None = None
 
     def __post_init__(self):
         self.decoding = self.engine.decode_params(self.base)
@@ -475,19 +485,19 @@ class Lab:
         total = method.sft_steps(len(traces), knobs["epochs"], knobs["batch_size"])
         rate = warmup_cosine(knobs.pop("learning_rate"), total, knobs.pop("warmup"))
         tx = adamw(rate, knobs.pop("weight_decay"), knobs.pop("clip_norm"))
-        begin = self.base if params is None else params
+        begin, frozen = self._begin(params)
 
         def first():
             return self.engine.state(begin, tx)
 
         def updates(state):
-            return method.sft(self.engine, state, tx, traces, seed=self.seed, **knobs)
+            return method.sft(self.engine, state, tx, traces, seed=self.seed, frozen=frozen, **knobs)
 
         def done(state, tokens):
             return int(state.step) >= total
 
         like = self.engine.abstract_state(begin, tx)
-        return self._train(Training(policy, "sft", first, like, updates, done, total, round))
+        return self._train(Training(policy, "sft", first, like, updates, done, total, round, frozen=frozen))
 
     def reinforce(
         self,
@@ -516,10 +526,11 @@ class Lab:
                 f"{policy}: {planned} updates are no whole number of batches of {batch} updates each"
             )
         tx = adamw(knobs.pop("learning_rate"), knobs.pop("weight_decay"), knobs.pop("clip_norm"))
-        like = self.engine.abstract_state(params, tx)
+        begin, frozen = self._begin(params)
+        like = self.engine.abstract_state(begin, tx)
 
         def first():
-            return self.store.state(after, like) if after else self.engine.state(params, tx)
+            return self.store.state(after, like) if after else self.engine.state(begin, tx)
 
         def record(*batch):
             self.store.record(training.name, *batch)
@@ -538,14 +549,20 @@ class Lab:
                 reference_params=params,
                 record=record,
                 drawing=drawing,
+                frozen=frozen,
             )
 
         def done(state, drawn):
             return int(state.step) >= planned if tokens is None else drawn >= tokens
 
         batches = (total or planned) // batch
-        training = Training(policy, "rl", first, like, updates, done, batches, round, after)
+        training = Training(policy, "rl", first, like, updates, done, batches, round, after, frozen)
         return self._train(training)
+
+    def _begin(self, params) -> tuple[Any, Any]:
+        """What is trained of a policy, None for the base model, and what of it is not."""
+        params = self.base if params is None else params
+        return lora.split(lora.add(params, self.lora, self.seed) if self.lora else params)
 
     def _train(self, training: Training):
         self.used |= {training.name, *([training.after] if training.after else [])}
@@ -555,8 +572,9 @@ class Lab:
         )
         if found.diverged or found.state is None:
             raise Stopped(training.policy, "diverged", **(found.diverged or {}))
-        self.policies[training.policy] = found.state.params  # its moments, twice the memory of the policy, go
-        return found.state.params
+        # Its moments, twice the memory of what was trained, go.
+        self.policies[training.policy] = training.params(found.state)
+        return self.policies[training.policy]
 
     def spent(self) -> dict[str, int]:
         """What `used` took: {"drawn": tokens generated, "trained": tokens in updates}."""

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from int_jax import hf_format, processes
+from int_jax import hf_format, lora, processes
 from int_jax.engine import Engine
 from int_jax.models import Model, build
 from int_jax.sampler import Request, Response, Sampling, independent
@@ -232,8 +232,9 @@ class LM:
         return self.engine.score(params, [self._checked(ids) for ids in token_ids])[0]
 
     def save(self, path: str | Path) -> None:
-        """Write config, weights and tokenizer in Hugging Face format; `load(path)` brings back the same bits."""
-        hf_format.save(path, self.model.config, self.params, self.tokenizer.path)
+        """Write config, weights and tokenizer in Hugging Face format; `load(path)` brings back the same bits. Adapters
+        are merged (peft_format.py writes them alone)."""
+        hf_format.save(path, self.model.config, lora.merge(self.params), self.tokenizer.path)
 
     def _checked(self, ids) -> list[int]:
         """Token ids as ints, each within the vocabulary: an index beyond it would be clipped in silence."""

@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from int_jax import dims
+from int_jax import dims, lora
 from int_jax.engine import Engine
+from int_jax.lora import Lora
 from int_jax.models import Config, build, kernels
 from int_jax.models.transformer import LONG, SPAN
 from int_jax.session import bucket, known_pages, prefix_pages
@@ -47,7 +48,16 @@ class Stage:
 @functools.cache
 def _params(config: Config) -> list[tuple[str, tuple[int, ...]]]:
     """The letters and the shape of each parameter."""
-    tree = jax.eval_shape(build(config).init, jax.random.key(0))
+    return _leaves(jax.eval_shape(build(config).init, jax.random.key(0)))
+
+
+@functools.cache
+def _adapters(config: Config, adapters: Lora) -> list[tuple[str, tuple[int, ...]]]:
+    """The same of the adapters alone."""
+    return _leaves(lora.shapes(jax.eval_shape(build(config).init, jax.random.key(0)), adapters))
+
+
+def _leaves(tree) -> list[tuple[str, tuple[int, ...]]]:
     return [
         (dims.suffix(path[-1].key), leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     ]
@@ -75,6 +85,15 @@ class Sizes:
         """All parameters, laid out by `rules`."""
         size = np.dtype(dtype).itemsize
         return sum(self.held(letters, shape, size, rules) for letters, shape in _params(self.config))
+
+    def trained(self, dtype: str, adapters: Lora | None = None) -> int:
+        """What is trained: adapters, or all parameters, laid out for it."""
+        if adapters is None:
+            return self.params(dtype, RULES)
+        size = np.dtype(dtype).itemsize
+        return sum(
+            self.held(letters, shape, size, RULES) for letters, shape in _adapters(self.config, adapters)
+        )
 
     def cache(self, rows: int, size: int) -> int:
         """Keys and values of every layer."""
@@ -180,26 +199,36 @@ def scoring(name: str, sizes: Sizes, length: int, kept: tuple[Item, ...]) -> Sta
 
 
 def training(
-    name: str, sizes: Sizes, rows: int, row_length: int, logits: int, remat: bool, kept: tuple[Item, ...]
+    name: str,
+    sizes: Sizes,
+    rows: int,
+    row_length: int,
+    logits: int,
+    remat: bool,
+    kept: tuple[Item, ...],
+    adapters: Lora | None = None,
 ) -> Stage:
     """One update with AdamW from micro-batches of rows x row_length tokens.
 
     Args:
       logits: tokens of a row whose logits exist at one time. remat: recompute each layer in the backward pass.
+      adapters: what is trained in place of all parameters; these are in the compute dtype then, and in `kept`.
     """
     c = sizes.config
-    trained = sizes.params(c.param_dtype, RULES)
+    trained = sizes.trained(c.param_dtype, adapters)
     # The copy in the compute dtype, where the trained parameters have another.
-    lower = sizes.params(c.dtype, RULES) if c.dtype != c.param_dtype else 0
+    lower = sizes.trained(c.dtype, adapters) if c.dtype != c.param_dtype else 0
+    # Frozen parameters are whole along "data" as they are kept.
+    gathered = sizes.gathered() if adapters is None else 0
     layer, scores = sizes.layer(rows, row_length), sizes.scores(rows, row_length)
     residual = sizes.held("BTD", (rows, row_length, c.dim), sizes.width)
     shard = "mesh.data, mesh.model"
     items = (
         Item("parameters trained", trained, shard),
         Item("Adam's two moments", 2 * trained, shard),
-        Item("gradients, float32", sizes.params("float32", RULES), shard),
+        Item("gradients, float32", sizes.trained("float32", adapters), shard),
         Item("gradients of a micro-batch", trained, shard),
-        Item("parameters to compute with", lower + sizes.gathered(), shard),
+        Item("parameters to compute with", lower + gathered, shard),
         Item(
             "attention scores",
             # Each layer keeps its scores and the weights made of them for the backward pass; recomputed, or in

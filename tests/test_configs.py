@@ -7,12 +7,13 @@ import textwrap
 
 import pytest
 from absl import flags
+from ml_collections import ConfigDict
 from test_memory import shape
 
 from experiments import command_line, knobs, plan, preflight
 from experiments.configs import code, dearman, default, grpo, reasoning_gym, therapy
 from experiments.configs import int as intervention
-from int_jax import domains, memory
+from int_jax import domains, lora, memory
 from int_jax.sharding import RULES_DECODE
 from int_jax.stages import StageError
 
@@ -162,6 +163,32 @@ def test_rollouts_are_scored_where_the_updates_need_it(change, scores):
     c = intervention.get_config("qwen3_0_6b")
     c.rl.update(change)
     assert ("rl: scoring" in {stage.name for stage in planned(c, "qwen3_0_6b")}) == scores
+
+
+def test_adapters_leave_the_base_model_once_and_no_moments_of_it():
+    c = intervention.get_config("qwen3_4b")
+    full = {stage.name: stage for stage in planned(c, "qwen3_4b")}
+    c.lora.rank = 16
+    adapters = lora.Lora(16, 16.0, tuple(lora.MATRICES))
+    sizes = memory.Sizes(shape("qwen3_4b", dtype=c.dtype, param_dtype=c.param_dtype), plan.mesh_of(c, 8))
+    base, one = sizes.params("bfloat16", RULES_DECODE), sizes.trained("float32", adapters)
+    # 252 matrices of 36 layers: rank x (inputs + outputs) each.
+    q, kv, ffw = 2560 + 32 * 128, 2560 + 8 * 128, 2560 + 9728
+    whole = memory.Sizes(sizes.config, plan.mesh_of(ConfigDict({"mesh": {"data": 1, "model": 1}}), 1))
+    assert whole.trained("float32", adapters) == 4 * 36 * 16 * (2 * q + 2 * kv + 3 * ffw)
+    for stage in planned(c, "qwen3_4b"):
+        assert stage.bytes < full[stage.name].bytes, stage.name
+        names = [item.name for item in stage.items]
+        assert "base model" not in names
+        held = sum(
+            i.bytes
+            for i in stage.items
+            if i.name in ("base model to sample from", "parameters to sample from")
+        )
+        # Drawn from a policy: its merged matrices beside the base model. Drawn from the base model: this alone.
+        assert held == (2 if stage.name in ("rl: rollouts", "eval") else 1) * base, stage.name
+        for item in (i for i in stage.items if "Adam" in i.name):
+            assert item.bytes == 2 * one
 
 
 def test_rl_alone_plans_no_interventions():

@@ -28,7 +28,7 @@ from experiments import run as runs
 from experiments.configs import default
 from experiments.configs import int as intervention
 from experiments.knobs import rows
-from int_jax import checkpoint, hf_format, losses, report, response_log, samplers
+from int_jax import checkpoint, hf_format, lora, losses, peft_format, report, response_log, samplers
 from int_jax.domains.arithmetic import block, boxed, parse_problem
 from int_jax.lm import LM
 from int_jax.proposers import oracle, teacher
@@ -75,7 +75,7 @@ class Toy:
         self.story.tell("engine", mesh, sampler)
 
     def decode_params(self, params):
-        return params
+        return {"score_V": scores(params)}
 
     def finite(self, tree) -> bool:
         return True
@@ -131,10 +131,10 @@ class Toy:
         self.story.tell("scores", bits(out))
         return out, out
 
-    def update(self, state, batch, tx, config):
+    def update(self, state, batch, tx, config, frozen=None):
         self.story.tell("program", batch.tokens_MBT.shape, config.logit_chunk, config.remat)
         config = dataclasses.replace(config, logit_chunk=1, remat=False)  # they change no number
-        (_, (sums, gap)), grads = _graded(state.params, batch, config)
+        (_, (sums, gap)), grads = _graded(state.params, batch, config, frozen)
         updates, opt = tx.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         self.story.tell("update: sft" if batch.ce_MBT.any() else "update: rl", bits(params))
@@ -143,14 +143,22 @@ class Toy:
         return State(state.step + 1, params, opt), losses.means(sums) | {"logp_gap_max": gap, **norms}
 
 
+def scores(params):
+    """The score of each token: a table; where there are adapters also what they add to matrices of zeros."""
+    if lora.split(params)[1] is None:
+        return params["score_V"]
+    merged = lora.merge(params)
+    return params["score_V"] + merged["gate_DF"][0] + merged["up_DF"][0]
+
+
 @functools.partial(jax.jit, static_argnums=2)
-def _graded(params, batch, config):
+def _graded(params, batch, config, frozen):
     """The loss with its metrics, and the gradient."""
     arrays = {name: array for name, array in batch._asdict().items() if name.endswith("_MBT")}
     flat = batch._replace(**{name: array.reshape(-1, array.shape[-1]) for name, array in arrays.items()})
 
     def loss(params):
-        logp = jax.nn.log_softmax(params["score_V"])[flat.tokens_MBT]
+        logp = jax.nn.log_softmax(scores(lora.join(frozen, params)))[flat.tokens_MBT]
         return losses.streams(logp, jnp.zeros_like(logp), flat, config)
 
     return jax.value_and_grad(loss, has_aux=True)(params)
@@ -164,7 +172,8 @@ class Watch:
         self.known: dict[str, tuple] = {}
         self.tokenizer = Tokenizer(tiny_dir)
         scores_V = np.random.default_rng(0).normal(size=self.tokenizer.vocab)
-        self.params = {"score_V": jnp.asarray(scores_V, jnp.float32)}
+        zeros = {name: jnp.zeros((1, len(scores_V))) for name in ("gate_DF", "up_DF")}
+        self.params = {"score_V": jnp.asarray(scores_V, jnp.float32), **zeros}
 
     def run(self, config, story: Story, reports: bool = False, main=None, saved: dict | None = None) -> Path:
         """The workdir of the run. reports: its scalars, results and page are written, and not told. main: what is run,
@@ -235,6 +244,7 @@ class Watch:
             patch.setattr(store, "ResponseLog", log)
             patch.setattr(rollouts, "write", lambda folder, update, *_: story.tell("rollouts", update))
             patch.setattr(hf_format, "save", lambda folder, *rest: story.tell("export", folder.name))
+            patch.setattr(peft_format, "save", lambda folder, *rest: story.tell("adapters", folder.name))
             try:
                 main(workdir) if main else runs.main([])
             except StageError as error:
@@ -291,6 +301,7 @@ def configured(changes: dict):
 RL = {"arms": ("rl",), "export": (), "rl.pool": "hard", "problems.hard": ()}
 RFT = RL | {"arms": ("rft",), "attempts.tries": 8, "attempts.keep_right": 1}
 SEVERAL = RL | {"rl.passes": 2, "rl.minibatches": 2, "rl.updates": 4}
+ADAPTED = RL | {"lora.rank": 2}
 CLIPPED = SEVERAL | {"rl.clip_low": 0.1, "rl.clip_high": 0.1, "rl.passes": 4, "rl.updates": 8}
 VALIDATED = RL | {"validation.every": 1}
 TAUGHT = {"proposals.proposer": "teacher", "proposals.teacher.url": "http://localhost:1", "export": ()}
@@ -365,6 +376,9 @@ SHOWN = {
     "gain.samples": ("draws: gain", 1, {"gain.attempts": 2}),
     "effect.problems": ("draws: effect", 1),
     "effect.samples": ("draws: effect", 3),
+    "lora.rank": ("load", 2, RL),
+    "lora.alpha": ("draws: update", 32.0, ADAPTED),  # Adam's first step is the same for any factor
+    "lora.matrices": ("update: rl", ("gate",), ADAPTED),
     "sft.epochs": ("update: sft", 3),
     "sft.batch": ("update: sft", 1),
     "sft.learning_rate": ("update: sft", 0.2),
@@ -510,6 +524,14 @@ def test_a_knob_of_the_machine_changes_nothing_that_is_drawn_trained_or_reported
     items, _ = watch.base(context)
     watch.run(configured(context | {knob: OTHER_VALUES.get(knob, value)}), again := Story())
     assert told(again.items) == told(items) and told(items)[-1][0] == "results"
+
+
+def test_adapters_are_trained_by_sft_and_rl_and_exported(watch):
+    items, _ = watch.base({"lora.rank": 2})
+    kinds = [kind for kind, _ in items]
+    assert {"update: sft", "update: rl"} <= {*kinds} and kinds.count("adapters") == 1
+    assert kinds[kinds.index("adapters") - 1] == "export"
+    assert "adapters" not in {kind for kind, _ in watch.base({})[0]}
 
 
 @pytest.mark.parametrize("knob", SHOWN)

@@ -9,8 +9,9 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh
 
-from int_jax import engine, memory, sample
+from int_jax import engine, lora, memory, sample
 from int_jax.batching import pack, supervised
+from int_jax.lora import Lora
 from int_jax.losses import LossConfig
 from int_jax.models import Config, build, kernels, pages
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings
@@ -44,8 +45,11 @@ def sampling(sizes, slots=16, new_tokens=400, **knobs):
     return memory.sampling("sampling", sizes, slots, 16, 300, new_tokens, (), **knobs)
 
 
-def training(sizes, rows=4, row_length=256, remat=False):
-    return memory.training("sft", sizes, rows, row_length, 64, remat, ())
+def training(sizes, rows=4, row_length=256, remat=False, adapters=None):
+    return memory.training("sft", sizes, rows, row_length, 64, remat, (), adapters)
+
+
+ADAPTERS = Lora(4, 8.0, tuple(lora.MATRICES))
 
 
 # --- against what jax makes ---
@@ -83,6 +87,22 @@ def test_state_and_pages_are_what_a_device_holds(data, model):
     assert plan.cache(3 * data, made.page) == on_device_zero(pool)
 
 
+@pytest.mark.parametrize(("data", "model"), [(4, 2), (1, 8)])
+def test_adapters_and_their_moments_are_what_a_device_holds(data, model):
+    mesh, plan = make_mesh(data, model), sizes(data, model)
+    made = engine.Engine(build(CONFIG), mesh, slots=16)
+    like = jax.eval_shape(made.model.init, jax.random.key(0))
+    state = made.state(lora.split(lora.add(like, ADAPTERS, 0))[0], optax.adamw(1e-3))
+    stage = training(plan, adapters=ADAPTERS)
+    assert item(stage, "parameters trained") == on_device_zero(state.params)
+    assert item(stage, "Adam's two moments") == on_device_zero(state._replace(params=())) - 2 * 4
+    assert item(stage, "gradients, float32") == item(stage, "parameters trained")
+    assert item(stage, "parameters to compute with") == 0
+    assert stage.bytes < training(plan).bytes
+    low = training(sizes(data, model, dtype="bfloat16"), adapters=ADAPTERS)
+    assert 2 * item(low, "parameters to compute with") == item(low, "parameters trained")
+
+
 def peak(compiled) -> int:
     """Arguments, what they become and what is made meanwhile."""
     m = compiled.memory_analysis()
@@ -113,6 +133,16 @@ def test_the_plan_is_near_the_compiled_programs(data, model):
         update = engine._update.lower(
             placed(state, mesh, RULES), placed(batch, mesh, RULES), made, tx, LossConfig(logit_chunk=64)
         )
+        trained, frozen = lora.split(lora.add(params, ADAPTERS, 0))
+        state = jax.eval_shape(lambda p: State(jnp.zeros((), jnp.int32), p, tx.init(p)), trained)
+        adapting = engine._update.lower(
+            placed(state, mesh, RULES),
+            placed(batch, mesh, RULES),
+            made,
+            tx,
+            LossConfig(logit_chunk=64),
+            placed(frozen, mesh, RULES_DECODE),
+        )
         pool = placed(pool, mesh, RULES_DECODE)
         ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
         prefill = engine._prefill.lower(
@@ -138,6 +168,8 @@ def test_the_plan_is_near_the_compiled_programs(data, model):
     filling = once + item(drawing, "prefill: attention scores") + item(drawing, "prefill: activations")
     stepping = once + item(drawing, "rows side by side") + item(drawing, "decode: logits")
     planned = {update: training(plan).bytes, prefill: filling, decode: stepping}
+    kept = plan.params("float32", RULES_DECODE)
+    planned[adapting] = kept + training(plan, adapters=ADAPTERS).bytes
     for lowered, count in planned.items():
         assert 1 / 2 < count / peak(lowered.compile()) < 2
 

@@ -214,6 +214,9 @@ def test_what_a_knob_may_be(path, value):
         ({"arms": ("sft_reflections",)}, r"'sft_reflections' needs guided\.keep of at least True, and it is False"),
         ({"domain": default.domain("math"), "rl": {"rewards": {"right_steps": 1.0}}}, r"no part 'right_steps': .*math"),
         ({"sft": {"prefix": 0.0, "intervention": 0.0}}, "no token is trained"),
+        ({"lora": {"alpha": 8.0}}, r"config\.lora\.alpha = 8\.0 changes nothing with lora\.rank = 0"),
+        ({"lora": {"matrices": ("q", "v")}}, r"lora\.matrices = \('q', 'v'\) changes nothing with lora\.rank = 0"),
+        ({"lora": {"rank": 4, "matrices": ("q", "embed")}}, r"lora\.matrices = .*: must be .* one of q, k, v, o, gate"),
         ({"domain": default.domain("math")}, r"proposals\.compare = .*: the domain math does not know"),
         (
             {"domain": default.domain("math"), "proposals": {"compare": (), "proposer": "oracle"}},

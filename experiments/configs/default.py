@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import arms
-from int_jax import domains, knobs, losses, policy_gradient, proposers, samplers
+from int_jax import domains, knobs, lora, losses, policy_gradient, proposers, samplers
 from int_jax.knobs import SAMPLING, Knob
 from int_jax.lab import FILTERS
 from int_jax.report import writers
@@ -146,7 +146,8 @@ TABLE: dict[str, Any] = {
     },
     "export": machine(
         ("int_rl",),
-        "policies written to workdir/models/NAME in Hugging Face format",
+        "policies written to workdir/models/NAME in Hugging Face format; with lora also, as PEFT's adapters of "
+        "config.model, to workdir/adapters/NAME",
         items=str,
     ),
     "arms": Knob(
@@ -286,6 +287,22 @@ TABLE: dict[str, Any] = {
     "drift": {
         "guided": count(256, "guided attempts whose likelihood is measured under each policy"),
         "attempts": count(128, "wrong attempts along which each policy's entropy is measured"),
+    },
+    # Adapters in place of all parameters, in every training: one that starts from a policy with adapters goes on with
+    # these. The base model is then kept once, in `dtype`, and `param_dtype` is that of the adapters.
+    "lora": {
+        "rank": Knob(
+            0,
+            "of the adapters that are trained in place of all parameters; 0: none",
+            at_least=0,
+        ),
+        "alpha": positive(16.0, "their product is scaled by alpha / rank"),
+        "matrices": Knob(
+            tuple(lora.MATRICES),
+            "of every layer, which have them: of attention and of feed-forward",
+            choices=tuple(lora.MATRICES),
+            empty=False,
+        ),
     },
     "sft": {
         "epochs": count(4, "passes over the guided attempts", "InT, Table 6"),
@@ -437,6 +454,12 @@ def get_config() -> ConfigDict:
     c = ConfigDict(knobs.defaults(TABLE))
     c.domain = domain("arithmetic")
     return c
+
+
+def adapters(config: ConfigDict) -> lora.Lora | None:
+    """What is trained in place of all parameters; None where these are."""
+    c = config.lora
+    return lora.Lora(c.rank, c.alpha, tuple(c.matrices), config.param_dtype) if c.rank else None
 
 
 def check(config: ConfigDict) -> None:

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from int_jax import dims
+from int_jax import dims, lora
 from int_jax.models import kernels
 from int_jax.models.pages import Paged, View, places
 from int_jax.sharding import constrain
@@ -330,6 +330,20 @@ class Weights(nn.Module):
             init = nn.initializers.normal(fan_in**-0.5)
         return self.param(name, init, shape, self.config.param_dtype).astype(self.config.dtype)
 
+    def product(self, equation: str, values, name: str):
+        """jnp.einsum of the values and the matrix of that name; with scale x (values A) B added where the parameters
+        have adapters for it (lora.py)."""
+        out = jnp.einsum(equation, values, self.weight(name))
+        a, b = lora.names(name)
+        if not self.has_variable("params", a):
+            return out
+        dtype, found = self.config.dtype, functools.partial(self.get_variable, "params")
+        down = lora.scaled(found(a), found(lora.SCALE)).astype(dtype)
+        given, made = equation.split(",")[0], equation.split("->")[1]
+        # "BTD,DHK->BTHK": "BTD,DR->BTR", then "BTR,RHK->BTHK".
+        low_BTR = jnp.einsum(f"{given},{dims.suffix(a)}->BTR", values, down)
+        return out + jnp.einsum(f"BTR,{dims.suffix(b)}->{made}", low_BTR, found(b).astype(dtype))
+
     def norm(self, name: str, hidden):
         return rms_norm(hidden, self.weight(name), self.config.norm_eps, self.config.zero_centred)
 
@@ -343,9 +357,9 @@ class Block(Weights):
         None: over the row itself, as `masks` say."""
         config = self.config
         normed_BTD = self.norm("attn_norm_D", hidden_BTD)
-        query_BTHK = jnp.einsum("BTD,DHK->BTHK", normed_BTD, self.weight("q_DHK"))
-        key_BTNK = jnp.einsum("BTD,DNK->BTNK", normed_BTD, self.weight("k_DNK"))
-        value_BTNK = jnp.einsum("BTD,DNK->BTNK", normed_BTD, self.weight("v_DNK"))
+        query_BTHK = self.product("BTD,DHK->BTHK", normed_BTD, "q_DHK")
+        key_BTNK = self.product("BTD,DNK->BTNK", normed_BTD, "k_DNK")
+        value_BTNK = self.product("BTD,DNK->BTNK", normed_BTD, "v_DNK")
         if config.qkv_bias:
             query_BTHK = query_BTHK + self.weight("q_bias_HK")[None, None]
             key_BTNK = key_BTNK + self.weight("k_bias_NK")[None, None]
@@ -363,7 +377,7 @@ class Block(Weights):
                 heads_BTHK = long_attention(query_BTHK, *new, masks, config.scale, config.attention_softcap)
             else:
                 heads_BTHK = attention(query_BTHK, *new, masks, config.scale, config.attention_softcap)
-        out_BTD = jnp.einsum("BTHK,HKD->BTD", heads_BTHK, self.weight("o_HKD"))
+        out_BTD = self.product("BTHK,HKD->BTD", heads_BTHK, "o_HKD")
         if config.o_bias:
             out_BTD = out_BTD + self.weight("o_bias_D")[None, None]
         if config.post_norm:
@@ -371,11 +385,9 @@ class Block(Weights):
         hidden_BTD = constrain(hidden_BTD + out_BTD, "BTD")
 
         normed_BTD = self.norm("ffw_norm_D", hidden_BTD)
-        gate_BTF = jnp.einsum("BTD,DF->BTF", normed_BTD, self.weight("gate_DF"))
-        up_BTF = jnp.einsum("BTD,DF->BTF", normed_BTD, self.weight("up_DF"))
-        down_BTD = jnp.einsum(
-            "BTF,FD->BTD", ACTIVATIONS[config.activation](gate_BTF) * up_BTF, self.weight("down_FD")
-        )
+        gate_BTF = self.product("BTD,DF->BTF", normed_BTD, "gate_DF")
+        up_BTF = self.product("BTD,DF->BTF", normed_BTD, "up_DF")
+        down_BTD = self.product("BTF,FD->BTD", ACTIVATIONS[config.activation](gate_BTF) * up_BTF, "down_FD")
         if config.post_norm:
             down_BTD = self.norm("ffw_post_norm_D", down_BTD)
         return constrain(hidden_BTD + down_BTD, "BTD"), kept
@@ -442,7 +454,8 @@ class Model:
         attends to what its row has there.
 
         Args:
-          params: as `init` makes them. tokens_BT, positions_BT, segments_BT: int32.
+          params: as `init` makes them, or with adapters beside them (lora.py).
+          tokens_BT, positions_BT, segments_BT: int32.
           cache: a pages.View or Paged. remat: recompute each block in the backward pass instead of storing it.
 
         Returns: (hidden_BTD after the final norm, the cache with the keys and values of these tokens, or None).
