@@ -88,11 +88,17 @@ TABLE: dict[str, Any] = {
     ),
     "mesh": {
         "data": count(-1, "devices along this axis, which share the rows; -1: what is left", also=(-1,)),
-        "model": count(1, "devices along this axis, which share the weights; -1: what is left", also=(-1,)),
+        "model": count(
+            1,
+            "devices along this axis, which share the weights; -1: what is left; 0: as few as memory asks for",
+            also=(-1, 0),
+        ),
     },
     "slots": count(
         128,
-        "rows decoded together, at most, as far as there are pages for them; a multiple of the mesh's data axis",
+        "rows decoded together, at most, as far as there are pages for them; a multiple of the mesh's data axis; 0: as "
+        "many as fit (experiments/plan.py)",
+        also=(0,),
     ),
     "attention": Knob(
         "",
@@ -402,7 +408,7 @@ TABLE: dict[str, Any] = {
     },
     "train": {
         "row_length": count(20_000, "tokens of a packed row", "fork"),
-        "rows": count(4, "rows of a micro-batch"),
+        "rows": count(4, "rows of a micro-batch; 0: what keeps the devices busy, and fits", also=(0,)),
         "remat": Knob(True, "recompute each layer in the backward pass"),
         "logit_chunk": count(512, "tokens of a row whose logits exist at one time"),
     },
