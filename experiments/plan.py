@@ -159,11 +159,13 @@ def at_hand(c: ConfigDict) -> Machine:
     return Machine(jax.device_count(), jax.local_device_count(), first.platform, limit, kind)
 
 
-ROWS = (256, 192, 160, 128, 96, 64, 48, 32, 24, 16, 8)  # of a replica, that are tried in this order
+ROWS = (*range(256, 0, -16), 8)  # of a replica, that are tried in this order
 MICRO_BATCH = 16_384  # tokens of a micro-batch on each device are enough for its matrices
 
 
-def fitted(c: ConfigDict, machine: Machine, model: Config, proposer_model: Config | None = None) -> ConfigDict:
+def fitted(
+    c: ConfigDict, machine: Machine, model: Config, proposer_model: Config | None = None
+) -> ConfigDict:
     """The config with numbers in place of 0, what fits: of mesh.model, slots and train.rows.
 
     The weights are cut over as few devices as memory asks for, always within a host; what is trained is cut over both
@@ -282,25 +284,15 @@ def table(parts: list[work.Draw | work.Read], took: list[float | None]) -> str:
     for name in dict.fromkeys(part.stage for part in parts):
         lines.append(line(name, [i for i, part in enumerate(parts) if part.stage == name]))
     drawn = sum(part.tokens for part in parts if isinstance(part, work.Draw)) / 1e6
-    return "\n".join([*lines, line("all", [*range(len(parts))]), f"  {drawn:,.1f} M of these tokens are drawn"])
+    return "\n".join(
+        [*lines, line("all", [*range(len(parts))]), f"  {drawn:,.1f} M of these tokens are drawn"]
+    )
 
 
 def sizes_of(c: ConfigDict, mesh, name: str) -> str:
     """What was chosen, or given, of the sizes that a machine has room for. name: the devices'."""
     data, cut = mesh.shape["data"], mesh.shape["model"]
     return f"{data * cut} x {name}: mesh {data} x {cut}, slots {c.slots}, train.rows {c.train.rows}"
-
-
-def speeds(machine: Machine) -> str:
-    """What is assumed of the devices."""
-    if machine.kind is None:
-        return "hours: these devices are not in roofline.py"
-    kind, speed = machine.kind, roofline.SPEEDS[machine.kind.platform]
-    return (
-        f"hours: {kind.bandwidth / 1e12:.2f} TB/s of which decoding reaches {speed.bandwidth:.0%}, and {1e6 * speed.step:.0f} "
-        f"us a layer and step besides; {kind.flops / 1e12:.0f} TFLOP/s of which prefill reaches {speed.matrices:.0%} and "
-        f"training {speed.training:.0%}; no compilation, grading or checkpoints: assumed, not measured"
-    )
 
 
 def report(c: ConfigDict, machine: Machine, assumed: work.Assumed) -> str:
@@ -314,7 +306,9 @@ def report(c: ConfigDict, machine: Machine, assumed: work.Assumed) -> str:
     took = hours(c, machine, plan, parts, model, other)
     name = machine.kind.name if machine.kind else machine.platform
     lines = [sizes_of(c, mesh, name), memory.table(plan, machine.limit), table(parts, took)]
-    return "\n".join([*lines, f"assumed (--assume=NAME=NUMBER): {assumed}", speeds(machine)])
+    speeds = roofline.told(machine.kind) if machine.kind else "these devices are not in roofline.py"
+    assumptions = [f"assumed (--assume=NAME=NUMBER): {assumed}", f"hours, not measured: {speeds}"]
+    return "\n".join([*lines, *assumptions])
 
 
 def main(argv):
@@ -338,7 +332,9 @@ def main(argv):
 
 if __name__ == "__main__":
     CONFIG = define_config()
-    MACHINE = flags.DEFINE_string("machine", "", "a device of int_jax/roofline.py: " + ", ".join(roofline.NAMES))
+    MACHINE = flags.DEFINE_string(
+        "machine", "", "a device of int_jax/roofline.py: " + ", ".join(roofline.NAMES)
+    )
     DEVICES = flags.DEFINE_integer("devices", 0, "how many of these; 0: those of a host")
     ASSUME = flags.DEFINE_multi_string("assume", [], "NAME=NUMBER, in place of what is assumed")
     app.run(main)

@@ -20,7 +20,9 @@ from int_jax import domains, roofline
 from int_jax.intervention_training import sft_steps
 from int_jax.roofline import Device, Shape
 
-LIMIT = 16_384  # tokens: where a response may have as many, it has the medians of `Assumed`, else in proportion
+LIMIT = (
+    16_384  # tokens: where a response may have as many, it has the medians of `Assumed`, else in proportion
+)
 SPREAD = 0.75  # of the logarithm of a length
 
 
@@ -237,7 +239,9 @@ def scores(c: ConfigDict) -> bool:
 # Hours ----------------------------------------------------------------------------------------------------------------
 
 
-def draw_hours(part: Draw, device: Device, shape: Shape, data: int, model: int, rows: int, pool: float) -> float:
+def draw_hours(
+    part: Draw, device: Device, shape: Shape, data: int, model: int, rows: int, pool: float
+) -> float:
     """Hours of a stage that draws.
 
     Args:
@@ -266,6 +270,7 @@ def read_hours(part: Read, device: Device, shape: Shape, devices: int) -> float:
     """Hours of a stage that scores or trains."""
     seen = part.tokens * part.length / 2 * SQUARE
     if part.updates:
-        return float(roofline.training_seconds(device, shape, devices, part.tokens, seen, part.updates)) / 3600
+        return (
+            float(roofline.training_seconds(device, shape, devices, part.tokens, seen, part.updates)) / 3600
+        )
     return float(roofline.forward_seconds(device, shape, part.tokens, seen)) / devices / 3600
-

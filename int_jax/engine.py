@@ -38,6 +38,7 @@ class Engine:
       page: tokens of a page of keys and values; 0: what suits that. cache_gib: GiB of each device for them; 0: what is
         left.
       prefill_width, prefill_tokens: tokens of a row that are prefilled together, and of all rows between two decodes.
+      prefill_seen: tokens that the rows of one prefill attend to, all together, where pages are put side by side.
       ahead: the next decode is dispatched before the last one is read; by default where the device is not the host.
       programs: the names and shapes of the programs compiled so far. drawn: tokens drawn by `generate` so far.
       watch: told of each decode (watching.py).
@@ -52,6 +53,7 @@ class Engine:
     cache_gib: float = 0.0
     prefill_width: int = 512
     prefill_tokens: int = 8192
+    prefill_seen: int = 2**17 + 2**13  # four rows that have 32,768 tokens already, and 512 each
     ahead: bool | None = None
     score_tokens: int = 8192
     programs: set = dataclasses.field(default_factory=set)

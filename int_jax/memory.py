@@ -17,7 +17,7 @@ from int_jax import dims
 from int_jax.engine import Engine
 from int_jax.models import Config, build, kernels
 from int_jax.models.transformer import LONG, SPAN
-from int_jax.session import bucket, known_pages, prefix_pages
+from int_jax.session import bucket, known_pages, prefix_pages, seen_rows
 from int_jax.sharding import RULES, RULES_DECODE, spec
 
 GIB = 1 << 30
@@ -148,8 +148,11 @@ def sampling(
     longest, page = prompt + new_tokens, kernels.tokens_of_page(attention, c)
     size = page * known_pages(-(-longest // page)) + decode_steps
     width = min(16 << max(0, (max(prompt - 2, 1) // 16).bit_length()), Engine.prefill_width)
-    part = data * max(1, min(slots // data, Engine.prefill_tokens // width))
     known = width + page * prefix_pages(-(-max(prompt - width, 0) // page))
+    together = max(1, min(slots // data, Engine.prefill_tokens // width))
+    if attention != "tpu":
+        together = min(together, seen_rows(Engine.prefill_seen, known))
+    part = data * together
     # A pool takes what is left, or `cache_gib` of it; one row must go in.
     page_bytes = kernels.page_bytes(attention, c, page, sizes.mesh.shape["model"])
     pool = max((-(-longest // page) + 2) * page_bytes, int(cache_gib * GIB))

@@ -75,6 +75,16 @@ SPEEDS = {
 }
 
 
+def told(device: Device) -> str:
+    """What is assumed of a device, in words."""
+    speed = SPEEDS[device.platform]
+    return (
+        f"{device.bandwidth / 1e12:.2f} TB/s, of which decoding reaches {speed.bandwidth:.1%}, and "
+        f"{1e6 * speed.step:.0f} us a layer and step besides; {device.flops / 1e12:.0f} TFLOP/s, of which prefill reaches "
+        f"{speed.matrices:.0%} and training {speed.training:.0%}"
+    )
+
+
 @functools.cache
 def parameters(config: Config) -> int:
     """Parameters that a token is multiplied with: all but an embedding that is not the head."""
@@ -156,4 +166,3 @@ def training_seconds(
     reached = device.flops * (SPEEDS[device.platform].training if share is None else share)
     summed = 4 * shape.parameters / NETWORK if devices > device.a_host else 0.0
     return training_flops(shape, tokens, seen) / (devices * reached) + updates * summed
-
