@@ -572,7 +572,7 @@ def assumed(sizes: Sizes) -> str:
     rng = np.random.default_rng(0)
     drawn = np.array([length(rng, RESPONSE) for _ in range(100_000)])
     machines = "\n".join(
-        f"  {m.name}: {m.memory:.0f} GiB a device, {m.rows} rows; {told(m.device)}; plain attention in training reaches "
+        f"  {m.name}: {m.memory:.0f} GiB a device, {m.rows} rows; {told(m.device)}, with plain attention "
         f"{m.plain:.1%}"
         for m in (H200, V5P)
     )

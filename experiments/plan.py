@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
@@ -129,8 +129,8 @@ class Machine:
     """Devices of one kind.
 
     Attributes:
-      devices: all of them. a_host: of one process. platform: "cpu", "gpu" or "tpu". limit: bytes of a device that may be
-        used, None where that is not known. kind: its entry in roofline.py, None where there is none.
+      devices: all of them. a_host: of one process. platform: "cpu", "gpu" or "tpu". limit: bytes of a device that may
+        be used, None where that is not known. kind: its entry in roofline.py, None where there is none.
     """
 
     devices: int
@@ -261,8 +261,8 @@ def hours(
     data, cut = mesh_sizes(c.mesh.data, c.mesh.model, machine.devices)
     found: list[float | None] = []
     for part in parts:
-        asked = part.stage in ("proposals", "compare") and proposer_model is not None
-        shape = roofline.Shape.of(proposer_model if asked else model)
+        asked = part.stage in ("proposals", "compare")
+        shape = roofline.Shape.of(proposer_model if proposer_model and asked else model)
         if isinstance(part, work.Read):
             found.append(work.read_hours(part, kind, shape, machine.devices))
             continue
@@ -279,7 +279,7 @@ def table(parts: list[work.Draw | work.Read], took: list[float | None]) -> str:
     def line(name: str, chosen: list[int]) -> str:
         tokens = sum(parts[i].tokens for i in chosen) / 1e6
         known = [hours for i in chosen if (hours := took[i]) is not None]
-        return f"  {name:<20}{tokens:>10,.1f}{f'{sum(known):,.1f}' if len(known) == len(chosen) else '?':>9}"
+        return f"  {name:<20}{tokens:>10,.2f}{f'{sum(known):,.1f}' if len(known) == len(chosen) else '?':>9}"
 
     for name in dict.fromkeys(part.stage for part in parts):
         lines.append(line(name, [i for i, part in enumerate(parts) if part.stage == name]))
@@ -313,6 +313,7 @@ def report(c: ConfigDict, machine: Machine, assumed: work.Assumed) -> str:
 
 def main(argv):
     del argv
+    logging.set_verbosity(logging.WARNING)
     c = CONFIG.value
     try:
         default.check(c)

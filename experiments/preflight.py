@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 
-import jax
 from ml_collections import ConfigDict
 
 from experiments import arms, plan

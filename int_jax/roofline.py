@@ -1,7 +1,7 @@
 """What devices can do at most, as their makers state it, and how long work takes by that.
 
-A decoding step reads the weights and the keys and values of its rows, so it is bound by the memory's bandwidth; prefill,
-scoring and training multiply matrices. What of either is reached is assumed (`SPEEDS`), not measured.
+A decoding step reads the weights and the keys and values of its rows, so it is bound by the memory's bandwidth;
+prefill, scoring and training multiply matrices. What of either is reached is assumed (`SPEEDS`), not measured.
 """
 
 import dataclasses
@@ -54,9 +54,9 @@ class Speed:
     """What of a device is reached.
 
     Attributes:
-      bandwidth: share, in decoding. step: seconds of a decoding step besides reading, for each layer. reduce: seconds of
-        an all-reduce over "model", of which a layer has two. matrices: share of the operations in prefill and scoring.
-        training: the same in training, of the operations that `training_flops` counts.
+      bandwidth: share, in decoding. step: seconds of a decoding step besides reading, for each layer. reduce: seconds
+        of an all-reduce over "model", of which a layer has two. matrices: share of the operations in prefill and
+        scoring. training: the same in training, of the operations that `training_flops` counts.
     """
 
     bandwidth: float
@@ -67,8 +67,8 @@ class Speed:
 
 
 # A step of Qwen3-4B on v5p with 64 rows and no keys and values is 5.58 ms by libtpu's estimate (kernel_compile.py
-# --step), of which the weights take 3.75; on GPU 2.2 ms are assumed. Training: a packed row of 20,000 tokens in 1.2 s on
-# v5p-8, 0.4 s on 8 x H200, with flash attention.
+# --step), of which the weights take 3.75; on GPU 2.2 ms are assumed. Training: a packed row of 20,000 tokens in 1.2 s
+# on v5p-8, 0.4 s on 8 x H200, with flash attention.
 SPEEDS = {
     "tpu": Speed(0.775, 51e-6, 5e-6, 0.5, 0.29),
     "gpu": Speed(0.775, 61e-6, 10e-6, 0.5, 0.2),
@@ -80,8 +80,8 @@ def told(device: Device) -> str:
     speed = SPEEDS[device.platform]
     return (
         f"{device.bandwidth / 1e12:.2f} TB/s, of which decoding reaches {speed.bandwidth:.1%}, and "
-        f"{1e6 * speed.step:.0f} us a layer and step besides; {device.flops / 1e12:.0f} TFLOP/s, of which prefill reaches "
-        f"{speed.matrices:.0%} and training {speed.training:.0%}"
+        f"{1e6 * speed.step:.0f} us a layer and step besides; {device.flops / 1e12:.0f} TFLOP/s, of which prefill "
+        f"reaches {speed.matrices:.0%} and training {speed.training:.0%}"
     )
 
 

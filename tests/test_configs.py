@@ -71,7 +71,7 @@ def test_a_config_has_the_knobs_of_the_default_and_no_others(module, variant):
 
 
 def test_an_unknown_variant_names_those_that_exist():
-    with pytest.raises(ValueError, match="no variant 'huge': choose one of tiny, .*llama3_8b"):
+    with pytest.raises(ValueError, match=r"no variant 'huge': choose one of tiny, .*llama3_8b"):
         intervention.get_config("huge")
 
 
@@ -120,7 +120,7 @@ def test_weights_are_cut_only_as_far_as_memory_asks():
             if 8 % less == 0:
                 again = c.copy_and_resolve_references()
                 again.mesh.model = less
-                with pytest.raises(ValueError, match="needs|have room"):
+                with pytest.raises(ValueError, match=r"needs|have room"):
                     fitted(again, name, dataclasses.replace(NODE, limit=gib * memory.GIB))
     cuts = [cut for cut, _ in found]
     assert cuts == sorted(cuts) and cuts[0] == 1 < cuts[-1]
@@ -160,7 +160,7 @@ def test_a_mesh_that_is_not_the_machines_is_refused_by_the_plan_as_by_the_run():
         lambda: plan.mesh_of(c, plan.named("v5p", 4)),
         lambda: make_mesh(1, 8, jax.devices()[:4]),
     ):
-        with pytest.raises(ValueError, match="mesh data=1 x model=8 does not fit 4 .* whose product is 4"):
+        with pytest.raises(ValueError, match=r"mesh data=1 x model=8 does not fit 4 .* whose product is 4"):
             make()
 
 
@@ -279,13 +279,13 @@ def test_the_plan_is_printed_from_config_json_alone(tmp_path):
         f"--config.model={tmp_path}",
     ]
 
-    def planned(*flags):
-        return subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
+    def printed(*more):
+        return subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True)
 
-    done = planned("--machine=h200", "--devices=8")
+    done = printed("--machine=h200", "--devices=8")
     assert done.stdout.startswith("8 x h200: mesh 8 x 1, slots "), done.stderr
     assert "memory plan, GiB a device of 128.6" in done.stdout and "rl: updates" in done.stdout
-    for flags, words in (
+    for more, words in (
         (["--machine=h200", "--config.cache_gib=200"], "attempts needs"),
         (
             ["--machine=h200", "--config.mesh.model=8", "--devices=4"],
@@ -295,11 +295,12 @@ def test_the_plan_is_printed_from_config_json_alone(tmp_path):
         (["--machine=h200", "--assume=luck=1"], "--assume=luck: what is assumed is response=6000, "),
         ([], "config.mesh.model = 0 is what fits, and these cpu devices do not say what they hold"),
     ):
-        done = planned(*flags)
+        done = printed(*more)
         assert done.returncode == 1 and done.stderr.startswith(f"\nint_jax: {words}"), done.stderr
-    sizes = ["--config.mesh.model=1", "--config.slots=8", "--config.train.rows=1"]
-    done = planned(*sizes, "--assume=response=12000")
-    assert "1 x cpu: mesh 1 x 1, slots 8, train.rows 1" in done.stdout and "response=12000" in done.stdout
+    sizes = ["--config.mesh.model=1", "--config.slots=64", "--config.train.rows=8"]
+    done = printed(*sizes, "--assume=response=12000")
+    assert " x 1, slots 64, train.rows 8\nmemory plan" in done.stdout, done.stderr
+    assert "response=12000" in done.stdout
 
 
 # --- the command line ---

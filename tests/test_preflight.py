@@ -1,6 +1,11 @@
 """What a run refuses before it computes anything: a bad knob must not wait hours for its stage."""
 
+import json
+import os
+import pathlib
 import re
+import subprocess
+import sys
 import types
 
 import jax
@@ -11,12 +16,13 @@ from experiments import build, preflight
 from experiments.configs import code, default, grpo, reasoning_gym
 from experiments.configs import int as intervention
 from experiments.knobs import rows
-from int_jax import domains, hf_format
+from int_jax import domains, hf_format, memory
 from int_jax.domains import arithmetic
 from int_jax.knobs import Knob
 from int_jax.sharding import make_mesh
 from int_jax.stages import StageError
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 NAN, INF = float("nan"), float("inf")
 
 
@@ -366,3 +372,31 @@ def test_a_kernel_for_other_devices():
         ValueError, match=r"config\.attention = 'tpu' is a kernel for other devices than these, cpu"
     ):
         preflight.planned(config, make_mesh(4, 2))
+
+
+@pytest.mark.parametrize("script", ["run", "evaluate"])
+@pytest.mark.parametrize(
+    ("told", "seen"),
+    [
+        ({}, [str(memory.GPU_SHARE), None]),
+        ({"XLA_CLIENT_MEM_FRACTION": "0.5"}, ["0.5", None]),
+        ({"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}, [None, "0.5"]),  # with both jax refuses to start
+    ],
+    ids=str,
+)
+def test_the_share_of_a_gpu_is_said_before_jax_is_imported(script, told, seen):
+    program = (
+        "import sys, os, json, importlib.abc\n"
+        "class Seen(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'jax':\n"
+        "            names = 'XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION'\n"
+        "            print(json.dumps([*map(os.environ.get, names)]))\n"
+        "            sys.stdout.flush()\n"
+        "            os._exit(0)\n"
+        "sys.meta_path.insert(0, Seen())\n"
+        f"import experiments.{script}\n"
+    )
+    env = {name: value for name, value in os.environ.items() if "MEM_FRACTION" not in name} | told
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, check=True)
+    assert json.loads(done.stdout) == seen

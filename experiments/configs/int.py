@@ -6,11 +6,13 @@ Variants: `tiny` (the embedded model, on two CPU cores), `tiny_seeds` (the same 
 three seeds), `smoke` (a minute, for tests), `rehearsal` (mathematics on a laptop, `make rehearsal`), `real` (a chat
 model of 135 M parameters on 40 word problems, `make real`).
 
-`qwen3_4b`, `qwen3_1_7b` (the one for a single GPU), `qwen3_0_6b`, `llama3_8b` are the paper's recipe at full size: InT + RL
-alone, evaluated on 500 held-out problems. Mesh, rows and pages follow from the devices, of one host or of many. They were
-NOT run: experiments/plan.py prints memory, tokens and hours. Give the problems by --config.problems.train_file and
---config.problems.test_file. What `full` leaves out is asked for so, and costs about twice the recipe again:
---config.arms="('int_rl','rl','rl_matched')" --config.problems.test=1352 --config.eval.train_problems=256
+`qwen3_4b`, `qwen3_1_7b` (the one for a single GPU), `qwen3_0_6b`, `llama3_8b` are the paper's recipe at full size: InT
++ RL alone, evaluated on 500 held-out problems. Mesh, rows and pages follow from the devices, of one host or of many.
+They were NOT run: experiments/plan.py prints memory, tokens and hours. Give the problems by
+--config.problems.train_file and --config.problems.test_file. What they leave out costs twice as much again, and is
+asked for so:
+
+    --config.arms="('int_rl','rl','rl_matched')" --config.problems.test=1352 --config.eval.train_problems=256
 """
 
 from ml_collections import ConfigDict
@@ -117,8 +119,8 @@ def tiny_seeds() -> ConfigDict:
 
 
 def full() -> ConfigDict:
-    """The paper's settings, and no more work than the paper's: without the comparison with RL alone and with RL matched,
-    and with as many problems to evaluate on."""
+    """The paper's settings and its work: without RL alone and RL matched, and with about as many problems to evaluate
+    on. Of guided attempts fewer continuations are drawn: after a right one no more are needed."""
     c = default.get_config()
     c.domain = default.domain("math")
     c.problems.update(hard=("train",), test=500)  # benchmarks are evaluated whole
