@@ -28,7 +28,7 @@ from int_jax.rows import ROWS, Stage, id_of
 from int_jax.sampler import Request, Sampler, Sampling, ScoringSampler
 from int_jax.stages import Matching, StageError, Workdir, write_atomically
 from int_jax.types import State, Trace, from_json, to_json
-from int_jax.watching import Meter
+from int_jax.watching import Meter, Profile, Split
 
 # What an update tells of itself, in the order in which one number spoils the next.
 WATCHED = ("reward", "drawn_logp", "loss", "grad_norm", "update_norm", "param_norm")
@@ -53,6 +53,8 @@ class WorkdirStore:
         self.validate: Callable[[Sampler, Any], dict[str, float]] | None = None
         self.running: Trained | None = None
         self.changed: Callable[[], object] = lambda: None
+        # What the engine tells of its updates; one without a clock tells nothing.
+        self.split = engine.split if isinstance(engine, Engine) else Split()
         self._new = False  # what was there at the start was reported then
         c = config
         self.sizes = {
@@ -138,8 +140,9 @@ class WorkdirStore:
                 response_log.remove(old)
         about = self._about(f"{name} at update {update}")
         logged = ResponseLog(folder / LOG / f"{update:06d}", about, self.config.log_every)
-        with logged as responses, self._watched(name, sampler):
+        with logged as responses, self._watched(name, sampler) as meter:
             yield LoggedSampler(sampler, responses)
+        self.split.drew(meter.seconds if meter else 0.0)
 
     def record(
         self, name: str, update: int, groups: list[list[Trace]], rewards: np.ndarray, advantages: list
@@ -184,9 +187,10 @@ class WorkdirStore:
             shown = stack.enter_context(bar(f"{training.section}: {label}", training.total, "step"))
             shown.update(len(lines))
 
-            def log(line: dict) -> None:
+            def log(line: dict, watched: dict) -> None:
                 if scalars is not None:
-                    scalars.write(line["step"], {key: value for key, value in line.items() if key != "step"})
+                    numbers = {key: value for key, value in line.items() if key != "step"}
+                    scalars.write(line["step"], numbers, watched)
                 shown.update(1)
                 key = "reward" if "reward" in line else "loss"
                 shown.set_postfix({key: f"{line[key]:.3f}"})
@@ -217,12 +221,19 @@ class WorkdirStore:
             return state, None
         c, knobs = self.config, self.config[training.section]
         fault, step, start, validation_s = None, int(state.step), time.perf_counter(), 0.0
-        with Checkpoints(folder, Keep(knobs.keep_last, knobs.keep_every, knobs.keep_best)) as checkpoints:
+        checkpoints = Checkpoints(folder, Keep(knobs.keep_last, knobs.keep_every, knobs.keep_best))
+        each = c.rl.passes * c.rl.minibatches if training.section == "rl" else 1
+        profile = Profile(folder.parent / "profile", c.profile.first, c.profile.updates, each)
+        self.split.clear()
+        with checkpoints, profile:
+            profile.before(step)
             # An update donates the state before it.
             for batch, (after, metrics) in enumerate(training.updates(state), 1):
                 self._new = True
                 before, state, step = step, after, int(after.step)
                 line = {"step": step - 1, **as_line(metrics)}
+                self.split.lap("update")
+                watched = self.split.line(self.engine) if isinstance(self.engine, Engine) else {}
                 lines.append(line)
                 last = done(state)
                 fault = self.spoiled(line, state, last)
@@ -231,13 +242,16 @@ class WorkdirStore:
                     with self.drawing(training.name, step, self.engine) as sampler:
                         line |= self.validate(sampler, state.params)
                     validation_s += time.perf_counter() - begun
-                log(line)
+                    self.split.clear()
+                log(line, watched)
                 if not fault and (last or passes(before, step, knobs.checkpoint_every)):
                     checkpoints.save(state, line.get(VALIDATED))
                 if fault or last:
                     break
                 if batch % c.report_every == 0:
                     self._report()
+                self.split.lap("save")
+                profile.before(step)
         self.work.clock(training.section, time.perf_counter() - start - validation_s)
         if self.validate:
             self.work.clock("validation", validation_s)

@@ -21,7 +21,7 @@ from int_jax.session import EngineSession, bucket, known_pages, row_bucket
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings, submesh
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Batch, State
-from int_jax.watching import Chunk
+from int_jax.watching import Chunk, Split
 
 SHARE = (
     0.9  # of a device's memory that may be in use while tokens are drawn; prefill and logits need the rest
@@ -41,7 +41,7 @@ class Engine:
       prefill_seen: tokens that the rows of one prefill attend to, all together, where pages are put side by side.
       ahead: the next decode is dispatched before the last one is read; by default where the device is not the host.
       programs: the names and shapes of the programs compiled so far. drawn: tokens drawn by `generate` so far.
-      watch: told of each decode (watching.py).
+      watch: told of each decode; split: of each update (watching.py).
     """
 
     model: Model
@@ -59,6 +59,7 @@ class Engine:
     programs: set = dataclasses.field(default_factory=set)
     drawn: int = 0
     watch: Callable[[Chunk], object] | None = None
+    split: Split = dataclasses.field(default_factory=Split)
 
     def __post_init__(self):
         self.mesh = make_mesh() if self.mesh is None else self.mesh
@@ -371,7 +372,10 @@ class Engine:
         Returns: (State, metrics), metrics a dict of float32 scalars.
         """
         self._kept = None  # the memory of the pages
-        return self._call(_update, state, self._put(batch, RULES), self.model, tx, config)
+        self.split.begin(batch)
+        updated = self._call(_update, state, self._put(batch, RULES), self.model, tx, config)
+        self.split.lap("update")
+        return updated
 
     def finite(self, tree) -> bool:
         """Whether every number of a tree of arrays (parameters, or a State with its moments) is finite."""

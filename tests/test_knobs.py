@@ -231,6 +231,10 @@ class Watch:
             patch.setattr(store, "Checkpoints", Checkpoints)
             patch.setattr(store, "ResponseLog", log)
             patch.setattr(rollouts, "write", lambda folder, update, *_: story.tell("rollouts", update))
+            patch.setattr(
+                jax.profiler, "start_trace", lambda folder: story.tell("profile", Path(folder).name)
+            )
+            patch.setattr(jax.profiler, "stop_trace", lambda: None)
             patch.setattr(hf_format, "save", lambda folder, *rest: story.tell("export", folder.name))
             try:
                 main(workdir) if main else runs.main([])
@@ -258,7 +262,7 @@ class Silent(contextlib.nullcontext):
         if builds != [tensorboard.build]:
             story.tell("writers", builds)
 
-    def write(self, step, line):
+    def write(self, step, line, watched):
         pass
 
 
@@ -321,6 +325,8 @@ SHOWN = {
     "arms": ("draws: check -> draws: update", ("rl",), {"export": (), "rl.pool": "hard"}),
     "report_every": ("draws: update -> unfinished", 1, RL),
     "writers": ("draws: update -> writers", (), RL),
+    "profile.first": ("draws: update -> profile", 0, RL | {"profile.updates": 1, "profile.first": 1}),
+    "profile.updates": ("draws: update -> profile", 1, RL | {"profile.first": 1}),
     "inputs.attempts": ("draws: attempts -> draws: check", "{base}/attempts"),
     "inputs.proposals": ("draws: check -> draws: guided", "{base}/proposals"),
     "inputs.guided": ("draws: guided -> program", "{base}/guided"),

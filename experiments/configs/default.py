@@ -164,6 +164,14 @@ TABLE: dict[str, Any] = {
         choices=tuple(writers.names()),
         own=True,
     ),
+    "profile": {
+        "first": Knob(2, "update of each training, from 0, with which its profile begins", at_least=0),
+        "updates": Knob(
+            0,
+            "that jax.profiler records of each training, into a folder profile beside its state; 0: none",
+            at_least=0,
+        ),
+    },
     "inputs": {
         "attempts": Knob("", "a JSONL file in place of the stage's rows"),
         "proposals": Knob("", "the same"),
