@@ -31,39 +31,30 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from experiments import work  # noqa: E402
+from experiments.work import SPREAD, SQUARE  # noqa: E402
+from int_jax import roofline  # noqa: E402
 from int_jax.engine import SHARE, Engine  # noqa: E402
 from int_jax.processes import shares  # noqa: E402
+from int_jax.roofline import NAMES, Device, Shape, told  # noqa: E402
 from int_jax.schedule import Pool, Row, Schedule  # noqa: E402
 from int_jax.session import known_pages  # noqa: E402
 
 GIB = 1 << 30
-NEW = 16_384  # tokens of a response at most
-SPREAD = 0.75  # of the logarithm of a length
-# Medians, tokens. A response is cut at NEW, a prefix at 16,384, too.
-RESPONSE, PREFIX, CONTINUATION, CHECK = 6_000, 3_500, 5_500, 4_500
-PROBLEM, REFERENCE, INTERVENTION = 200, 1_300, 60  # tokens, of all alike
+NEW = work.LIMIT
+# Medians, tokens. A response is cut at NEW, a prefix at 16,384, too. A problem, a reference and an intervention are of
+# all alike.
+ASSUMED = work.Assumed()
+RESPONSE, PREFIX, CONTINUATION, CHECK = (
+    int(tokens) for tokens in (ASSUMED.response, ASSUMED.prefix, ASSUMED.continuation, ASSUMED.check)
+)
+PROBLEM, REFERENCE, INTERVENTION = map(int, (ASSUMED.problem, ASSUMED.reference, ASSUMED.intervention))
 # A guided attempt that can be continued to a right answer, and how often a continuation of it is right.
 MENDED, RIGHT = 0.5, 0.15
 
 
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """A model in bytes and operations. parameters: with the embedding, once. token: bytes of keys and values.
-
-    attention: operations of a token for each that it sees.
-    """
-
-    parameters: float
-    token: int
-    attention: int
-
-    @property
-    def weights(self) -> float:
-        return 2 * self.parameters  # bfloat16
-
-
 # tests/shapes/qwen3_4b.json: 36 layers, 32 query heads and 8 of keys and values, of 128.
-QWEN3_4B = Shape(4.022e9, 2 * 36 * 8 * 128 * 2, 4 * 36 * 32 * 128)
+QWEN3_4B = Shape(4.022e9, 36, 2 * 36 * 8 * 128 * 2, 4 * 36 * 32 * 128)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,37 +62,29 @@ class Machine:
     """Processes with some replicas each, one device a replica.
 
     Attributes:
-      memory: GiB of a device. bandwidth: bytes/s. share: of it that decoding reaches. fixed: seconds a step besides.
-      flops: operations/s. rows: of a replica. used: share of the operations, in prefill. row_seconds: of training on
-        20,000 tokens with all devices of a process, plain attention and flash. network: bytes/s between processes.
+      memory: GiB of a device. rows: of a replica. plain: share of the operations that training reaches without flash
+        attention, by the compiler's figures (on GPU half of them); with it that of roofline.SPEEDS.
     """
 
     name: str
+    device: Device
     processes: int
     replicas: int
     memory: float
-    bandwidth: float
-    share: float
-    fixed: float
-    flops: float
     rows: int
-    used: float = 0.5
-    row_seconds: tuple[float, float] = (0.0, 0.0)
-    network: float = 100e9
+    plain: float
 
     def pages(self, shape: Shape, page: int) -> int:
         """Of each replica, as `Engine._most_pages`."""
         return int((SHARE * self.memory * GIB - shape.weights) / (shape.token * page))
 
 
-H200 = Machine("1 x H200", 1, 1, 131.0, 4.8e12, 0.775, 2.2e-3, 989e12, 128)
-# A step of 64 rows without reading keys and values is 5.58 ms by libtpu's estimate (kernel_compile.py --step), of which
-# the weights take 3.75.
-V5P = Machine("v5p, 1 chip", 1, 1, 95.0, 2.765e12, 0.775, 1.83e-3, 459e12, 96)
-NODE = dataclasses.replace(H200, name="8 x H200", replicas=8, row_seconds=(2.5, 0.4))
+H200 = Machine("1 x H200", NAMES["h200"], 1, 1, 131.0, 128, 0.031)
+V5P = Machine("v5p, 1 chip", NAMES["v5p"], 1, 1, 95.0, 96, 0.068)
+NODE = dataclasses.replace(H200, name="8 x H200", replicas=8)
 NODES = dataclasses.replace(H200, name="64 x H200", processes=8, replicas=8)
-HOST = dataclasses.replace(V5P, name="v5p-8", replicas=4, row_seconds=(5.0, 1.2))
-HOSTS = dataclasses.replace(V5P, name="v5p-64", processes=8, replicas=4, row_seconds=(5.0, 1.2))
+HOST = dataclasses.replace(V5P, name="v5p-8", replicas=4)
+HOSTS = dataclasses.replace(V5P, name="v5p-64", processes=8, replicas=4)
 PRESENT = {"8 x H200": 690, "v5p-8": 1_490, "v5p-64": 270}  # hours of the sampler before it had pages
 
 
@@ -540,17 +523,13 @@ def summed(session: Session, chunk: dict, machine: Machine, shape: Shape, whole:
     # 100 tokens, 20 of them in the tail; of 10 times the requests: 1,000, of which 980 before: 12.25 times 80.
     often = (whole * chunk["drawn"].sum() - tail) / chunk["drawn"][full].sum() if full.any() else 1.0
     many = np.where(full, often, 1.0)
-    speed = machine.bandwidth * machine.share
+    device = machine.device
 
     def hours(read) -> np.ndarray:
-        steps = chunk["steps"] * (machine.fixed + shape.weights / speed)
-        return (steps + chunk[read] * shape.token / speed) / 3600
+        return roofline.decode_seconds(device, shape, chunk["steps"], chunk[read]) / 3600
 
-    # A small prefill takes as long as its weights do.
-    work = 2 * shape.parameters * chunk["prefilled"] + shape.attention * chunk["seen"]
-    prefill = (
-        np.maximum(work / (machine.flops * machine.used), chunk["programs"] * shape.weights / speed) / 3600
-    )
+    work = chunk["prefilled"], chunk["seen"], chunk["programs"]
+    prefill = roofline.forward_seconds(device, shape, *work) / 3600
     sums = {name: float((chunk[name] * many).sum()) for name in FIELDS}
     tokens = session.sizes.unit * whole
     return sums | {
@@ -569,21 +548,21 @@ def summed(session: Session, chunk: dict, machine: Machine, shape: Shape, whole:
 
 
 def training_hours(machine: Machine, flash: bool, response: float) -> float:
-    """Of 138 updates of SFT and 400 of the policy gradient, packed to 95% in rows of 20,000 tokens."""
-    row, full = machine.row_seconds[flash], 0.95 * 20_000
+    """Of 138 updates of SFT and 400 of the policy gradient."""
     # Half of the groups have an advantage; a guided attempt is trained up to its intervention.
-    rl = 32 * 8 / 2 * (PROBLEM + response) / full
-    sft = 64 * (PROBLEM + mean(PREFIX) + INTERVENTION) / full
-    # Each host has its rows; gradients in float32 go over the network once an update.
-    summed = 4 * QWEN3_4B.parameters / machine.network if machine.processes > 1 else 0
-    return (
-        400 * (rl * row / machine.processes + summed) + 138 * (sft * row / machine.processes + summed)
-    ) / 3600
+    parts = ((400, 32 * 8 / 2, PROBLEM + response), (138, 64, PROBLEM + mean(PREFIX) + INTERVENTION))
+    devices, share = machine.processes * machine.replicas, None if flash else machine.plain
+
+    def seconds(updates: int, sequences: float, tokens: float) -> float:
+        read = updates * sequences * tokens
+        seen = read * tokens / 2 * SQUARE
+        return roofline.training_seconds(machine.device, QWEN3_4B, devices, read, seen, updates, share)
+
+    return sum(seconds(*part) for part in parts) / 3600
 
 
 def mean(median: float) -> float:
-    rng = np.random.default_rng(0)
-    return float(np.mean([length(rng, median) for _ in range(4_000)]))
+    return work.length(median, NEW).mean
 
 
 # Output ---------------------------------------------------------------------------------------------------------------
@@ -593,9 +572,8 @@ def assumed(sizes: Sizes) -> str:
     rng = np.random.default_rng(0)
     drawn = np.array([length(rng, RESPONSE) for _ in range(100_000)])
     machines = "\n".join(
-        f"  {m.name}: {m.memory:.0f} GiB a device, {m.bandwidth / 1e12:.2f} TB/s of which {m.share:.0%} are reached, "
-        f"{1e3 * m.fixed:.1f} ms a step besides, {m.flops / 1e12:.0f} TFLOP/s of which {m.used:.0%} are in prefill; "
-        f"{m.rows} rows"
+        f"  {m.name}: {m.memory:.0f} GiB a device, {m.rows} rows; {told(m.device)}, with plain attention "
+        f"{m.plain:.1%}"
         for m in (H200, V5P)
     )
     return f"""Assumed, not measured:
@@ -606,8 +584,7 @@ these, the first turn's answer and the attempt, 30,000 at most
   "until right": {MENDED:.0%} of the guided attempts can be mended, and {RIGHT:.0%} of the continuations of these are \
 right
 {machines}
-  training: seconds a row of 20,000 tokens and host {NODE.row_seconds} on 8 x H200, {HOST.row_seconds} on v5p-8 \
-(plain attention, flash); half of the groups have an advantage
+  half of the groups have an advantage
 Settings: pages of {sizes.page}, chunks of {sizes.decode_steps} steps, prefill of \
 {sizes.prefill_tokens:,} tokens between two; a token of the schedule stands for {sizes.unit}."""
 

@@ -10,6 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 import int_jax
+from experiments import plan
 from experiments.configs import default
 from experiments.preflight import check, planned
 from experiments.progress import show
@@ -42,9 +43,15 @@ def workdir(config: ConfigDict, seed: int, folder: Path) -> Workdir:
     return Workdir(folder, {**config.to_dict(), "seed": seed}, versions(), machine)
 
 
-def models(config: ConfigDict) -> tuple[LM, LM | None]:
-    """The policy, and the proposer's model or None, once config and memory plan have been looked through."""
+def fitted(config: ConfigDict) -> ConfigDict:
+    """The config, looked through, with what fits on these devices in place of 0. Raises: ValueError."""
     check(config)
+    return plan.fitted(config, plan.at_hand(config), *plan.models(config))
+
+
+def models(config: ConfigDict) -> tuple[LM, LM | None]:
+    """The policy, and the proposer's model or None, of a config that was fitted, once its memory plan has been looked
+    through."""
     if jax.default_backend() == "cpu":
         keep_memory()
     mesh = make_mesh(config.mesh.data, config.mesh.model)

@@ -18,6 +18,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # as run.py
+    os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.92")
 
 import numpy as np
 from absl import app, flags, logging
@@ -294,7 +296,7 @@ def alone(config: ConfigDict, model: str, name: str, folder: Path) -> list[dict]
       model: a Hugging Face directory or hub id. name: what it is called; "": after its directory.
     """
     try:
-        build.check(config)
+        config = build.fitted(config)
         name = name or f"model_{re.sub(r'[^0-9A-Za-z]+', '_', Path(model).resolve().name)}"
         if name in arms.policies(config.arms):
             raise ValueError(

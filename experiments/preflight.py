@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 
-import jax
 from ml_collections import ConfigDict
 
 from experiments import arms, plan
@@ -315,7 +314,8 @@ def planned(config: ConfigDict, mesh) -> str:
             "empty, or set it to xla"
         )
     check_positions(config)
-    limit = memory.device_bytes(jax.local_devices()[0]) or round(config.device_gib * memory.GIB) or None
-    stages = plan.planned(config, mesh, platform)
-    memory.refuse(stages, limit)
-    return memory.table(stages, limit)
+    limit = plan.at_hand(config).limit
+    model, other = plan.models(config)
+    stages = plan.stages(config, model, mesh, other, platform)
+    memory.refuse(stages, limit, platform)
+    return f"{plan.sizes_of(config, mesh, platform)}\n{memory.table(stages, limit)}"

@@ -18,6 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # its old name, which jax takes, too, but not both
+    os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.92")  # of a GPU, in place of jax's 75%
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -162,6 +164,7 @@ def main(argv):
         refuse_differing_hosts(config.to_dict(), build.versions())
     start = time.perf_counter()
     try:
+        config = build.fitted(config)
         lm, proposer_lm = build.models(config)
     except ValueError as error:
         raise StageError(str(error)) from None

@@ -29,7 +29,7 @@ from int_jax.rows import ROWS, Stage, id_of
 from int_jax.sampler import Request, Sampler, Sampling, ScoringSampler
 from int_jax.stages import Matching, StageError, Workdir, write_atomically
 from int_jax.types import State, Trace, from_json, to_json
-from int_jax.watching import Meter
+from int_jax.watching import Meter, Profile, Split
 
 # What an update tells of itself, in the order in which one number spoils the next.
 WATCHED = ("reward", "drawn_logp", "loss", "grad_norm", "update_norm", "param_norm")
@@ -54,6 +54,8 @@ class WorkdirStore:
         self.validate: Callable[[Sampler, Any], dict[str, float]] | None = None
         self.running: Trained | None = None
         self.changed: Callable[[], object] = lambda: None
+        # What the engine tells of its updates; one without a clock tells nothing.
+        self.split = engine.split if isinstance(engine, Engine) else Split()
         self._new = False  # what was there at the start was reported then
         c = config
         self.sizes = {
@@ -139,8 +141,9 @@ class WorkdirStore:
                 response_log.remove(old)
         about = self._about(f"{name} at update {update}")
         logged = ResponseLog(folder / LOG / f"{update:06d}", about, self.config.log_every)
-        with logged as responses, self._watched(name, sampler):
+        with logged as responses, self._watched(name, sampler) as meter:
             yield LoggedSampler(sampler, responses)
+        self.split.drew(meter.seconds if meter else 0.0)
 
     def record(
         self, name: str, update: int, groups: list[list[Trace]], rewards: np.ndarray, advantages: list
@@ -185,9 +188,10 @@ class WorkdirStore:
             shown = stack.enter_context(bar(f"{training.section}: {label}", training.total, "step"))
             shown.update(len(lines))
 
-            def log(line: dict) -> None:
+            def log(line: dict, watched: dict) -> None:
                 if scalars is not None:
-                    scalars.write(line["step"], {key: value for key, value in line.items() if key != "step"})
+                    numbers = {key: value for key, value in line.items() if key != "step"}
+                    scalars.write(line["step"], numbers, watched)
                 shown.update(1)
                 key = "reward" if "reward" in line else "loss"
                 shown.set_postfix({key: f"{line[key]:.3f}"})
@@ -220,13 +224,20 @@ class WorkdirStore:
         fault, step, start, validation_s = None, int(state.step), time.perf_counter(), 0.0
         logged = saved = step
         saved_at = start
-        with Checkpoints(folder, Keep(knobs.keep_last, knobs.keep_every, knobs.keep_best)) as checkpoints:
+        checkpoints = Checkpoints(folder, Keep(knobs.keep_last, knobs.keep_every, knobs.keep_best))
+        each = c.rl.passes * c.rl.minibatches if training.section == "rl" else 1
+        profile = Profile(folder.parent / "profile", c.profile.first, c.profile.updates, each)
+        self.split.clear()
+        with checkpoints, profile:
+            profile.before(step)
             try:
                 # An update donates the state before it.
                 for batch, (after, metrics) in enumerate(training.updates(state), 1):
                     self._new = True
                     before, state, step = step, after, int(after.step)
                     line = {"step": step - 1, **as_line(metrics)}
+                    self.split.lap("update")
+                    watched = self.split.line(self.engine) if isinstance(self.engine, Engine) else {}
                     lines.append(line)
                     last = done(state)
                     fault = self.spoiled(line, state, training.params(state), last)
@@ -235,7 +246,8 @@ class WorkdirStore:
                         with self.drawing(training.name, step, self.engine) as sampler:
                             line |= self.validate(sampler, training.params(state))
                         validation_s += time.perf_counter() - begun
-                    log(line)
+                        self.split.clear()
+                    log(line, watched)
                     logged = step
                     due = processes.from_main_process(
                         time.perf_counter() - saved_at >= 60 * c.checkpoint_minutes
@@ -248,6 +260,8 @@ class WorkdirStore:
                     processes.end_if_asked(in_step=True)
                     if batch % c.report_every == 0:
                         self._report()
+                    self.split.lap("save")
+                    profile.before(step)
             except Preempted:
                 # Nothing was updated since: it is raised where something is drawn or scored. Of a batch whose score is
                 # missing there is no line, and it is trained again.

@@ -21,7 +21,7 @@ from int_jax.session import EngineSession, bucket, known_pages, row_bucket
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings, submesh
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Batch, State
-from int_jax.watching import Chunk
+from int_jax.watching import Chunk, Split
 
 SHARE = (
     0.9  # of a device's memory that may be in use while tokens are drawn; prefill and logits need the rest
@@ -38,9 +38,10 @@ class Engine:
       page: tokens of a page of keys and values; 0: what suits that. cache_gib: GiB of each device for them; 0: what is
         left.
       prefill_width, prefill_tokens: tokens of a row that are prefilled together, and of all rows between two decodes.
+      prefill_seen: tokens that the rows of one prefill attend to, all together, where pages are put side by side.
       ahead: the next decode is dispatched before the last one is read; by default where the device is not the host.
       programs: the names and shapes of the programs compiled so far. drawn: tokens drawn by `generate` so far.
-      watch: told of each decode (watching.py).
+      watch: told of each decode; split: of each update (watching.py).
     """
 
     model: Model
@@ -52,11 +53,13 @@ class Engine:
     cache_gib: float = 0.0
     prefill_width: int = 512
     prefill_tokens: int = 8192
+    prefill_seen: int = 2**17 + 2**13  # four rows that have 32,768 tokens already, and 512 each
     ahead: bool | None = None
     score_tokens: int = 8192
     programs: set = dataclasses.field(default_factory=set)
     drawn: int = 0
     watch: Callable[[Chunk], object] | None = None
+    split: Split = dataclasses.field(default_factory=Split)
 
     def __post_init__(self):
         self.mesh = make_mesh() if self.mesh is None else self.mesh
@@ -391,7 +394,10 @@ class Engine:
         Returns: (State, metrics), metrics a dict of float32 scalars.
         """
         self._kept = None  # the memory of the pages
-        return self._call(_update, state, self._put(batch, RULES), self.model, tx, config, frozen)
+        self.split.begin(batch)
+        updated = self._call(_update, state, self._put(batch, RULES), self.model, tx, config, frozen)
+        self.split.lap("update")
+        return updated
 
     def finite(self, tree) -> bool:
         """Whether every number of a tree of arrays (parameters, or a State with its moments) is finite."""

@@ -18,10 +18,11 @@ from int_jax.engine import Engine
 from int_jax.lora import Lora
 from int_jax.models import Config, build, kernels
 from int_jax.models.transformer import LONG, SPAN
-from int_jax.session import bucket, known_pages, prefix_pages
+from int_jax.session import bucket, known_pages, prefix_pages, seen_rows
 from int_jax.sharding import RULES, RULES_DECODE, spec
 
 GIB = 1 << 30
+GPU_SHARE = 0.92  # of a GPU's memory, where jax takes 75% unless it is told otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +35,22 @@ class Item:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pages:
+    """What a stage draws onto: `bytes` of its items are pages, of `token` bytes a token on each device; the longest row
+    has `longest` tokens."""
+
+    bytes: int
+    token: float
+    longest: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
     """What is in memory at a stage's worst moment."""
 
     name: str
     items: tuple[Item, ...]
+    pages: Pages | None = None
 
     @property
     def bytes(self) -> int:
@@ -155,10 +167,14 @@ def sampling(
     longest, page = prompt + new_tokens, kernels.tokens_of_page(attention, c)
     size = page * known_pages(-(-longest // page)) + decode_steps
     width = min(16 << max(0, (max(prompt - 2, 1) // 16).bit_length()), Engine.prefill_width)
-    part = data * max(1, min(slots // data, Engine.prefill_tokens // width))
     known = width + page * prefix_pages(-(-max(prompt - width, 0) // page))
+    together = max(1, min(slots // data, Engine.prefill_tokens // width))
+    if attention != "tpu":
+        together = min(together, seen_rows(Engine.prefill_seen, known))
+    part = data * together
     # A pool takes what is left, or `cache_gib` of it; one row must go in.
-    pool = (-(-longest // page) + 2) * kernels.page_bytes(attention, c, page, sizes.mesh.shape["model"])
+    page_bytes = kernels.page_bytes(attention, c, page, sizes.mesh.shape["model"])
+    pool = max((-(-longest // page) + 2) * page_bytes, int(cache_gib * GIB))
     # The kernels take the pages where they are, but for a prefill on GPU, which puts one layer's side by side.
     scores = 0 if attention == "tpu" else 2 * sizes.held("BHTS", (part, c.heads, width, known), 4)
     beside = {"xla": 1.0, "tpu": 0.0, "gpu": 2 / c.layers}[attention] * sizes.cache(part, known)
@@ -166,7 +182,7 @@ def sampling(
         Item("parameters to sample from", sizes.params(c.dtype, RULES_DECODE), "mesh.model, dtype"),
         Item(
             "pages" if cache_gib else "pages of one row",
-            max(pool, int(cache_gib * GIB)),
+            pool,
             "max_new_tokens, mesh.model" + (", cache_gib" if cache_gib else ""),
         ),
         Item(
@@ -179,7 +195,7 @@ def sampling(
         # Their weights, and with filters the keys and weights of top-k and top-p, and what is kept.
         Item("decode: logits", 5 * sizes.held("BV", (slots, c.vocab), 4), "slots, mesh.data"),
     )
-    return Stage(name, kept + items)
+    return Stage(name, kept + items, Pages(pool, page_bytes / page, longest))
 
 
 def scoring(name: str, sizes: Sizes, length: int, kept: tuple[Item, ...]) -> Stage:
@@ -261,15 +277,16 @@ def table(stages: list[Stage], limit: int | None = None) -> str:
     return "\n".join(lines)
 
 
-def refuse(stages: list[Stage], limit: int | None) -> None:
+def refuse(stages: list[Stage], limit: int | None, platform: str = "") -> None:
     """Raise ValueError for the first stage that does not fit into `limit` bytes a device, if the limit is known."""
+    share = f"\nOf a GPU jax has the share XLA_CLIENT_MEM_FRACTION, {GPU_SHARE} where it is not set"
     for stage in stages:
         if limit is not None and stage.bytes > limit:
             largest = max(stage.items, key=lambda item: item.bytes)
             raise ValueError(
                 f"{stage.name} needs {stage.bytes / GIB:.1f} GiB a device, and there are {limit / GIB:.1f}: the "
-                f"largest item is {largest.name}, {largest.bytes / GIB:.1f} GiB; turn {largest.knob}\n"
-                f"{table(stages, limit)}"
+                f"largest item is {largest.name}, {largest.bytes / GIB:.1f} GiB; turn {largest.knob}"
+                f"{share if platform == 'gpu' else ''}\n{table(stages, limit)}"
             )
 
 

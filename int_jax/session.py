@@ -64,6 +64,11 @@ def together(count: int, width: int, most: int) -> int:
     return rows
 
 
+def seen_rows(most: int, each: int) -> int:
+    """Rows of a prefill that attend to `each` tokens where all of them may attend to `most`."""
+    return max(1, most // each)
+
+
 def task_word(task: str) -> int:
     """32 bits of a task's id for its random stream."""
     # hash() differs from process to process, and a resumed run must draw the same.
@@ -256,6 +261,11 @@ class EngineSession:
                 # What is shorter than half of the narrowest width goes with it, too.
                 alike = max(sum(max(count, 9) > width // 2 for _, count in some) for some in replicas)
                 most = max(1, min(self.schedule.most, engine.prefill_tokens // width))
+                if engine.attention != "tpu":
+                    known = prefix_pages(
+                        self.schedule.needs(max(row.cached - count for row, count in pieces))
+                    )
+                    most = min(most, seen_rows(engine.prefill_seen, width + known * engine.page))
                 size = together(alike, width, most)
                 taken = [some[:size] for some in replicas]
                 self._fill(taken, size, width)

@@ -15,18 +15,24 @@ RULES = {"B": "data", "W": "data", "D": "data", "H": "model", "N": "model", "F":
 RULES_DECODE = {"B": "data", "W": "data", "H": "model", "N": "model", "F": "model", "V": "model"}
 
 
-def make_mesh(data: int = -1, model: int = 1, devices=None) -> Mesh:
-    """A ("data", "model") mesh over `devices` (all of them by default); one size may be -1: what is left."""
-    devices = jax.devices() if devices is None else list(devices)
+def mesh_sizes(data: int, model: int, devices: int, platform: str = "") -> tuple[int, int]:
+    """The sizes of a ("data", "model") mesh over so many devices; one may be -1: what is left. Raises: ValueError."""
     sizes = [data, model]
     if -1 in sizes:
         # data = -1 and model = 2 on 8 devices: -data * model is the known size, 2, and data becomes 4.
-        sizes[sizes.index(-1)] = max(1, len(devices) // max(1, -data * model))
-    if sizes[0] * sizes[1] != len(devices):
+        sizes[sizes.index(-1)] = max(1, devices // max(1, -data * model))
+    if sizes[0] * sizes[1] != devices:
         raise ValueError(
-            f"mesh data={data} x model={model} does not fit {len(devices)} {devices[0].platform} device(s): "
-            f"choose sizes whose product is {len(devices)}"
+            f"mesh data={data} x model={model} does not fit {devices} {platform or 'such'} device(s): choose sizes "
+            f"whose product is {devices}"
         )
+    return sizes[0], sizes[1]
+
+
+def make_mesh(data: int = -1, model: int = 1, devices=None) -> Mesh:
+    """A ("data", "model") mesh over `devices` (all of them by default); see `mesh_sizes`."""
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = mesh_sizes(data, model, len(devices), devices[0].platform)
     grid = np.asarray(devices).reshape(sizes)
     return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
 

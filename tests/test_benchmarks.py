@@ -2,6 +2,7 @@
 parent. Nothing is timed here."""
 
 import itertools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import int_jax
+from experiments import work
+from experiments.configs import default
 from int_jax.engine import Engine
 from int_jax.sampler import Request, Sampling
 from int_jax.sharding import make_mesh
@@ -211,6 +214,40 @@ def test_a_part_of_a_stage_stands_for_all_of_its_tokens():
     assert whole.drawn == half.drawn == 1600
     assert half.hours == pytest.approx(whole.hours, rel=0.03)
     assert half.occupancy == pytest.approx(whole.occupancy, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    "machine", [replay.NODE, replay.NODES, replay.HOST, replay.HOSTS], ids=lambda m: m.name
+)
+def test_the_plans_hours_are_near_those_of_the_schedule(machine):
+    """The closed form of experiments/work.py, of which nothing is replayed, and the last replay of the whole recipe: it
+    knows nothing of rows that wait for prefill or for the host, nor of how evenly the replicas are filled."""
+    lines = map(json.loads, (ROOT / "benchmarks" / "results" / "replay.jsonl").read_text().splitlines())
+    replayed = {one["stage"]: one for one in lines if one["machine"] == machine.name}
+    c = default.get_config()
+    c.update(problems={"hard": ("train",), "test": 500}, guided={"stop_at_success": False}, arms=("int_rl",))
+    c.domain = default.domain("math")
+    names = {
+        "attempts": "attempts",
+        "proposals": "proposals",
+        "guided": "guided, all tries",
+        "effect": "effect table",
+    }
+    names |= {"rl: rollouts": "RL"}
+    pool = machine.pages(replay.QWEN3_4B, 128) * 128
+    hours, tokens = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    for part in work.stages(c, work.Assumed()):
+        if part.stage in names:
+            replicas = machine.processes * machine.replicas
+            hours[part.stage] += work.draw_hours(
+                part, machine.device, replay.QWEN3_4B, replicas, 1, machine.rows, pool
+            )
+            tokens[part.stage] += part.tokens
+    for name, other in names.items():
+        assert tokens[name] == pytest.approx(replayed[other]["drawn"], rel=0.03), name
+        assert 0.75 < hours[name] / replayed[other]["hours"] < 1.1, name
+    whole = sum(replayed[other]["hours"] for other in names.values())
+    assert 0.85 < sum(hours.values()) / whole < 1.05
 
 
 @pytest.mark.parametrize("ahead", [False, True])

@@ -1,20 +1,22 @@
 """Every config is a diff of the default one, and the full-size ones fit the devices that they name."""
 
+import dataclasses
 import pathlib
 import subprocess
 import sys
 import textwrap
 
+import jax
 import pytest
 from absl import flags
 from ml_collections import ConfigDict
 from test_memory import shape
 
-from experiments import command_line, knobs, plan, preflight
+from experiments import command_line, knobs, plan, preflight, work
 from experiments.configs import code, dearman, default, grpo, reasoning_gym, therapy
 from experiments.configs import int as intervention
 from int_jax import domains, lora, memory
-from int_jax.sharding import RULES_DECODE
+from int_jax.sharding import RULES_DECODE, make_mesh
 from int_jax.stages import StageError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -22,9 +24,30 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 
-def planned(c, name, devices=8, proposer_model=None):
-    model = shape(name, dtype=c.dtype, param_dtype=c.param_dtype)
-    return plan.stages(c, model, plan.mesh_of(c, devices), proposer_model)
+MACHINES = {"8 x H200": ("h200", 8), "8 x H100": ("h100", 8), "v5p-8": ("v5p", 4), "v5p-64": ("v5p", 32)}
+ONE = plan.named("h100", 1)
+NODE = plan.named("h200", 8)
+
+
+def model_of(c, name):
+    return shape(name, dtype=c.dtype, param_dtype=c.param_dtype)
+
+
+def fitted(c, name, machine=NODE):
+    return plan.fitted(c, machine, model_of(c, name))
+
+
+def planned(c, name, machine=NODE, proposer_model=None, platform=""):
+    """The stages of a config of which nothing is left to be chosen, with rows put side by side by default."""
+    return plan.stages(c, model_of(c, name), plan.mesh_of(c, machine), proposer_model, platform)
+
+
+def full(name, **changes):
+    """A full-size config with sizes of its own: 64 rows on a host whose devices share the weights."""
+    c = intervention.get_config(name)
+    c.update({"mesh": {"data": 1, "model": 8}, "slots": 64, "train": {"rows": 1}})
+    c.update(changes)
+    return c
 
 
 def flat(c, prefix="") -> dict:
@@ -48,79 +71,157 @@ def test_a_config_has_the_knobs_of_the_default_and_no_others(module, variant):
         assert type(found[key]) is type(known[key]), key
 
 
-@pytest.mark.parametrize(
-    ("variant", "words"),
-    [
-        ("huge", "no variant 'huge': choose one of tiny, .*llama3_8b"),
-        *(
-            (variant, f"{variant}: NAME@HOSTS takes")
-            for variant in ("tiny@2", "qwen3_4b@", "qwen3_4b@0", "qwen3_4b@two")
-        ),
-    ],
-)
-def test_an_unknown_variant_names_those_that_exist(variant, words):
-    with pytest.raises(ValueError, match=words):
-        intervention.get_config(variant)
+def test_an_unknown_variant_names_those_that_exist():
+    with pytest.raises(ValueError, match=r"no variant 'huge': choose one of tiny, .*llama3_8b"):
+        intervention.get_config("huge")
+
+
+# --- full size ---
 
 
 @pytest.mark.parametrize("name", intervention.FULL)
-def test_on_several_hosts_each_device_holds_no_more(name):
-    one, four = (intervention.get_config(f"{name}@{hosts}") for hosts in (1, 4))
-    assert four.mesh.to_dict() == {"data": 4, "model": 8}
-    alone = {stage.name: stage.bytes for stage in planned(one, name)}
-    for stage in planned(four, name, devices=32):
-        # Beside an eighth of the model, a host holds what an update gathers whole along "data".
-        assert stage.bytes <= one.device_gib * memory.GIB and stage.bytes <= 1.05 * alone[stage.name], (
-            stage.name
-        )
+@pytest.mark.parametrize("where", MACHINES)
+def test_full_size_runs_start_on_every_machine(name, where):
+    machine = plan.named(*MACHINES[where])
+    c = fitted(intervention.get_config(name), name, machine)
+    stages = planned(c, name, machine, platform=machine.platform)
+    assert [stage.name for stage in stages] == [
+        *("attempts", "proposals", "guided", "sft", "rl: rollouts", "rl: updates", "effect", "eval", "drift")
+    ]
+    memory.refuse(stages, machine.limit)
+    data = machine.devices // c.mesh.model
+    assert c.mesh.model == 1 and c.mesh.data == -1, (
+        "each of these models fits on one device beside the others"
+    )
+    assert c.slots % data == 0 and c.slots // data >= 48
+    assert c.train.rows == data  # a row of 20,000 tokens is enough for a device
+
+
+@pytest.mark.parametrize("name", intervention.FULL)
+def test_one_gpu_of_80_gb_trains_a_model_of_1_7_b_and_refuses_larger_ones(name):
+    c = intervention.get_config(name)
+    if name in ("qwen3_1_7b", "qwen3_0_6b"):
+        c = fitted(c, name, ONE)
+        memory.refuse(planned(c, name, ONE, platform="gpu"), ONE.limit)
+        assert c.slots >= 64
+    else:
+        words = r"sft needs .* two moments, .* turn mesh.data, mesh.model\nOf a GPU jax .* XLA_CLIENT_MEM_FRACTION"
+        with pytest.raises(ValueError, match=words):
+            fitted(c, name, ONE)
+
+
+def test_weights_are_cut_only_as_far_as_memory_asks():
+    """The same model with ever less memory: over more devices, and with fewer rows on each."""
+    c, name = intervention.get_config("llama3_8b"), "llama3_8b"
+    found = []
+    for gib in (120, 70, 48, 40):
+        one = fitted(c, name, dataclasses.replace(NODE, limit=gib * memory.GIB))
+        found.append((one.mesh.model, one.slots * one.mesh.model // 8))
+        for less in range(1, one.mesh.model):
+            if 8 % less == 0:
+                again = c.copy_and_resolve_references()
+                again.mesh.model = less
+                with pytest.raises(ValueError, match=r"needs|have room"):
+                    fitted(again, name, dataclasses.replace(NODE, limit=gib * memory.GIB))
+    cuts = [cut for cut, _ in found]
+    assert cuts == sorted(cuts) and cuts[0] == 1 < cuts[-1]
+    assert found[0][1] > found[1][1]
+
+
+def test_what_is_given_stays_and_what_fits_is_chosen_around_it():
+    c = intervention.get_config("qwen3_4b")
+    c.slots = 40
+    assert (one := fitted(c, "qwen3_4b")).slots == 40 and one.train.rows == 8
+    c.mesh.data = 2
+    one = fitted(c, "qwen3_4b")
+    assert (one.mesh.data, one.mesh.model, one.slots, one.train.rows) == (2, 4, 40, 2)
+    assert (c.mesh.model, c.train.rows) == (0, 0), "the config itself is left alone"
+    given = full("qwen3_4b")
+    assert fitted(given, "qwen3_4b") is given
+    short = intervention.get_config("qwen3_4b")
+    short.train.row_length = 2_048
+    assert fitted(short, "qwen3_4b").train.rows == 64  # 16,384 tokens of each device
+    c.mesh.data = 3
+    with pytest.raises(ValueError, match="mesh data=3 x model=1 does not fit 8 gpu device"):
+        fitted(c, "qwen3_4b")
+
+
+def test_what_fits_is_not_known_of_devices_that_do_not_say_what_they_hold():
+    c = intervention.get_config("qwen3_4b")
+    unknown = dataclasses.replace(NODE, limit=None, platform="cpu")
+    words = "mesh.model = 0 is what fits, and these cpu .* set config.device_gib, or config.mesh.model, config.slots, "
+    with pytest.raises(ValueError, match=words):
+        fitted(c, "qwen3_4b", unknown)
+    assert fitted(full("qwen3_4b"), "qwen3_4b", unknown).slots == 64
+
+
+def test_a_mesh_that_is_not_the_machines_is_refused_by_the_plan_as_by_the_run():
+    c = full("qwen3_4b")
+    for make in (
+        lambda: plan.mesh_of(c, plan.named("v5p", 4)),
+        lambda: make_mesh(1, 8, jax.devices()[:4]),
+    ):
+        with pytest.raises(ValueError, match=r"mesh data=1 x model=8 does not fit 4 .* whose product is 4"):
+            make()
+
+
+@pytest.mark.parametrize("name", intervention.FULL)
+def test_full_size_runs_cost_what_the_papers_recipe_costs(name):
+    """Counted by hand from the paper: about 7,200 tokens a rollout, 5,700 a turn of a check, 6,700 a continuation."""
+    paper = (
+        4_500 * 64 * 7_200  # attempts
+        + 16_190 * (1 + 4) * 5_700  # proposals
+        + 14_766 * 32 * 6_700  # continuations of guided attempts
+        + 4 * 334 * 32 * 6_700  # Table 1
+        + 400 * 32 * 8 * 7_200  # the policy gradient
+        + 3 * 500 * 128 * 7_200  # base, InT, InT + RL
+    )
+    assert paper == pytest.approx(8.1e9, rel=0.01)
+    parts = work.stages(intervention.get_config(name), work.Assumed())
+    assert sum(part.tokens for part in parts if isinstance(part, work.Draw)) == pytest.approx(paper, rel=0.1)
+    [sft] = [part for part in parts if part.stage == "sft"]
+    assert sft.updates == pytest.approx(138, abs=4)
+    [updates] = [part for part in parts if part.stage == "rl: updates"]
+    assert (updates.updates, updates.sequences) == (400, 400 * 32 * 8 / 2)
+
+
+def test_what_full_size_runs_leave_out_is_about_as_much_again():
+    c = intervention.get_config("qwen3_4b")
+    once = sum(part.tokens for part in work.stages(c, work.Assumed()))
+    c.update(arms=("int_rl", "rl", "rl_matched"), problems={"test": 1_352}, eval={"train_problems": 256})
+    assert 2.5 < sum(part.tokens for part in work.stages(c, work.Assumed())) / once < 3.5
+
+
+@pytest.mark.parametrize("name", intervention.FULL)
+def test_full_size_runs_have_the_papers_settings(name):
+    c, paper = intervention.get_config(name), default.get_config()
+    paper.domain = default.domain("math")
+    paper = flat(paper)
+    ours = {key for key, value in flat(c).items() if paper.get(key) != value}
+    assert ours <= {
+        *("name", "model", "dtype", "chat.enable_thinking", "mesh.model", "slots", "train.rows", "arms"),
+        *("problems.hard", "problems.test", "eval.train_problems"),
+    }
 
 
 def test_the_proposers_model_is_planned_for():
-    c = intervention.get_config("qwen3_0_6b")
-    c.update(slots=8, proposals={"max_prompt": 8_000})
+    c = full("qwen3_0_6b", slots=8, proposals={"max_prompt": 8_000})
     other = shape("llama3_8b", dtype="bfloat16")
     without = {stage.name: stage.bytes for stage in planned(c, "qwen3_0_6b")}
-    weights = memory.Sizes(other, plan.mesh_of(c, 8)).params("bfloat16", RULES_DECODE)
+    weights = memory.Sizes(other, plan.mesh_of(c, NODE)).params("bfloat16", RULES_DECODE)
     for stage in planned(c, "qwen3_0_6b", proposer_model=other):
         assert stage.bytes - without[stage.name] >= weights, stage.name
         if stage.name != "proposals":
             assert stage.bytes - without[stage.name] == weights
 
 
-@pytest.mark.parametrize("name", intervention.FULL)
-def test_full_size_runs_have_the_paper_s_settings_and_fit(name):
-    c, paper = intervention.get_config(name), default.get_config()
-    paper.domain = default.domain("math")
-    paper = flat(paper)
-    ours = {key for key, value in flat(c).items() if paper.get(key) != value}
-    assert ours <= {
-        *(
-            "name",
-            "model",
-            "dtype",
-            "problems.hard",
-            "mesh.data",
-            "mesh.model",
-            "device_gib",
-            "slots",
-            "train.rows",
-        ),
-        "chat.enable_thinking",
-    }
-    stages = planned(c, name)
-    assert [stage.name for stage in stages] == [
-        *("attempts", "proposals", "guided", "sft", "rl: rollouts", "rl: updates", "eval", "drift")
-    ]
-    memory.refuse(stages, round(c.device_gib * memory.GIB))
-
-
 def test_with_a_kernel_no_row_is_copied_and_a_cache_of_its_own_size_is_planned_for():
-    c = intervention.get_config("qwen3_4b")
+    c = full("qwen3_4b")
     plain = {stage.name: stage.bytes for stage in planned(c, "qwen3_4b")}
     for attention in ("tpu", "gpu"):
         c.attention = attention
         for stage in planned(c, "qwen3_4b"):
-            less = stage.name in ("attempts", "proposals", "guided", "rl: rollouts", "eval")
+            less = stage.name in ("attempts", "proposals", "guided", "effect", "rl: rollouts", "eval")
             assert stage.bytes < plain[stage.name] if less else stage.bytes == plain[stage.name]
     c.cache_gib = 100.0
     with pytest.raises(ValueError, match=r"attempts needs .* is pages, 100.0 GiB; turn .*cache_gib"):
@@ -128,7 +229,7 @@ def test_with_a_kernel_no_row_is_copied_and_a_cache_of_its_own_size_is_planned_f
 
 
 def test_a_kernel_that_cannot_serve_the_model_is_refused():
-    c = intervention.get_config("qwen3_4b")
+    c = full("qwen3_4b")
     c.attention, c.dtype = "gpu", "float16"
     with pytest.raises(ValueError, match=r"config.attention = 'gpu': .* the model computes in float16"):
         planned(c, "qwen3_4b")
@@ -143,10 +244,9 @@ def test_a_kernel_that_cannot_serve_the_model_is_refused():
     ],
 )
 def test_a_change_that_does_not_fit_names_the_knob(change, words):
-    c = intervention.get_config("qwen3_4b")
-    c.update(change)
+    c = full("qwen3_4b", **change)
     with pytest.raises(ValueError, match=words):
-        memory.refuse(planned(c, "qwen3_4b"), round(c.device_gib * memory.GIB))
+        memory.refuse(planned(c, "qwen3_4b"), round(131 * memory.GIB))
 
 
 @pytest.mark.parametrize(
@@ -160,8 +260,7 @@ def test_a_change_that_does_not_fit_names_the_knob(change, words):
     ],
 )
 def test_rollouts_are_scored_where_the_updates_need_it(change, scores):
-    c = intervention.get_config("qwen3_0_6b")
-    c.rl.update(change)
+    c = full("qwen3_0_6b", rl=change)
     assert ("rl: scoring" in {stage.name for stage in planned(c, "qwen3_0_6b")}) == scores
 
 
@@ -192,7 +291,7 @@ def test_adapters_leave_the_base_model_once_and_no_moments_of_it():
 
 
 def test_rl_alone_plans_no_interventions():
-    c = grpo.get_config("qwen3_4b")
+    c = grpo.alone(full("qwen3_4b"))
     names = {stage.name for stage in planned(c, "qwen3_4b")}
     assert {"attempts", "rl: updates"} <= names and not names & {"proposals", "guided", "sft"}
     c.problems.hard = ()
@@ -206,10 +305,29 @@ def test_the_plan_is_printed_from_config_json_alone(tmp_path):
         *(sys.executable, "experiments/plan.py", "--config", "experiments/configs/int.py:qwen3_0_6b"),
         f"--config.model={tmp_path}",
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("memory plan, GiB a device of 131.0") and "rl: updates" in done.stdout
-    done = subprocess.run([*command, "--config.slots=256"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("\nint_jax: proposals needs")
+
+    def printed(*more):
+        return subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True)
+
+    done = printed("--machine=h200", "--devices=8")
+    assert done.stdout.startswith("8 x h200: mesh 8 x 1, slots "), done.stderr
+    assert "memory plan, GiB a device of 128.6" in done.stdout and "rl: updates" in done.stdout
+    for more, words in (
+        (["--machine=h200", "--config.cache_gib=200"], "attempts needs"),
+        (
+            ["--machine=h200", "--config.mesh.model=8", "--devices=4"],
+            "mesh data=-1 x model=8 does not fit 4 gpu",
+        ),
+        (["--machine=h300"], "--machine=h300: choose one of v4, "),
+        (["--machine=h200", "--assume=luck=1"], "--assume=luck: what is assumed is response=6000, "),
+        ([], "config.mesh.model = 0 is what fits, and these cpu devices do not say what they hold"),
+    ):
+        done = printed(*more)
+        assert done.returncode == 1 and done.stderr.startswith(f"\nint_jax: {words}"), done.stderr
+    sizes = ["--config.mesh.model=1", "--config.slots=64", "--config.train.rows=8"]
+    done = printed(*sizes, "--assume=response=12000")
+    assert " x 1, slots 64, train.rows 8\nmemory plan" in done.stdout, done.stderr
+    assert "response=12000" in done.stdout
 
 
 # --- the command line ---
@@ -349,8 +467,7 @@ def test_the_page_of_knobs_is_the_one_that_is_printed():
 @pytest.mark.parametrize(("every", "there"), [(0, False), (10, True)])
 def test_validation_is_planned_where_it_takes_place(every, there):
     """It draws beside the state in training, which evaluation at the end does not."""
-    c = intervention.get_config("qwen3_0_6b")
-    c.validation.every = every
+    c = full("qwen3_0_6b", validation={"every": every})
     stages = {stage.name: stage for stage in planned(c, "qwen3_0_6b")}
     assert ("validation" in stages) == there
     if there:

@@ -243,6 +243,10 @@ class Watch:
             patch.setattr(store, "Checkpoints", Checkpoints)
             patch.setattr(store, "ResponseLog", log)
             patch.setattr(rollouts, "write", lambda folder, update, *_: story.tell("rollouts", update))
+            patch.setattr(
+                jax.profiler, "start_trace", lambda folder: story.tell("profile", Path(folder).name)
+            )
+            patch.setattr(jax.profiler, "stop_trace", lambda: None)
             patch.setattr(hf_format, "save", lambda folder, *rest: story.tell("export", folder.name))
             patch.setattr(peft_format, "save", lambda folder, *rest: story.tell("adapters", folder.name))
             try:
@@ -271,7 +275,7 @@ class Silent(contextlib.nullcontext):
         if builds != [tensorboard.build]:
             story.tell("writers", builds)
 
-    def write(self, step, line):
+    def write(self, step, line, watched):
         pass
 
 
@@ -336,6 +340,8 @@ SHOWN = {
     "report_every": ("draws: update -> unfinished", 1, RL),
     "checkpoint_minutes": ("draws: update -> checkpoint", 1e-9, RL | {"rl.checkpoint_every": 50}),
     "writers": ("draws: update -> writers", (), RL),
+    "profile.first": ("draws: update -> profile", 0, RL | {"profile.updates": 1, "profile.first": 1}),
+    "profile.updates": ("draws: update -> profile", 1, RL | {"profile.first": 1}),
     "inputs.attempts": ("draws: attempts -> draws: check", "{base}/attempts"),
     "inputs.proposals": ("draws: check -> draws: guided", "{base}/proposals"),
     "inputs.guided": ("draws: guided -> program", "{base}/guided"),

@@ -214,3 +214,26 @@ def test_a_page_is_as_long_as_suits_the_kernel(kind, dim, dtype, size):
     assert kernels.tokens_of_page(kind, config) == size
     if kind == "gpu":
         kernels.gpu_pool(config, 2, size)
+
+
+@pytest.mark.parametrize("kind", ["xla", "gpu"])
+def test_a_prefill_that_gathers_pages_attends_to_so_many_tokens_at_most(tokenizer, kind, monkeypatch):
+    """Its scores are of rows x width x what they attend to; the responses are the same."""
+    model, params = made(QWEN3, tokenizer.vocab)
+    programs, prefill = [], Engine.prefill
+
+    def counted(self, params, pool, tokens_BT, start_B, count_B, table_BP, known):
+        programs.append(len(tokens_BT) * (tokens_BT.shape[1] + known * self.page))
+        return prefill(self, params, pool, tokens_BT, start_B, count_B, table_BP, known)
+
+    monkeypatch.setattr(Engine, "prefill", counted)
+    rng = np.random.default_rng(1)
+    requests = [Request(tuple(rng.integers(10, 90, 70).tolist()), f"t{i}", 0) for i in range(16)]
+    found = []
+    for seen in (10_000, 500):
+        sizes = {"slots": 16, "page": SIZE, "attention": kind, "prefill_width": 16, "prefill_seen": seen}
+        engine = Engine(model, make_mesh(1, 1, jax.devices()[:1]), decode_steps=4, cache_gib=1e-3, **sizes)
+        programs.clear()
+        found.append([one.tokens.tolist() for one in engine.generate(params, requests, Sampling(4))])
+        assert (max(programs) <= 500) == (seen == 500)
+    assert found[0] == found[1]

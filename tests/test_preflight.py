@@ -1,6 +1,11 @@
 """What a run refuses before it computes anything: a bad knob must not wait hours for its stage."""
 
+import json
+import os
+import pathlib
 import re
+import subprocess
+import sys
 import types
 
 import jax
@@ -11,12 +16,13 @@ from experiments import build, preflight
 from experiments.configs import code, default, grpo, reasoning_gym
 from experiments.configs import int as intervention
 from experiments.knobs import rows
-from int_jax import domains, hf_format
+from int_jax import domains, hf_format, memory
 from int_jax.domains import arithmetic
 from int_jax.knobs import Knob
 from int_jax.sharding import make_mesh
 from int_jax.stages import StageError
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 NAN, INF = float("nan"), float("inf")
 
 
@@ -111,6 +117,7 @@ def test_every_number_has_a_lowest_value_and_every_knob_a_unit(path):
     [
         *(("rl.learning_rate", 1), ("sft.warmup", 0), ("sft.warmup", 1), ("eval.sampling.top_p", 1)),
         *(("rl.learning_rate", 1e30), ("sft.clip_norm", 1e30)),  # where it diverges the run says so
+        *(("mesh.model", 0), ("slots", 0), ("train.rows", 0)),  # what fits
         *(("mesh.data", -1), ("mesh.model", 8), ("seeds", [3, 1]), ("seeds", (2**32 - 1,)), ("export", ())),
         *(("chat", {"enable_thinking": False}), ("proposals.compare", ("oracle",)), ("problems.hard", ())),
         *(("sft.prefix", 0), ("eval.sampling.temperature", 0.0), ("eval.ks", (8,)), ("rl.group", 2)),
@@ -142,7 +149,7 @@ def test_what_a_knob_may_be(path, value):
         ({"sft": {"warmup": 1.5}}, r"sft\.warmup = 1\.5: must be a number, at least 0, at most 1"),
         ({"sft": {"prefix": -1.0}}, r"sft\.prefix = -1\.0"),
         ({"sft": {"epochs": 0}}, r"sft\.epochs = 0"),
-        ({"train": {"rows": 0}}, r"train\.rows = 0"),
+        ({"train": {"rows": -1}}, r"train\.rows = -1"),
         ({"train": {"logit_chunk": 0}}, r"train\.logit_chunk = 0"),
         ({"train": {"row_length": -256}}, r"train\.row_length = -256"),
         ({"effect": {"samples": 0}}, r"effect\.samples = 0"),
@@ -168,7 +175,7 @@ def test_what_a_knob_may_be(path, value):
         ({"device_gib": -1.0}, r"device_gib = -1\.0"),
         ({"dtype": "float8"}, r"config\.dtype = 'float8': must be one of float32, bfloat16, float16"),
         ({"decode_steps": 0}, r"config\.decode_steps = 0"),
-        ({"slots": 0}, r"config\.slots = 0"),
+        ({"slots": -1}, r"config\.slots = -1"),
         ({"seeds": ()}, r"config\.seeds = \(\): must be a tuple of one or more items, distinct"),
         ({"seeds": (1, 1)}, r"config\.seeds = \(1, 1\): .* distinct"),
         ({"seeds": (-1,)}, r"config\.seeds = \(-1,\)"),
@@ -259,7 +266,7 @@ def test_an_impossible_part_of_the_reward_is_named(rewards, words):
 
 def test_all_bad_knobs_are_named_at_once():
     config = intervention.get_config("tiny")
-    config.update(slots=0, rl={"group": 1}, eval={"samples": 0})
+    config.update(slots=-1, rl={"group": 1}, eval={"samples": 0})
     with pytest.raises(ValueError, match=r"config\.slots") as error:
         preflight.check(config)
     assert [line.split(" = ")[0] for line in str(error.value).splitlines()] == [
@@ -344,7 +351,8 @@ def test_a_proposal_as_long_as_the_models_positions(tiny_dir):
     """Before the weights are read: config.json is enough."""
     config, mesh = intervention.get_config("tiny"), make_mesh(1, 1, jax.devices()[:1])
     config.model = str(tiny_dir)
-    assert preflight.planned(config, mesh).startswith("memory plan")
+    said = preflight.planned(config, mesh)
+    assert said.startswith("1 x cpu: mesh 1 x 1, slots 128, train.rows 8\nmemory plan")
     positions = hf_format.read_config(tiny_dir, "float32").max_len
     config.proposals.sampling.max_new_tokens = positions
     with pytest.raises(
@@ -367,3 +375,31 @@ def test_a_kernel_for_other_devices():
         ValueError, match=r"config\.attention = 'tpu' is a kernel for other devices than these, cpu"
     ):
         preflight.planned(config, make_mesh(4, 2))
+
+
+@pytest.mark.parametrize("script", ["run", "evaluate"])
+@pytest.mark.parametrize(
+    ("told", "seen"),
+    [
+        ({}, [str(memory.GPU_SHARE), None]),
+        ({"XLA_CLIENT_MEM_FRACTION": "0.5"}, ["0.5", None]),
+        ({"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}, [None, "0.5"]),  # with both jax refuses to start
+    ],
+    ids=str,
+)
+def test_the_share_of_a_gpu_is_said_before_jax_is_imported(script, told, seen):
+    program = (
+        "import sys, os, json, importlib.abc\n"
+        "class Seen(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'jax':\n"
+        "            names = 'XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION'\n"
+        "            print(json.dumps([*map(os.environ.get, names)]))\n"
+        "            sys.stdout.flush()\n"
+        "            os._exit(0)\n"
+        "sys.meta_path.insert(0, Seen())\n"
+        f"import experiments.{script}\n"
+    )
+    env = {name: value for name, value in os.environ.items() if "MEM_FRACTION" not in name} | told
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, check=True)
+    assert json.loads(done.stdout) == seen

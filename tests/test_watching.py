@@ -1,20 +1,33 @@
 """What the sampler tells of itself while it draws."""
 
+import dataclasses
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_rollouts import Chance
+from test_while_it_trains import reinforced
+from trees import assert_same
 
+from int_jax import roofline
+from int_jax.batching import pack, supervised
+from int_jax.domains.arithmetic import Arithmetic
 from int_jax.engine import Engine
 from int_jax.models import Config, build
+from int_jax.report import writers
+from int_jax.roofline import Shape, training_flops
 from int_jax.sampler import Request, Sampling
 from int_jax.sharding import make_mesh
-from int_jax.watching import BANDWIDTH, Chunk, Meter
+from int_jax.watching import PARTS, Chunk, Meter, Split
 
 MODEL = build(Config("qwen3", 61, 16, 2, 4, 2, 8, 32, 256, qk_norm=True, tied=True))
 PARAMS = MODEL.init(jax.random.key(0))
@@ -22,6 +35,14 @@ PARAMS = MODEL.init(jax.random.key(0))
 
 def made(data: int = 1, **sizes) -> Engine:
     return Engine(MODEL, make_mesh(data, 1, jax.devices()[:data]), slots=4 * data, decode_steps=4, **sizes)
+
+
+def known_as(monkeypatch, engine, **figures) -> None:
+    """Let the engine's devices be in the table, with these figures."""
+    kind = engine.device.device_kind
+    monkeypatch.setitem(
+        roofline.DEVICES, kind, dataclasses.replace(roofline.NAMES["h200"], kind=kind, **figures)
+    )
 
 
 @pytest.mark.parametrize("data", [1, 2])
@@ -70,10 +91,127 @@ def test_a_line_adds_up_chunks_and_the_rest_is_told_at_the_end():
 
 def test_useful_bytes_are_a_share_of_all_devices_bandwidth(monkeypatch):
     engine, lines = made(2), []
-    monkeypatch.setitem(BANDWIDTH, engine.local.devices.flat[0].device_kind, 4e9)
+    known_as(monkeypatch, engine, bandwidth=4e9)
     with Meter(engine, lines.append, every=0.0):
         engine.watch(Chunk(2.0, 1, 1, 8 * 10**9))
     assert lines[0]["useful_bytes"] == 0.5 and len(lines) == 1
+
+
+# --- updates ---
+
+
+def test_the_operations_of_training_are_those_of_the_compiled_program():
+    """One layer: of a loop the compiler counts one turn alone. It computes the whole square of scores, and what is
+    beside the matrices (norms, RoPE, softmax) is little of it."""
+    for tied in (True, False):
+        config = Config("qwen3", 512, 256, 1, 4, 2, 64, 768, 512, qk_norm=True, tied=tied)
+        model = build(config)
+        tokens_BT, positions_BT = (jax.ShapeDtypeStruct((2, 256), jnp.int32) for _ in range(2))
+        params = jax.eval_shape(model.init, jax.random.key(0))
+
+        def loss(params, tokens_BT, positions_BT, model=model):
+            hidden_BTD, _ = model.apply(params, tokens_BT, positions_BT)
+            return jnp.square(hidden_BTD @ model.head_DV(params)).sum()
+
+        compiled = jax.jit(jax.grad(loss)).lower(params, tokens_BT, positions_BT).compile()
+        counted = training_flops(Shape.of(config), 2 * 256, 2 * 256**2)
+        assert compiled.cost_analysis()["flops"] == pytest.approx(counted, rel=0.06)
+        assert Shape.of(config).parameters == sum(
+            leaf.size
+            for name, leaf in params.items()
+            if tied or name != "embed_VD"
+            for leaf in jax.tree.leaves(leaf)
+        )
+
+
+def packed(*lengths: int):
+    return pack([supervised(np.ones(n, np.int32), np.ones(n)) for n in lengths], 16, 2)
+
+
+def test_an_update_tells_what_it_trained_and_how_long_each_part_took(monkeypatch):
+    clock = iter(range(0, 10_000))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
+    engine, split = made(2), Split()
+    known_as(monkeypatch, engine, flops=1e9)
+    for _ in range(3):
+        next(clock)
+    split.lap("save")  # 4 s since it began
+    for _ in range(9):
+        next(clock)
+    split.drew(7.0)  # of 10 s
+    split.begin(packed(16, 5, 9))  # 1 s
+    split.lap("update")
+    split.begin(packed(3))
+    split.lap("update")
+    line = split.line(engine)
+    assert {part: line[f"seconds/{part}"] for part in PARTS} == {
+        **{"save": 4.0, "sample": 7.0, "grade": 3.0, "pack": 2.0, "update": 2.0}
+    }
+    tokens, seen = 16 + 5 + 9 + 3, sum(n * (n + 1) // 2 for n in (16, 5, 9, 3))
+    assert line["trained_tokens_per_s"] == tokens / 2.0
+    assert line["flops_used"] == training_flops(Shape.of(MODEL.config), tokens, seen) / 2.0 / (2 * 1e9)
+    again = split.line(engine)
+    assert again["trained_tokens_per_s"] == 0 and again["seconds/sample"] == 0
+
+
+def test_tokens_that_come_for_an_unknown_time_are_all_sampling():
+    split = Split()
+    split.drew(0.0)
+    assert split.seconds["grade"] == 0 < split.seconds["sample"]
+    split.drew(1e9)  # a chunk began before the batch did
+    assert split.seconds["grade"] == 0
+
+
+class Written:
+    """A writer of this file's."""
+
+    lines: ClassVar[list] = []
+
+    def __init__(self, series):
+        pass
+
+    def write(self, step, mapping):
+        self.lines.append((step, dict(mapping)))
+
+    def close(self):
+        pass
+
+
+def test_a_training_is_watched_and_profiled_and_goes_the_same_way(engine, tokenizer, tmp_path, monkeypatch):
+    """With a real engine: every part takes time, the trace of the updates that were asked for appears, and neither
+    parameters nor the lines from which a run resumes know anything of it."""
+    monkeypatch.setattr(writers, "load", lambda name: Written)
+    monkeypatch.setattr(Written, "lines", [])
+    recorded, start = [], jax.profiler.start_trace
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: (recorded.append(folder), start(folder)))
+    params = jax.jit(engine.model.init)(jax.random.key(4))
+    tasks = Arithmetic(tokenizer).tasks("train", 3, 6)
+    found = {}
+    for name, updates in (("plain", 0), ("profiled", 2)):
+        knobs = {"profile.first": 1, "profile.updates": updates, "validation.every": 0}
+        folder = tmp_path / name
+        found[name] = reinforced(engine, Chance(tokenizer), tasks, params, folder, **knobs)[0]
+    assert_same(found["plain"], found["profiled"])
+    folders = [tmp_path / name / "rl" / "scalars" / "scalars.jsonl" for name in ("plain", "profiled")]
+    assert folders[0].read_bytes() == folders[1].read_bytes()
+    assert recorded == [str(tmp_path / "profiled" / "rl" / "profile")]
+    assert [*(tmp_path / "profiled" / "rl" / "profile").rglob("*.xplane.pb")]
+    assert not (tmp_path / "plain" / "rl" / "profile").exists()
+    assert [step for step, _ in Written.lines] == [*range(5)] * 2
+    for step, line in Written.lines:
+        watched = {name: line[f"seconds/{name}"] for name in PARTS}
+        assert all(value > 0 or name in ("grade", "save") for name, value in watched.items())
+        assert watched["save"] > 0 or step == 0  # checkpoints of the updates before
+        assert line["trained_tokens_per_s"] > 0 and "reward" in line and "flops_used" not in line
+
+
+def test_what_is_watched_is_in_the_page(monkeypatch):
+    engine = made()
+    known_as(monkeypatch, engine)
+    monkeypatch.setattr("int_jax.watching.memory", lambda device: {"memory_gib": 1.0})
+    page = (Path(__file__).parents[1] / "docs" / "results.md").read_text()
+    section = page.partition("## What is watched\n")[2].partition("\n## ")[0]
+    assert {*re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)} == {*Split().line(engine)}
 
 
 @pytest.mark.parametrize("told", [{}, {"JAX_COMPILATION_CACHE_DIR": "elsewhere"}], ids=["default", "told"])

@@ -96,13 +96,18 @@ TABLE: dict[str, Any] = {
             -1, "devices along this axis, which share the rows; -1: what is left", at_least=1, also=(-1,)
         ),
         "model": machine(
-            1, "devices along this axis, which share the weights; -1: what is left", at_least=1, also=(-1,)
+            1,
+            "devices along this axis, which share the weights; -1: what is left; 0: as few as memory asks for",
+            at_least=1,
+            also=(-1, 0),
         ),
     },
     "slots": machine(
         128,
-        "rows decoded together, at most, as far as there are pages for them; a multiple of the mesh's data axis",
+        "rows decoded together, at most, as far as there are pages for them; a multiple of the mesh's data axis; 0: as "
+        "many as fit (experiments/plan.py)",
         at_least=1,
+        also=(0,),
     ),
     "attention": machine(
         "",
@@ -175,6 +180,14 @@ TABLE: dict[str, Any] = {
         choices=tuple(writers.names()),
         own=True,
     ),
+    "profile": {
+        "first": machine(2, "update of each training, from 0, with which its profile begins", at_least=0),
+        "updates": machine(
+            0,
+            "that jax.profiler records of each training, into a folder profile beside its state; 0: none",
+            at_least=0,
+        ),
+    },
     "inputs": {
         "attempts": Knob("", "a JSONL file in place of the stage's rows"),
         "proposals": Knob("", "the same"),
@@ -438,7 +451,9 @@ TABLE: dict[str, Any] = {
     },
     "train": {
         "row_length": count(20_000, "tokens of a packed row", "fork"),
-        "rows": machine(4, "rows of a micro-batch", at_least=1),
+        "rows": machine(
+            4, "rows of a micro-batch; 0: what keeps the devices busy, and fits", at_least=1, also=(0,)
+        ),
         "remat": machine(True, "recompute each layer in the backward pass"),
         "logit_chunk": machine(512, "tokens of a row whose logits exist at one time", at_least=1),
     },

@@ -6,9 +6,13 @@ Variants: `tiny` (the embedded model, on two CPU cores), `tiny_seeds` (the same 
 three seeds), `smoke` (a minute, for tests), `rehearsal` (mathematics on a laptop, `make rehearsal`), `real` (a chat
 model of 135 M parameters on 40 word problems, `make real`).
 
-`qwen3_4b`, `qwen3_0_6b`, `llama3_8b` have the paper's settings at full size, on one host of 8 devices with 141 GB each,
-and `qwen3_4b@4` on four such hosts. They were NOT run: only their memory plan was made (experiments/plan.py prints it).
-Give the problems by --config.problems.train_file and --config.problems.test_file.
+`qwen3_4b`, `qwen3_1_7b` (the one for a single GPU), `qwen3_0_6b`, `llama3_8b` are the paper's recipe at full size: InT
++ RL alone, evaluated on 500 held-out problems. Mesh, rows and pages follow from the devices, of one host or of many.
+They were NOT run: experiments/plan.py prints memory, tokens and hours. Give the problems by
+--config.problems.train_file and --config.problems.test_file. What they leave out costs twice as much again, and is
+asked for so:
+
+    --config.arms="('int_rl','rl','rl_matched')" --config.problems.test=1352 --config.eval.train_problems=256
 """
 
 from ml_collections import ConfigDict
@@ -114,42 +118,46 @@ def tiny_seeds() -> ConfigDict:
     return c
 
 
-def full(hosts: int) -> ConfigDict:
-    """The paper's settings on hosts of 8 devices with 141 GB each: a model is cut over a host's devices, the hosts
-    share the rows. On several hosts start the run on each of them with --distributed."""
+def full() -> ConfigDict:
+    """The paper's settings and its work: without RL alone and RL matched, and with about as many problems to evaluate
+    on. Of guided attempts fewer continuations are drawn: after a right one no more are needed."""
     c = default.get_config()
     c.domain = default.domain("math")
-    c.problems.hard = ("train",)  # benchmarks are evaluated whole
+    c.problems.update(hard=("train",), test=500)  # benchmarks are evaluated whole
+    c.arms = ("int_rl",)
+    c.eval.train_problems = 32
     c.dtype = "bfloat16"  # the weights in training stay float32
-    c.mesh.update(data=hosts, model=8)
-    c.device_gib = 131.0
-    c.train.rows = hosts
-    c.slots = (
-        64 * hosts
-    )  # caches of 30,000 + 16,384 tokens and their growth: 90 GiB a device (4B), of 119 planned
+    c.update(mesh={"data": -1, "model": 0}, slots=0, train={"rows": 0})  # what fits
     return c
 
 
-def qwen3_4b(hosts: int = 1) -> ConfigDict:
-    c = full(hosts)
+def qwen3_4b() -> ConfigDict:
+    c = full()
     c.model = "Qwen/Qwen3-4B-Instruct-2507"
     return c
 
 
-def qwen3_0_6b(hosts: int = 1) -> ConfigDict:
-    c = full(hosts)
+def qwen3_1_7b() -> ConfigDict:
+    c = full()
+    c.model = "Qwen/Qwen3-1.7B"
+    c.chat.enable_thinking = False
+    return c
+
+
+def qwen3_0_6b() -> ConfigDict:
+    c = full()
     c.model = "Qwen/Qwen3-0.6B"
     c.chat.enable_thinking = False
     return c
 
 
-def llama3_8b(hosts: int = 1) -> ConfigDict:
-    c = full(hosts)
+def llama3_8b() -> ConfigDict:
+    c = full()
     c.model = "meta-llama/Llama-3.1-8B-Instruct"
     return c
 
 
-FULL = {"qwen3_4b": qwen3_4b, "qwen3_0_6b": qwen3_0_6b, "llama3_8b": llama3_8b}
+FULL = {"qwen3_4b": qwen3_4b, "qwen3_1_7b": qwen3_1_7b, "qwen3_0_6b": qwen3_0_6b, "llama3_8b": llama3_8b}
 VARIANTS = {
     "tiny": tiny,
     "tiny_seeds": tiny_seeds,
@@ -162,17 +170,9 @@ VARIANTS = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """`default`, the paper's settings, where no variant is named; "qwen3_4b@4" is qwen3_4b on 4 hosts."""
-    name, several, hosts = variant.partition("@")
-    if name and name not in VARIANTS:
-        raise ValueError(f"int.py has no variant {name!r}: choose one of {', '.join(VARIANTS)}")
-    if several and (name not in FULL or not hosts.isdigit() or int(hosts) < 1):
-        raise ValueError(
-            f"int.py:{variant}: NAME@HOSTS takes a number of hosts, and NAME is one of {', '.join(FULL)}"
-        )
-    if several:
-        c = FULL[name](int(hosts))
-    else:
-        c = VARIANTS[name]() if name else default.get_config()
+    """`default`, the paper's settings, where no variant is named."""
+    if variant and variant not in VARIANTS:
+        raise ValueError(f"int.py has no variant {variant!r}: choose one of {', '.join(VARIANTS)}")
+    c = VARIANTS[variant]() if variant else default.get_config()
     c.name = f"int:{variant}" if variant else "int"
     return c

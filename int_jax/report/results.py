@@ -112,7 +112,7 @@ class Series:
       folder: where it may keep files of its own. name, group: the training's, and its run's. config: the run's.
       id: names the training and no other, the same at every start.
       resume_step: the first step that is still to come: what an interrupted run wrote there and later will be written
-        again, with the same numbers; None: nothing is.
+        again, with the same numbers, but for times; None: nothing is.
       written: the last step that any start before this one wrote; -1: none.
     """
 
@@ -160,8 +160,10 @@ class Scalars:
         self._series = Series(folder, name, group, config or {}, resume_step=resume_step, **known)
         self._builds, self._writers = builds, list[Writer]()
 
-    def write(self, step: int, mapping: Mapping[str, float]) -> None:
-        """Log `mapping` at `step`."""
+    def write(
+        self, step: int, mapping: Mapping[str, float], watched: Mapping[str, float] | None = None
+    ) -> None:
+        """Log `mapping` at `step`. What was watched meanwhile, such as times, goes to the further writers alone."""
         values = {name: float(value) for name, value in mapping.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._lines.write(json.dumps({"step": int(step), **finite}) + "\n")
@@ -169,7 +171,7 @@ class Scalars:
         if not self._writers:
             self._writers = [build(self._series) for build in self._builds]
         for writer in self._writers:
-            writer.write(int(step), values)
+            writer.write(int(step), {**values, **(watched or {})})
 
     def close(self) -> None:
         self._lines.close()
