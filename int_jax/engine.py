@@ -13,12 +13,12 @@ import optax
 from jax.sharding import PartitionSpec
 
 from int_jax import losses, sample, splicing
-from int_jax.models import Model, kernels, pages
+from int_jax.models import Model, flash, kernels, pages, stack, unstack
 from int_jax.processes import exchange, to_host
 from int_jax.sampler import Progress, Request, Response, Sampling, Session, in_order, silent
 from int_jax.schedule import Pool, Schedule
 from int_jax.session import EngineSession, bucket, known_pages, row_bucket
-from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings, submesh
+from int_jax.sharding import RULES, RULES_DECODE, constrain, constrain_tree, make_mesh, shardings, submesh
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Batch, State
 from int_jax.watching import Chunk
@@ -35,6 +35,7 @@ class Engine:
     Attributes:
       slots: rows that are decoded together, at most. decode_steps: tokens drawn a row between two looks at it.
       attention: what attends over pages, "xla", "tpu" or "gpu"; "": the device's kernel where it can serve the model.
+        row_attention: the same of long rows in training and scoring.
       page: tokens of a page of keys and values; 0: what suits that. cache_gib: GiB of each device for them; 0: what is
         left.
       prefill_width, prefill_tokens: tokens of a row that are prefilled together, and of all rows between two decodes.
@@ -48,6 +49,7 @@ class Engine:
     slots: int = 128
     decode_steps: int = 16
     attention: str = ""
+    row_attention: str = dataclasses.field(init=False)
     page: int = 0
     cache_gib: float = 0.0
     prefill_width: int = 512
@@ -74,6 +76,7 @@ class Engine:
         self._kept: tuple[Any, list[Pool], Any] | None = None
         self._wanted = 0  # pages, at most, of the pools so far
         platform, config = self.mesh.devices.flat[0].platform, self.model.config
+        self.row_attention = flash.chosen(self.attention, platform, config)
         self.attention = kernels.chosen(self.attention, platform, config, self.mesh.shape["model"])
         self.page = self.page or kernels.tokens_of_page(self.attention, config)
         if self.ahead is None:
@@ -102,8 +105,9 @@ class Engine:
         return self.model.config.max_len
 
     def decode_params(self, params):
-        """The parameters laid out for decoding: in the compute dtype, whole along the data axis."""
-        dtype, where = self.model.config.dtype, shardings(params, self.mesh, RULES_DECODE)
+        """The parameters laid out for decoding: each layer by itself, in the compute dtype, whole along "data"."""
+        made = jax.eval_shape(unstack, params)
+        dtype, where = self.model.config.dtype, shardings(made, self.mesh, RULES_DECODE)
 
         def there(leaf, place) -> bool:
             return (
@@ -113,7 +117,7 @@ class Engine:
             )
 
         # They are so already, as after `load`: no copy is made.
-        if all(jax.tree.leaves(jax.tree.map(there, params, where))):
+        if "layers" not in params and all(jax.tree.leaves(jax.tree.map(there, params, where))):
             return params
         places, structure = jax.tree.flatten(where)
         return self._call(_cast(dtype, structure, tuple(places)), params)
@@ -283,7 +287,14 @@ class Engine:
                 tokens_BT[row, : len(sequences[i])] = sequences[i]
             logp_BT, entropy_BT = map(
                 to_host,
-                self._call(_score, self.model, params, self._put_rows(tokens_BT), np.float32(temperature)),
+                self._call(
+                    _score,
+                    self.model,
+                    params,
+                    self._put_rows(tokens_BT),
+                    np.float32(temperature),
+                    self.row_attention,
+                ),
             )
             for row, i in enumerate(group):
                 logps[i] = logp_BT[row, : len(sequences[i])]
@@ -351,7 +362,7 @@ class Engine:
         """A fresh training state, each array made where it lives."""
 
         def make(key):
-            params = self.model.init(key)
+            params = stack(self.model.init(key))
             return State(jnp.zeros((), jnp.int32), params, tx.init(params))
 
         key = jax.random.key(seed)
@@ -369,7 +380,7 @@ class Engine:
         Returns: (State, metrics), metrics a dict of float32 scalars.
         """
         self._kept = None  # the memory of the pages
-        return self._call(_update, state, self._put(batch, RULES), self.model, tx, config)
+        return self._call(_update, state, self._put(batch, RULES), self.model, tx, config, self.row_attention)
 
     def finite(self, tree) -> bool:
         """Whether every number of a tree of arrays (parameters, or a State with its moments) is finite."""
@@ -384,14 +395,15 @@ def _cast(dtype: str, structure, places: tuple):
     its own, may meet in another order on another host."""
 
     def cast(params):
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), unstack(params))
 
     return jax.jit(cast, out_shardings=jax.tree.unflatten(structure, places))
 
 
 def _first(tx: optax.GradientTransformation, params) -> State:
     # Without the copy the first update would delete the caller's parameters.
-    return State(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), tx.init(params))
+    params = jax.tree.map(jnp.copy, stack(params))
+    return State(jnp.zeros((), jnp.int32), params, tx.init(params))
 
 
 @functools.lru_cache
@@ -476,10 +488,10 @@ def _decode(
 _splice = jax.jit(splicing.splice)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _score(model: Model, params, tokens_BT, temperature):
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _score(model: Model, params, tokens_BT, temperature, kernel: str):
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
-    hidden_BTD, _ = model.apply(params, tokens_BT, positions_BT)
+    hidden_BTD, _ = model.apply(params, tokens_BT, positions_BT, kernel=kernel)
     temperature_BT = jnp.full(tokens_BT.shape, temperature)
     return losses.token_logp(
         hidden_BTD,
@@ -496,15 +508,23 @@ def _finite(leaves: list):
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4), donate_argnums=0)
-def _update(state: State, batch: Batch, model: Model, tx, config: losses.LossConfig):
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5), donate_argnums=0)
+def _update(state: State, batch: Batch, model: Model, tx, config: losses.LossConfig, kernel: str = "xla"):
     def loss_fn(params, micro: Batch):
+        # And, in the backward pass, their gradients: each device sums its own part.
+        params = constrain_tree(params, RULES)
         hidden_BTD, _ = model.apply(
-            params, micro.tokens_MBT, micro.positions_MBT, micro.segments_MBT, remat=config.remat
+            params,
+            micro.tokens_MBT,
+            micro.positions_MBT,
+            micro.segments_MBT,
+            remat=config.remat,
+            kernel=kernel,
         )
         logp_BT, entropy_BT = losses.token_logp(
             hidden_BTD,
-            model.head_DV(params),
+            # Gathered once, and its gradient summed over devices once, not for each chunk of logits.
+            constrain(model.head_DV(params), "DV"),
             micro.tokens_MBT,
             micro.positions_MBT,
             micro.temperature_MBT,

@@ -3,7 +3,7 @@
 from types import ModuleType
 
 from int_jax import modules
-from int_jax.models.transformer import Config, Model, RopeScaling, softcap
+from int_jax.models.transformer import Config, Model, RopeScaling, softcap, stack, unstack
 
 __all__ = [
     "Config",
@@ -14,6 +14,8 @@ __all__ = [
     "family",
     "family_of",
     "softcap",
+    "stack",
+    "unstack",
 ]
 
 
@@ -26,7 +28,7 @@ KIND = modules.Kind(
     "model family",
     __name__,
     ("NAMES", "config_from_hf", "config_to_hf"),
-    apart=("hf", "kernels", "pages", "transformer"),
+    apart=("flash", "hf", "kernels", "pages", "transformer"),
 )
 families = KIND.names
 

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from int_jax import dims
-from int_jax.models import kernels
+from int_jax.models import flash, kernels
 from int_jax.models.pages import Paged, View, places
 from int_jax.sharding import constrain
 
@@ -192,6 +193,8 @@ SPAN = 128  # queries of a long row whose scores exist at one time; on CPU 1.3 t
 def long_attention(query_BTHK, key_BNKS, value_BNSK, mask: LongMask, scale: float, cap: float | None = None):
     """Causal `attention` over a row of any length, SPAN queries (C) at a time, in the backward pass, too."""
     rows, length = query_BTHK.shape[:2]
+    # Their gradients add up over the spans, which they do in the dtype of what the spans share.
+    dtype, key_BNKS, value_BNSK = key_BNKS.dtype, *(a.astype(jnp.float32) for a in (key_BNKS, value_BNSK))
     # Rounded up: 600 tokens are 5 spans of 128, with 40 places of padding.
     count = -(-length // SPAN)
 
@@ -210,7 +213,8 @@ def long_attention(query_BTHK, key_BNKS, value_BNSK, mask: LongMask, scale: floa
         mask_BCS = mask_BCS & within_window(own.positions_BT, mask.positions_BT, mask.window)
         if mask.segments_BT is not None:
             mask_BCS = mask_BCS & (own.segments_BT[:, :, None] == mask.segments_BT[:, None, :])
-        return attention(query_BCHK, key_BNKS, value_BNSK, mask_BCS, scale, cap)
+        read = key_BNKS.astype(dtype), value_BNSK.astype(dtype)
+        return attention(query_BCHK, *read, mask_BCS, scale, cap)
 
     own = mask._replace(
         positions_BT=cut(mask.positions_BT),
@@ -233,6 +237,26 @@ def attention_mask(positions_BT, segments_BT, window: int):
     if segments_BT is not None:
         mask_BTS = mask_BTS & (segments_BT[:, :, None] == segments_BT[:, None, :])
     return mask_BTS & within_window(positions_BT, positions_BT, window) if window else mask_BTS
+
+
+def over_row(config, positions_BT, segments_BT, window: int, kernel: str):
+    """The attention of rows over themselves by layers with this window, as `Block` calls it."""
+    options = config.scale, config.attention_softcap
+    if kernel != "xla" and positions_BT.shape[1] > LONG:
+        segments_BT = jnp.zeros_like(positions_BT) if segments_BT is None else segments_BT
+
+        def attend(query_BTHK, key_BTNK, value_BTNK):
+            return flash.attend(kernel, query_BTHK, key_BTNK, value_BTNK, segments_BT, *options, window), None
+
+        return attend
+    mask = attention_mask(positions_BT, segments_BT, window)
+    plain = long_attention if isinstance(mask, LongMask) else attention
+
+    def attend(query_BTHK, key_BTNK, value_BTNK):
+        new = jnp.einsum("BTNK->BNKT", key_BTNK), jnp.einsum("BTNK->BNTK", value_BTNK)
+        return checkpoint_name(plain(query_BTHK, *new, mask, *options), flash.CONTEXT), None
+
+    return attend
 
 
 def over_view(config, rows: View, positions_BT, windows):
@@ -338,9 +362,8 @@ class Block(Weights):
     """One layer: attention, then the gated feed-forward, each normed before and added to the residual stream."""
 
     @nn.compact
-    def __call__(self, hidden_BTD, rotation, masks, attend=None):
-        """attend(query_BTHK, key_BTNK, value_BTNK): attention over a cache; returns the heads and what it has become.
-        None: over the row itself, as `masks` say."""
+    def __call__(self, hidden_BTD, rotation, attend):
+        """attend(query_BTHK, key_BTNK, value_BTNK): returns the heads, and what the layer's cache has become."""
         config = self.config
         normed_BTD = self.norm("attn_norm_D", hidden_BTD)
         query_BTHK = jnp.einsum("BTD,DHK->BTHK", normed_BTD, self.weight("q_DHK"))
@@ -354,15 +377,7 @@ class Block(Weights):
             query_BTHK = self.norm("q_norm_K", query_BTHK)
             key_BTNK = self.norm("k_norm_K", key_BTNK)
         query_BTHK, key_BTNK = rotate(query_BTHK, *rotation), rotate(key_BTNK, *rotation)
-        kept = None
-        if attend is not None:
-            heads_BTHK, kept = attend(query_BTHK, key_BTNK, value_BTNK)
-        else:
-            new = jnp.einsum("BTNK->BNKT", key_BTNK), jnp.einsum("BTNK->BNTK", value_BTNK)
-            if isinstance(masks, LongMask):
-                heads_BTHK = long_attention(query_BTHK, *new, masks, config.scale, config.attention_softcap)
-            else:
-                heads_BTHK = attention(query_BTHK, *new, masks, config.scale, config.attention_softcap)
+        heads_BTHK, kept = attend(query_BTHK, key_BTNK, value_BTNK)
         out_BTD = jnp.einsum("BTHK,HKD->BTD", heads_BTHK, self.weight("o_HKD"))
         if config.o_bias:
             out_BTD = out_BTD + self.weight("o_bias_D")[None, None]
@@ -381,10 +396,63 @@ class Block(Weights):
         return constrain(hidden_BTD + down_BTD, "BTD"), kept
 
 
+def one_layer(name: str) -> str:
+    """The name of one layer's array of those that are stacked: q_DHK of q_LDHK."""
+    letters = dims.suffix(name)
+    return name.removesuffix(letters) + letters[1:]
+
+
+def stack(params: dict) -> dict:
+    """Parameters with those of all layers in one array each, as they are trained: layers/q_LDHK for layer_0/q_DHK,
+    layer_1/q_DHK, ... Those that are so stay as they are."""
+    if "layers" in params:
+        return params
+    rest = {name: leaf for name, leaf in params.items() if not name.startswith("layer_")}
+    layers = [params[f"layer_{layer}"] for layer in range(len(params) - len(rest))]
+    stem = {name: name.removesuffix(dims.suffix(name)) + "L" + dims.suffix(name) for name in layers[0]}
+    return rest | {"layers": {stem[name]: jnp.stack([layer[name] for layer in layers]) for name in stem}}
+
+
+def unstack(params: dict) -> dict:
+    """The other way."""
+    if "layers" not in params:
+        return params
+    rest = {name: leaf for name, leaf in params.items() if name != "layers"}
+    layers = params["layers"]
+    count = len(next(iter(layers.values())))
+    return rest | {
+        f"layer_{layer}": {one_layer(name): array[layer] for name, array in layers.items()}
+        for layer in range(count)
+    }
+
+
+def repeats(windows) -> list[tuple[int, int, int]]:
+    """Layers that repeat, as (first, period, count): of Gemma 3's five local and one global ones, four times, and two
+    more local ones (0, 6, 4), (24, 1, 2)."""
+    found, start = [], 0
+    while start < len(windows):
+        rest = windows[start:]
+
+        def count(period, rest=rest):
+            times = 1
+            while rest[period * times : period * (times + 1)] == rest[:period]:
+                times += 1
+            return times
+
+        # The most layers in one scan; of equal ones the shortest period.
+        period = max(
+            range(1, len(rest) + 1), key=lambda p: (p * count(p) if count(p) > 1 or p == 1 else 0, -p)
+        )
+        found.append((start, period, count(period)))
+        start += period * count(period)
+    return found
+
+
 class Transformer(Weights):
     """Embedding, blocks, final norm. See `Model.apply` for the contract."""
 
     remat: bool = False
+    kernel: str = "xla"
 
     @nn.compact
     def __call__(self, tokens_BT, positions_BT, segments_BT=None, cache=None):
@@ -400,19 +468,58 @@ class Transformer(Weights):
         windows = self.config.windows or (0,) * self.config.layers
         # By window, not by layer: of Gemma 3's 26 layers four have none and 22 have one, which makes two of each.
         rotations = {window: self.rotation(positions_BT, window) for window in sorted(set(windows))}
-        block = nn.remat(Block) if self.remat else Block
-        blocks = [block(self.config, name=f"layer_{layer}") for layer in range(self.config.layers)]
         if cache is None:
-            masks = {window: attention_mask(positions_BT, segments_BT, window) for window in rotations}
-            for layer, window in zip(blocks, windows, strict=True):
-                hidden_BTD, _ = layer(hidden_BTD, rotations[window], masks[window])
-            return self.norm("final_norm_D", hidden_BTD), None
-        made: list[tuple] = []
+            attends = {
+                window: over_row(self.config, positions_BT, segments_BT, window, self.kernel)
+                for window in rotations
+            }
+            through = self.each if self.is_initializing() else self.scanned
+            return self.norm("final_norm_D", through(hidden_BTD, windows, rotations, attends)), None
         over = over_pages if isinstance(cache, Paged) else over_view
-        for layer, attend in zip(blocks, over(self.config, cache, positions_BT, windows), strict=True):
-            hidden_BTD, kept = layer(hidden_BTD, rotations[windows[len(made)]], None, attend)
+        made: list[tuple] = []
+        for layer, attend in enumerate(over(self.config, cache, positions_BT, windows)):
+            block = Block(self.config, name=f"layer_{layer}")
+            hidden_BTD, kept = block(hidden_BTD, rotations[windows[layer]], attend)
             made.append(kept)
         return self.norm("final_norm_D", hidden_BTD), cache.after(made, tokens_BT.shape[1])
+
+    def each(self, hidden_BTD, windows, rotations, attends):
+        """The rows through all layers, one after another, which makes their parameters."""
+        for layer, window in enumerate(windows):
+            block = Block(self.config, name=f"layer_{layer}")
+            hidden_BTD, _ = block(hidden_BTD, rotations[window], attends[window])
+        return hidden_BTD
+
+    def scanned(self, hidden_BTD, windows, rotations, attends):
+        """As `each`; layers that repeat are one program, run over their weights."""
+        params, dtype = self.variables["params"], self.config.dtype
+        layers = params["layers"] if "layers" in params else stack(params)["layers"]
+        layers = {one_layer(name): array.astype(dtype) for name, array in layers.items()}
+        block = Block(self.config, parent=None)
+
+        def through(window):
+            def one(hidden_BTD, layer):
+                return block.apply({"params": layer}, hidden_BTD, rotations[window], attends[window])[0]
+
+            # What attention gives is kept: to make it anew costs most where rows are long.
+            keep = jax.checkpoint_policies.save_only_these_names(flash.CONTEXT)
+            return jax.checkpoint(one, policy=keep, prevent_cse=False) if self.remat else one
+
+        for start, period, count in repeats(windows):
+            end = start + period * count
+            cut = [
+                {name: array[start + at : end : period] for name, array in layers.items()}
+                for at in range(period)
+            ]
+            steps = [through(window) for window in windows[start : start + period]]
+
+            def body(hidden_BTD, repeated, steps=steps):
+                for step, layer in zip(steps, repeated, strict=True):
+                    hidden_BTD = step(hidden_BTD, layer)
+                return hidden_BTD, None
+
+            hidden_BTD, _ = jax.lax.scan(body, hidden_BTD, cut)
+        return hidden_BTD
 
     def rotation(self, positions_BT, window: int):
         """cos and sin for the layers with this window (0: none)."""
@@ -435,23 +542,34 @@ class Model:
         return Transformer(self.config).init(key, tokens_BT, tokens_BT)["params"]
 
     @dims.check
-    def apply(self, params, tokens_BT, positions_BT, segments_BT=None, cache=None, remat=False):
+    def apply(
+        self,
+        params,
+        tokens_BT,
+        positions_BT,
+        segments_BT=None,
+        cache=None,
+        remat: bool = False,
+        kernel: str = "xla",
+    ):
         """Hidden states of each token, and the cache.
 
         Causal attention within each row, and within each segment where segments are given; with a cache a token also
         attends to what its row has there.
 
         Args:
-          params: as `init` makes them. tokens_BT, positions_BT, segments_BT: int32.
-          cache: a pages.View or Paged. remat: recompute each block in the backward pass instead of storing it.
+          params: as `init` makes them; where there is no cache, as `stack` does, too.
+          tokens_BT, positions_BT, segments_BT: int32.
+          cache: a pages.View or Paged.
+          remat: in the backward pass recompute each block, but for its attention, instead of storing it.
+          kernel: what attends within rows of more than LONG tokens, where there is no cache: see `flash.chosen`.
 
         Returns: (hidden_BTD after the final norm, the cache with the keys and values of these tokens, or None).
         """
-        return Transformer(self.config, remat=remat).apply(
+        return Transformer(self.config, remat, kernel).apply(
             {"params": params}, tokens_BT, positions_BT, segments_BT, cache
         )
 
     def head_DV(self, params):
-        """The vocabulary head in the compute dtype: the transposed embedding where the two are tied."""
-        head = params["embed_VD"].T if self.config.tied else params["head_DV"]
-        return head.astype(self.config.dtype)
+        """The vocabulary head: the transposed embedding where the two are tied."""
+        return params["embed_VD"].T if self.config.tied else params["head_DV"]
