@@ -13,7 +13,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 from int_jax import losses, sample, splicing
-from int_jax.models import Model, flash, kernels, pages, stack, unstack
+from int_jax.models import Model, flash, kernels, pages
 from int_jax.processes import exchange, to_host
 from int_jax.sampler import Progress, Request, Response, Sampling, Session, in_order, silent
 from int_jax.schedule import Pool, Schedule
@@ -105,9 +105,8 @@ class Engine:
         return self.model.config.max_len
 
     def decode_params(self, params):
-        """The parameters laid out for decoding: each layer by itself, in the compute dtype, whole along "data"."""
-        made = jax.eval_shape(unstack, params)
-        dtype, where = self.model.config.dtype, shardings(made, self.mesh, RULES_DECODE)
+        """The parameters laid out for decoding: in the compute dtype, whole along the data axis."""
+        dtype, where = self.model.config.dtype, shardings(params, self.mesh, RULES_DECODE)
 
         def there(leaf, place) -> bool:
             return (
@@ -117,7 +116,7 @@ class Engine:
             )
 
         # They are so already, as after `load`: no copy is made.
-        if "layers" not in params and all(jax.tree.leaves(jax.tree.map(there, params, where))):
+        if all(jax.tree.leaves(jax.tree.map(there, params, where))):
             return params
         places, structure = jax.tree.flatten(where)
         return self._call(_cast(dtype, structure, tuple(places)), params)
@@ -362,7 +361,7 @@ class Engine:
         """A fresh training state, each array made where it lives."""
 
         def make(key):
-            params = stack(self.model.init(key))
+            params = self.model.init(key)
             return State(jnp.zeros((), jnp.int32), params, tx.init(params))
 
         key = jax.random.key(seed)
@@ -395,15 +394,14 @@ def _cast(dtype: str, structure, places: tuple):
     its own, may meet in another order on another host."""
 
     def cast(params):
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), unstack(params))
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
     return jax.jit(cast, out_shardings=jax.tree.unflatten(structure, places))
 
 
 def _first(tx: optax.GradientTransformation, params) -> State:
     # Without the copy the first update would delete the caller's parameters.
-    params = jax.tree.map(jnp.copy, stack(params))
-    return State(jnp.zeros((), jnp.int32), params, tx.init(params))
+    return State(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), tx.init(params))
 
 
 @functools.lru_cache

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from int_jax import dims, disk, processes
-from int_jax.models import Config, build, family, family_of, hf, unstack
+from int_jax.models import Config, build, family, family_of, hf
 from int_jax.sharding import RULES, make_mesh, shardings
 from int_jax.tokenizer import Tokenizer, json_object
 
@@ -299,7 +299,7 @@ def save(
     several processes all of them call this: tensor by tensor they are gathered, and process 0 writes.
 
     Args:
-      params: jax arrays of any supported dtype, each layer by itself or stacked; written as they are.
+      params: jax arrays of any supported dtype, written as they are.
       tokenizer_path: a directory whose tokenizer files (and generation_config.json) are copied.
       shard_bytes: above it the weights are cut into several files with an index.
     """
@@ -307,7 +307,7 @@ def save(
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(f"{target}: a model is saved as a directory, and this is a file")
     weights = _weights(config, jax.eval_shape(build(config).init, jax.random.key(0)))
-    flat = leaves_by_path(unstack(params))
+    flat = leaves_by_path(params)
     wanted = {weight.path: weight.shape for weight in weights.values()}
     found = {key: leaf.shape for key, leaf in flat.items()}
     if wanted != found:

@@ -1,4 +1,4 @@
-"""Layers as one program: which repeat, their stacked parameters, and what is kept for the backward pass."""
+"""Layers as one program: which repeat, and what is kept for the backward pass."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from int_jax import losses
-from int_jax.models import Config, build, flash, stack, transformer, unstack
+from int_jax.models import Config, build, flash, transformer
 from int_jax.models.transformer import Block, over_row, repeats, rms_norm
 
 # Windows of 3 and none as Gemma 3 has them, and a rope base for each.
@@ -70,21 +70,8 @@ def test_scanned_layers_are_the_layers_one_by_one(windows):
     config = dataclasses.replace(CONFIG, windows=windows)
     params, *row = inputs(config)
     wanted = one_by_one(config, params, *row)
-    for given_params in (params, stack(params)):
-        found, _ = build(config).apply(given_params, *row)
-        np.testing.assert_allclose(found, wanted, atol=1e-5)
-
-
-def test_stacked_parameters_and_back():
-    params, *_ = inputs(CONFIG)
-    stacked = stack(params)
-    assert stacked["layers"]["q_LDHK"].shape == (7, 16, 4, 4)
-    assert {*stacked} == {"embed_VD", "final_norm_D", "layers"}
-    np.testing.assert_array_equal(stacked["layers"]["down_LFD"][5], params["layer_5"]["down_FD"])
-    assert stack(stacked) is stacked and unstack(params) is params
-    again = unstack(stacked)
-    assert jax.tree.structure(again) == jax.tree.structure(params)
-    jax.tree.map(np.testing.assert_array_equal, again, params)
+    found, _ = build(config).apply(params, *row)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def products(function, *args) -> int:
@@ -111,7 +98,7 @@ def test_the_program_does_not_grow_with_the_layers():
     def size(layers):
         config = dataclasses.replace(CONFIG, layers=layers, windows=())
         params, *row = inputs(config)
-        return products(gradient(config, True), stack(params), *row)
+        return products(gradient(config, True), params, *row)
 
     assert size(3) == size(12) > 0
 
@@ -120,10 +107,10 @@ def test_the_attention_of_long_rows_is_not_computed_a_third_time(monkeypatch):
     """Forward, once more a span for its backward pass, and no third time for the layer's."""
     config = dataclasses.replace(CONFIG, windows=())
     params, *row = inputs(config, transformer.LONG + 1)
-    kept = products(gradient(config, True), stack(params), *row)
+    kept = products(gradient(config, True), params, *row)
     monkeypatch.setattr(flash, "CONTEXT", "something else")
     monkeypatch.setattr(transformer, "checkpoint_name", lambda value, name: value)
-    assert kept == products(gradient(config, True), stack(params), *row) - 2
+    assert kept == products(gradient(config, True), params, *row) - 2
 
 
 def test_the_head_s_gradient_adds_up_in_float32():
@@ -143,10 +130,11 @@ def test_the_head_s_gradient_adds_up_in_float32():
     assert np.sqrt(np.mean((found - wide) ** 2) / np.mean(wide**2)) < 4e-3
 
 
-def test_gradients_of_keys_and_values_add_up_in_float32_over_spans():
-    """Of 16 spans: rounded to bfloat16 in between, the error of the keys' was 0.4% (rms)."""
+def test_gradients_of_keys_and_values_add_up_in_float32_over_spans(monkeypatch):
+    """Of 64 spans: rounded to bfloat16 in between, the error was 0.5% (rms), and it is 0.33%."""
+    monkeypatch.setattr(transformer, "SPAN", 32)
     random = np.random.default_rng(0)
-    length = 16 * transformer.SPAN
+    length = 64 * transformer.SPAN
     query, key, value, weight = (random.normal(size=(1, length, 1, 16)) for _ in range(4))
     config = dataclasses.replace(CONFIG, heads=1, kv_heads=1, head_dim=16)
     attend = over_row(config, np.arange(length)[None], None, 0, "xla")
@@ -159,4 +147,4 @@ def test_gradients_of_keys_and_values_add_up_in_float32_over_spans():
     wide = jax.grad(loss, (0, 1))(*(array.astype(jnp.float32) for array in low))
     for mine, exact in zip(found, wide, strict=True):
         error = mine.astype(jnp.float32) - exact
-        assert np.sqrt(np.mean(error**2) / np.mean(exact**2)) < 2.5e-3
+        assert np.sqrt(np.mean(error**2) / np.mean(exact**2)) < 4e-3

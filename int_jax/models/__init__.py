@@ -3,7 +3,7 @@
 from types import ModuleType
 
 from int_jax import modules
-from int_jax.models.transformer import Config, Model, RopeScaling, softcap, stack, unstack
+from int_jax.models.transformer import Config, Model, RopeScaling, softcap
 
 __all__ = [
     "Config",
@@ -14,8 +14,6 @@ __all__ = [
     "family",
     "family_of",
     "softcap",
-    "stack",
-    "unstack",
 ]
 
 

@@ -396,36 +396,6 @@ class Block(Weights):
         return constrain(hidden_BTD + down_BTD, "BTD"), kept
 
 
-def one_layer(name: str) -> str:
-    """The name of one layer's array of those that are stacked: q_DHK of q_LDHK."""
-    letters = dims.suffix(name)
-    return name.removesuffix(letters) + letters[1:]
-
-
-def stack(params: dict) -> dict:
-    """Parameters with those of all layers in one array each, as they are trained: layers/q_LDHK for layer_0/q_DHK,
-    layer_1/q_DHK, ... Those that are so stay as they are."""
-    if "layers" in params:
-        return params
-    rest = {name: leaf for name, leaf in params.items() if not name.startswith("layer_")}
-    layers = [params[f"layer_{layer}"] for layer in range(len(params) - len(rest))]
-    stem = {name: name.removesuffix(dims.suffix(name)) + "L" + dims.suffix(name) for name in layers[0]}
-    return rest | {"layers": {stem[name]: jnp.stack([layer[name] for layer in layers]) for name in stem}}
-
-
-def unstack(params: dict) -> dict:
-    """The other way."""
-    if "layers" not in params:
-        return params
-    rest = {name: leaf for name, leaf in params.items() if name != "layers"}
-    layers = params["layers"]
-    count = len(next(iter(layers.values())))
-    return rest | {
-        f"layer_{layer}": {one_layer(name): array[layer] for name, array in layers.items()}
-        for layer in range(count)
-    }
-
-
 def repeats(windows) -> list[tuple[int, int, int]]:
     """Layers that repeat, as (first, period, count): of Gemma 3's five local and one global ones, four times, and two
     more local ones (0, 6, 4), (24, 1, 2)."""
@@ -493,8 +463,6 @@ class Transformer(Weights):
     def scanned(self, hidden_BTD, windows, rotations, attends):
         """As `each`; layers that repeat are one program, run over their weights."""
         params, dtype = self.variables["params"], self.config.dtype
-        layers = params["layers"] if "layers" in params else stack(params)["layers"]
-        layers = {one_layer(name): array.astype(dtype) for name, array in layers.items()}
         block = Block(self.config, parent=None)
 
         def through(window):
@@ -506,9 +474,12 @@ class Transformer(Weights):
             return jax.checkpoint(one, policy=keep, prevent_cse=False) if self.remat else one
 
         for start, period, count in repeats(windows):
-            end = start + period * count
-            cut = [
-                {name: array[start + at : end : period] for name, array in layers.items()}
+            layers = [params[f"layer_{start + layer}"] for layer in range(period * count)]
+            # [D, H, K] of each of `count` layers, in the compute dtype, as one [count, D, H, K].
+            stacked = [
+                jax.tree.map(
+                    lambda *each: jnp.stack([one.astype(dtype) for one in each]), *layers[at::period]
+                )
                 for at in range(period)
             ]
             steps = [through(window) for window in windows[start : start + period]]
@@ -518,7 +489,7 @@ class Transformer(Weights):
                     hidden_BTD = step(hidden_BTD, layer)
                 return hidden_BTD, None
 
-            hidden_BTD, _ = jax.lax.scan(body, hidden_BTD, cut)
+            hidden_BTD, _ = jax.lax.scan(body, hidden_BTD, stacked)
         return hidden_BTD
 
     def rotation(self, positions_BT, window: int):
@@ -558,8 +529,7 @@ class Model:
         attends to what its row has there.
 
         Args:
-          params: as `init` makes them; where there is no cache, as `stack` does, too.
-          tokens_BT, positions_BT, segments_BT: int32.
+          params: as `init` makes them. tokens_BT, positions_BT, segments_BT: int32.
           cache: a pages.View or Paged.
           remat: in the backward pass recompute each block, but for its attention, instead of storing it.
           kernel: what attends within rows of more than LONG tokens, where there is no cache: see `flash.chosen`.
