@@ -11,6 +11,7 @@ is run. `--layers` cuts the model: the time to compile grows with them.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -32,9 +33,8 @@ from jax.experimental import topologies  # noqa: E402
 from int_jax import engine, memory, models, sample  # noqa: E402
 from int_jax.batching import pack, supervised  # noqa: E402
 from int_jax.losses import LossConfig  # noqa: E402
-from int_jax.models import kernels  # noqa: E402
+from int_jax.models import flash, kernels  # noqa: E402
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings  # noqa: E402
-from int_jax.types import State  # noqa: E402
 
 GIB = 2**30
 CHUNK = 256  # tokens of a row whose logits exist at one time
@@ -55,7 +55,7 @@ def lowered(config, mesh, args) -> dict[str, tuple]:
     model, tx = models.build(config), optax.adamw(1e-6)
     sizes, data = memory.Sizes(config, mesh), mesh.shape["data"]
     params = jax.eval_shape(model.init, jax.random.key(0))
-    state = jax.eval_shape(lambda p: State(jnp.zeros((), jnp.int32), p, tx.init(p)), params)
+    state = jax.eval_shape(functools.partial(engine._first, tx), params)
     sequence = supervised(np.ones(args.length, np.int32), np.ones(args.length))
     batch = jax.eval_shape(lambda: pack([sequence] * args.rows, args.length, args.rows))
     update = placed(state, mesh, RULES), placed(batch, mesh, RULES), model, tx
@@ -98,7 +98,10 @@ def lowered(config, mesh, args) -> dict[str, tuple]:
     stepping = part["rows side by side"] + part["decode: logits"]
     loss = LossConfig(logit_chunk=CHUNK, remat=True)
     return {
-        "update": (lambda: engine._update.lower(*update, loss), training.bytes),
+        "update": (
+            lambda: engine._update.lower(*update, loss, flash.chosen(args.attention, "tpu", config)),
+            training.bytes,
+        ),
         f"prefill ({kind})": (lambda: engine._prefill.lower(*prefill), held + filling),
         f"decode ({kind})": (lambda: engine._decode.lower(model, low, pool, *decode), held + stepping),
     }
@@ -173,7 +176,7 @@ def main():
     for name, (program, planned) in lowered(config, mesh, args).items():
         if args.only not in (None, name.split()[0]):
             continue
-        start, said = time.perf_counter(), "unknown: libtpu gives a program that this jaxlib cannot read"
+        start, said = time.process_time(), "unknown: libtpu gives a program that this jaxlib cannot read"
         # The only place where these devices are in context: they cannot run anything.
         exact = "highest" if args.dtype == "float32" else None
         with jax.sharding.set_mesh(mesh), jax.default_matmul_precision(exact):
@@ -184,7 +187,7 @@ def main():
             said = exchanged(compiled.as_text(), model)
         total = (held + found.temp_size_in_bytes) / GIB
         print(
-            f"  {name:<13} {time.perf_counter() - start:4.0f} s to compile, {total:.2f} GiB a device (of it "
+            f"  {name:<13} {time.process_time() - start:4.0f} s of CPU to compile, {total:.2f} GiB a device (of it "
             f"{found.temp_size_in_bytes / GIB:.3f} made meanwhile), {planned / GIB:.2f} planned; "
             f"exchanged: {said}",
             flush=True,

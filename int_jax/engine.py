@@ -13,12 +13,12 @@ import optax
 from jax.sharding import PartitionSpec
 
 from int_jax import lora, losses, sample, splicing
-from int_jax.models import Model, kernels, pages
+from int_jax.models import Model, flash, kernels, pages
 from int_jax.processes import end_if_asked, exchange, to_host
 from int_jax.sampler import Progress, Request, Response, Sampling, Session, in_order, silent
 from int_jax.schedule import Pool, Schedule
 from int_jax.session import EngineSession, bucket, known_pages, row_bucket
-from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings, submesh
+from int_jax.sharding import RULES, RULES_DECODE, constrain, constrain_tree, make_mesh, shardings, submesh
 from int_jax.tokenizer import Tokenizer
 from int_jax.types import Batch, State
 from int_jax.watching import Chunk, Split
@@ -35,6 +35,7 @@ class Engine:
     Attributes:
       slots: rows that are decoded together, at most. decode_steps: tokens drawn a row between two looks at it.
       attention: what attends over pages, "xla", "tpu" or "gpu"; "": the device's kernel where it can serve the model.
+        row_attention: the same of long rows in training and scoring.
       page: tokens of a page of keys and values; 0: what suits that. cache_gib: GiB of each device for them; 0: what is
         left.
       prefill_width, prefill_tokens: tokens of a row that are prefilled together, and of all rows between two decodes.
@@ -49,6 +50,7 @@ class Engine:
     slots: int = 128
     decode_steps: int = 16
     attention: str = ""
+    row_attention: str = dataclasses.field(init=False)
     page: int = 0
     cache_gib: float = 0.0
     prefill_width: int = 512
@@ -77,6 +79,7 @@ class Engine:
         self._kept: tuple[Any, list[Pool], Any] | None = None
         self._wanted = 0  # pages, at most, of the pools so far
         platform, config = self.mesh.devices.flat[0].platform, self.model.config
+        self.row_attention = flash.chosen(self.attention, platform, config)
         self.attention = kernels.chosen(self.attention, platform, config, self.mesh.shape["model"])
         self.page = self.page or kernels.tokens_of_page(self.attention, config)
         if self.ahead is None:
@@ -288,7 +291,14 @@ class Engine:
                 tokens_BT[row, : len(sequences[i])] = sequences[i]
             logp_BT, entropy_BT = map(
                 to_host,
-                self._call(_score, self.model, params, self._put_rows(tokens_BT), np.float32(temperature)),
+                self._call(
+                    _score,
+                    self.model,
+                    params,
+                    self._put_rows(tokens_BT),
+                    np.float32(temperature),
+                    self.row_attention,
+                ),
             )
             for row, i in enumerate(group):
                 logps[i] = logp_BT[row, : len(sequences[i])]
@@ -395,7 +405,8 @@ class Engine:
         """
         self._kept = None  # the memory of the pages
         self.split.begin(batch)
-        updated = self._call(_update, state, self._put(batch, RULES), self.model, tx, config, frozen)
+        knobs = tx, config, self.row_attention
+        updated = self._call(_update, state, self._put(batch, RULES), self.model, *knobs, frozen)
         self.split.lap("update")
         return updated
 
@@ -504,10 +515,10 @@ def _decode(
 _splice = jax.jit(splicing.splice)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _score(model: Model, params, tokens_BT, temperature):
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _score(model: Model, params, tokens_BT, temperature, kernel: str = "xla"):
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
-    hidden_BTD, _ = model.apply(params, tokens_BT, positions_BT)
+    hidden_BTD, _ = model.apply(params, tokens_BT, positions_BT, kernel=kernel)
     temperature_BT = jnp.full(tokens_BT.shape, temperature)
     return losses.token_logp(
         hidden_BTD,
@@ -524,16 +535,31 @@ def _finite(leaves: list):
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4), donate_argnums=0)
-def _update(state: State, batch: Batch, model: Model, tx, config: losses.LossConfig, frozen=None):
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5), donate_argnums=0)
+def _update(
+    state: State,
+    batch: Batch,
+    model: Model,
+    tx,
+    config: losses.LossConfig,
+    kernel: str = "xla",
+    frozen=None,
+):
     def loss_fn(trained, micro: Batch):
-        params = lora.join(frozen, trained)
+        # And, in the backward pass, their gradients: each device sums its own part.
+        params = lora.join(frozen, constrain_tree(trained, RULES))
         hidden_BTD, _ = model.apply(
-            params, micro.tokens_MBT, micro.positions_MBT, micro.segments_MBT, remat=config.remat
+            params,
+            micro.tokens_MBT,
+            micro.positions_MBT,
+            micro.segments_MBT,
+            remat=config.remat,
+            kernel=kernel,
         )
         logp_BT, entropy_BT = losses.token_logp(
             hidden_BTD,
-            model.head_DV(params),
+            # Gathered once, and its gradient summed over devices once, not for each chunk of logits.
+            constrain(model.head_DV(params), "DV"),
             micro.tokens_MBT,
             micro.positions_MBT,
             micro.temperature_MBT,

@@ -57,8 +57,10 @@ SUMS = (
 def scaled_logits(hidden, head_DV, temperature, cap: float | None = None):
     """float32 logits / temperature; temperature 0 (greedy) is scored at 1. hidden [..., D], temperature [...].
 
+    head_DV: is used in the dtype of `hidden`; that of its gradient, summed over calls, is its own.
     cap: the model's `logit_softcap`, applied before the temperature.
     """
+    head_DV = head_DV.astype(hidden.dtype)
     logits = softcap(jnp.einsum("...D,DV->...V", hidden, head_DV, preferred_element_type=jnp.float32), cap)
     return logits / jnp.where(temperature > 0, temperature, 1.0)[..., None]
 

@@ -100,3 +100,11 @@ def constrain(value, letters: str, rules: dict = RULES_DECODE):
     return jax.lax.with_sharding_constraint(
         value, NamedSharding(mesh, spec(letters, value.shape, mesh, rules))
     )
+
+
+def constrain_tree(tree, rules: dict):
+    """As `constrain`, every leaf by its name."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if all(size == 1 for size in mesh.shape.values()):
+        return tree
+    return jax.lax.with_sharding_constraint(tree, shardings(tree, mesh, rules))

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -15,7 +16,6 @@ from int_jax.lora import Lora
 from int_jax.losses import LossConfig
 from int_jax.models import Config, build, kernels, pages
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings
-from int_jax.types import State
 
 SHAPES = pathlib.Path(__file__).parent / "shapes"  # sizes of released models, as their config.json has them
 CONFIG = Config("qwen3", 512, 64, 3, 8, 4, 16, 128, 1024, qk_norm=True, tied=True)
@@ -123,7 +123,7 @@ def test_the_plan_is_near_the_compiled_programs(data, model):
     mesh, plan = make_mesh(data, model, jax.devices()[: data * model]), sizes(data, model)
     made, tx = build(CONFIG), optax.adamw(1e-3)
     params = jax.eval_shape(made.init, jax.random.key(0))
-    state = jax.eval_shape(lambda p: State(jnp.zeros((), jnp.int32), p, tx.init(p)), params)
+    state = jax.eval_shape(functools.partial(engine._first, tx), params)
     batch = pack([supervised(np.ones(250, np.int32), np.ones(250))] * 4, 256, 4)
     seats, steps, page = 16, 16, kernels.tokens_of_page("xla", CONFIG)
     known = 24  # pages of 700 tokens, rounded up
@@ -134,13 +134,14 @@ def test_the_plan_is_near_the_compiled_programs(data, model):
             placed(state, mesh, RULES), placed(batch, mesh, RULES), made, tx, LossConfig(logit_chunk=64)
         )
         trained, frozen = lora.split(lora.add(params, ADAPTERS, 0))
-        state = jax.eval_shape(lambda p: State(jnp.zeros((), jnp.int32), p, tx.init(p)), trained)
+        state = jax.eval_shape(functools.partial(engine._first, tx), trained)
         adapting = engine._update.lower(
             placed(state, mesh, RULES),
             placed(batch, mesh, RULES),
             made,
             tx,
             LossConfig(logit_chunk=64),
+            "xla",
             placed(frozen, mesh, RULES_DECODE),
         )
         pool = placed(pool, mesh, RULES_DECODE)

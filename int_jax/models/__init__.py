@@ -26,7 +26,7 @@ KIND = modules.Kind(
     "model family",
     __name__,
     ("NAMES", "config_from_hf", "config_to_hf"),
-    apart=("hf", "kernels", "pages", "transformer"),
+    apart=("flash", "hf", "kernels", "pages", "transformer"),
 )
 families = KIND.names
 

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from int_jax import dims, lora
-from int_jax.models import kernels
+from int_jax.models import flash, kernels
 from int_jax.models.pages import Paged, View, places
 from int_jax.sharding import constrain
 
@@ -192,6 +193,8 @@ SPAN = 128  # queries of a long row whose scores exist at one time; on CPU 1.3 t
 def long_attention(query_BTHK, key_BNKS, value_BNSK, mask: LongMask, scale: float, cap: float | None = None):
     """Causal `attention` over a row of any length, SPAN queries (C) at a time, in the backward pass, too."""
     rows, length = query_BTHK.shape[:2]
+    # Their gradients add up over the spans, which they do in the dtype of what the spans share.
+    dtype, key_BNKS, value_BNSK = key_BNKS.dtype, *(a.astype(jnp.float32) for a in (key_BNKS, value_BNSK))
     # Rounded up: 600 tokens are 5 spans of 128, with 40 places of padding.
     count = -(-length // SPAN)
 
@@ -210,7 +213,8 @@ def long_attention(query_BTHK, key_BNKS, value_BNSK, mask: LongMask, scale: floa
         mask_BCS = mask_BCS & within_window(own.positions_BT, mask.positions_BT, mask.window)
         if mask.segments_BT is not None:
             mask_BCS = mask_BCS & (own.segments_BT[:, :, None] == mask.segments_BT[:, None, :])
-        return attention(query_BCHK, key_BNKS, value_BNSK, mask_BCS, scale, cap)
+        read = key_BNKS.astype(dtype), value_BNSK.astype(dtype)
+        return attention(query_BCHK, *read, mask_BCS, scale, cap)
 
     own = mask._replace(
         positions_BT=cut(mask.positions_BT),
@@ -233,6 +237,26 @@ def attention_mask(positions_BT, segments_BT, window: int):
     if segments_BT is not None:
         mask_BTS = mask_BTS & (segments_BT[:, :, None] == segments_BT[:, None, :])
     return mask_BTS & within_window(positions_BT, positions_BT, window) if window else mask_BTS
+
+
+def over_row(config, positions_BT, segments_BT, window: int, kernel: str):
+    """The attention of rows over themselves by layers with this window, as `Block` calls it."""
+    options = config.scale, config.attention_softcap
+    if kernel != "xla" and positions_BT.shape[1] > LONG:
+        segments_BT = jnp.zeros_like(positions_BT) if segments_BT is None else segments_BT
+
+        def attend(query_BTHK, key_BTNK, value_BTNK):
+            return flash.attend(kernel, query_BTHK, key_BTNK, value_BTNK, segments_BT, *options, window), None
+
+        return attend
+    mask = attention_mask(positions_BT, segments_BT, window)
+    plain = long_attention if isinstance(mask, LongMask) else attention
+
+    def attend(query_BTHK, key_BTNK, value_BTNK):
+        new = jnp.einsum("BTNK->BNKT", key_BTNK), jnp.einsum("BTNK->BNTK", value_BTNK)
+        return checkpoint_name(plain(query_BTHK, *new, mask, *options), flash.CONTEXT), None
+
+    return attend
 
 
 def over_view(config, rows: View, positions_BT, windows):
@@ -352,9 +376,8 @@ class Block(Weights):
     """One layer: attention, then the gated feed-forward, each normed before and added to the residual stream."""
 
     @nn.compact
-    def __call__(self, hidden_BTD, rotation, masks, attend=None):
-        """attend(query_BTHK, key_BTNK, value_BTNK): attention over a cache; returns the heads and what it has become.
-        None: over the row itself, as `masks` say."""
+    def __call__(self, hidden_BTD, rotation, attend):
+        """attend(query_BTHK, key_BTNK, value_BTNK): returns the heads, and what the layer's cache has become."""
         config = self.config
         normed_BTD = self.norm("attn_norm_D", hidden_BTD)
         query_BTHK = self.product("BTD,DHK->BTHK", normed_BTD, "q_DHK")
@@ -368,15 +391,7 @@ class Block(Weights):
             query_BTHK = self.norm("q_norm_K", query_BTHK)
             key_BTNK = self.norm("k_norm_K", key_BTNK)
         query_BTHK, key_BTNK = rotate(query_BTHK, *rotation), rotate(key_BTNK, *rotation)
-        kept = None
-        if attend is not None:
-            heads_BTHK, kept = attend(query_BTHK, key_BTNK, value_BTNK)
-        else:
-            new = jnp.einsum("BTNK->BNKT", key_BTNK), jnp.einsum("BTNK->BNTK", value_BTNK)
-            if isinstance(masks, LongMask):
-                heads_BTHK = long_attention(query_BTHK, *new, masks, config.scale, config.attention_softcap)
-            else:
-                heads_BTHK = attention(query_BTHK, *new, masks, config.scale, config.attention_softcap)
+        heads_BTHK, kept = attend(query_BTHK, key_BTNK, value_BTNK)
         out_BTD = self.product("BTHK,HKD->BTD", heads_BTHK, "o_HKD")
         if config.o_bias:
             out_BTD = out_BTD + self.weight("o_bias_D")[None, None]
@@ -393,10 +408,36 @@ class Block(Weights):
         return constrain(hidden_BTD + down_BTD, "BTD"), kept
 
 
+DEEP = 8  # layers that repeat; fewer are written out, which compiles as fast
+
+
+def repeats(windows) -> list[tuple[int, int, int]]:
+    """Layers that repeat, as (first, period, count): of Gemma 3's five local and one global ones, four times, and two
+    more local ones (0, 6, 4), (24, 1, 2)."""
+    found, start = [], 0
+    while start < len(windows):
+        rest = windows[start:]
+
+        def count(period, rest=rest):
+            times = 1
+            while rest[period * times : period * (times + 1)] == rest[:period]:
+                times += 1
+            return times
+
+        # The most layers in one scan; of equal ones the shortest period.
+        period = max(
+            range(1, len(rest) + 1), key=lambda p: (p * count(p) if count(p) > 1 or p == 1 else 0, -p)
+        )
+        found.append((start, period, count(period)))
+        start += period * count(period)
+    return found
+
+
 class Transformer(Weights):
     """Embedding, blocks, final norm. See `Model.apply` for the contract."""
 
     remat: bool = False
+    kernel: str = "xla"
 
     @nn.compact
     def __call__(self, tokens_BT, positions_BT, segments_BT=None, cache=None):
@@ -412,19 +453,63 @@ class Transformer(Weights):
         windows = self.config.windows or (0,) * self.config.layers
         # By window, not by layer: of Gemma 3's 26 layers four have none and 22 have one, which makes two of each.
         rotations = {window: self.rotation(positions_BT, window) for window in sorted(set(windows))}
-        block = nn.remat(Block) if self.remat else Block
-        blocks = [block(self.config, name=f"layer_{layer}") for layer in range(self.config.layers)]
         if cache is None:
-            masks = {window: attention_mask(positions_BT, segments_BT, window) for window in rotations}
-            for layer, window in zip(blocks, windows, strict=True):
-                hidden_BTD, _ = layer(hidden_BTD, rotations[window], masks[window])
-            return self.norm("final_norm_D", hidden_BTD), None
-        made: list[tuple] = []
+            attends = {
+                window: over_row(self.config, positions_BT, segments_BT, window, self.kernel)
+                for window in rotations
+            }
+            through = self.each if self.is_initializing() else self.scanned
+            return self.norm("final_norm_D", through(hidden_BTD, windows, rotations, attends)), None
         over = over_pages if isinstance(cache, Paged) else over_view
-        for layer, attend in zip(blocks, over(self.config, cache, positions_BT, windows), strict=True):
-            hidden_BTD, kept = layer(hidden_BTD, rotations[windows[len(made)]], None, attend)
+        made: list[tuple] = []
+        for layer, attend in enumerate(over(self.config, cache, positions_BT, windows)):
+            block = Block(self.config, name=f"layer_{layer}")
+            hidden_BTD, kept = block(hidden_BTD, rotations[windows[layer]], attend)
             made.append(kept)
         return self.norm("final_norm_D", hidden_BTD), cache.after(made, tokens_BT.shape[1])
+
+    def each(self, hidden_BTD, windows, rotations, attends):
+        """The rows through all layers, one after another, which makes their parameters."""
+        for layer, window in enumerate(windows):
+            block = Block(self.config, name=f"layer_{layer}")
+            hidden_BTD, _ = block(hidden_BTD, rotations[window], attends[window])
+        return hidden_BTD
+
+    def scanned(self, hidden_BTD, windows, rotations, attends):
+        """As `each`; many layers that repeat are one program, run over their stacked weights."""
+        params, dtype = self.variables["params"], self.config.dtype
+        block = Block(self.config, parent=None)
+
+        def through(window):
+            def one(hidden_BTD, layer):
+                return block.apply({"params": layer}, hidden_BTD, rotations[window], attends[window])[0]
+
+            # What attention gives is kept: to make it anew costs most where rows are long.
+            keep = jax.checkpoint_policies.save_only_these_names(flash.CONTEXT)
+            return jax.checkpoint(one, policy=keep, prevent_cse=False) if self.remat else one
+
+        steps = [through(window) for window in windows]
+        for start, period, count in repeats(windows):
+            layers = [params[f"layer_{start + layer}"] for layer in range(period * count)]
+            if len(layers) < DEEP:
+                for step, layer in zip(steps[start:], layers, strict=False):
+                    hidden_BTD = step(hidden_BTD, layer)
+                continue
+            # [D, H, K] of each of `count` layers, in the compute dtype, as one [count, D, H, K].
+            stacked = [
+                jax.tree.map(
+                    lambda *each: jnp.stack([one.astype(dtype) for one in each]), *layers[at::period]
+                )
+                for at in range(period)
+            ]
+
+            def body(hidden_BTD, repeated, steps=steps[start : start + period]):
+                for step, layer in zip(steps, repeated, strict=True):
+                    hidden_BTD = step(hidden_BTD, layer)
+                return hidden_BTD, None
+
+            hidden_BTD, _ = jax.lax.scan(body, hidden_BTD, stacked)
+        return hidden_BTD
 
     def rotation(self, positions_BT, window: int):
         """cos and sin for the layers with this window (0: none)."""
@@ -447,7 +532,16 @@ class Model:
         return Transformer(self.config).init(key, tokens_BT, tokens_BT)["params"]
 
     @dims.check
-    def apply(self, params, tokens_BT, positions_BT, segments_BT=None, cache=None, remat=False):
+    def apply(
+        self,
+        params,
+        tokens_BT,
+        positions_BT,
+        segments_BT=None,
+        cache=None,
+        remat: bool = False,
+        kernel: str = "xla",
+    ):
         """Hidden states of each token, and the cache.
 
         Causal attention within each row, and within each segment where segments are given; with a cache a token also
@@ -456,15 +550,16 @@ class Model:
         Args:
           params: as `init` makes them, or with adapters beside them (lora.py).
           tokens_BT, positions_BT, segments_BT: int32.
-          cache: a pages.View or Paged. remat: recompute each block in the backward pass instead of storing it.
+          cache: a pages.View or Paged.
+          remat: in the backward pass recompute each block, but for its attention, instead of storing it.
+          kernel: what attends within rows of more than LONG tokens, where there is no cache: see `flash.chosen`.
 
         Returns: (hidden_BTD after the final norm, the cache with the keys and values of these tokens, or None).
         """
-        return Transformer(self.config, remat=remat).apply(
+        return Transformer(self.config, remat, kernel).apply(
             {"params": params}, tokens_BT, positions_BT, segments_BT, cache
         )
 
     def head_DV(self, params):
-        """The vocabulary head in the compute dtype: the transposed embedding where the two are tied."""
-        head = params["embed_VD"].T if self.config.tied else params["head_DV"]
-        return head.astype(self.config.dtype)
+        """The vocabulary head: the transposed embedding where the two are tied."""
+        return params["embed_VD"].T if self.config.tied else params["head_DV"]
