@@ -7,6 +7,7 @@ random numbers, the same estimates. Its samples are kept in the workdir, and the
 --policy gives NAME. The workdir may be that of a run with the same config: which problems are hard is then known.
 """
 
+import functools
 import json
 import os
 import re
@@ -259,7 +260,7 @@ def across_seeds(every: list[dict], k: int, baselines: list[str]) -> dict:
     names = list(dict.fromkeys(name for r in every for name in r["counts"]))
     stopped = {name: how["why"] for r in every for name, how in r.get("stopped", {}).items()}
     metrics: dict[str, Callable[[dict, str], list[float] | None]] = {
-        f"pass@{kk}": lambda r, name, kk=kk: _rates(r["counts"].get(name), kk) for kk in (1, k)
+        f"pass@{kk}": functools.partial(_rates, k=kk) for kk in (1, k)
     }
     if all("scores" in r for r in every):
         metrics = {"score": lambda r, name: r["scores"].get(name, {}).get("test"), **metrics}
@@ -278,7 +279,8 @@ def across_seeds(every: list[dict], k: int, baselines: list[str]) -> dict:
     return out
 
 
-def _rates(counts: dict | None, k: int) -> list[float] | None:
+def _rates(results: dict, name: str, k: int) -> list[float] | None:
+    counts = results["counts"].get(name)
     return None if counts is None else [estimates.pass_at_k(n, c, k) for n, c in counts["test"]]
 
 

@@ -265,18 +265,18 @@ def test_rollouts_are_scored_where_the_updates_need_it(change, scores):
 
 
 def test_adapters_leave_the_base_model_once_and_no_moments_of_it():
-    c = intervention.get_config("qwen3_4b")
-    full = {stage.name: stage for stage in planned(c, "qwen3_4b")}
+    c = full("qwen3_4b")
+    whole = {stage.name: stage for stage in planned(c, "qwen3_4b")}
     c.lora.rank = 16
     adapters = lora.Lora(16, 16.0, tuple(lora.MATRICES))
-    sizes = memory.Sizes(shape("qwen3_4b", dtype=c.dtype, param_dtype=c.param_dtype), plan.mesh_of(c, 8))
+    sizes = memory.Sizes(shape("qwen3_4b", dtype=c.dtype, param_dtype=c.param_dtype), plan.mesh_of(c, NODE))
     base, one = sizes.params("bfloat16", RULES_DECODE), sizes.trained("float32", adapters)
     # 252 matrices of 36 layers: rank x (inputs + outputs) each.
     q, kv, ffw = 2560 + 32 * 128, 2560 + 8 * 128, 2560 + 9728
-    whole = memory.Sizes(sizes.config, plan.mesh_of(ConfigDict({"mesh": {"data": 1, "model": 1}}), 1))
-    assert whole.trained("float32", adapters) == 4 * 36 * 16 * (2 * q + 2 * kv + 3 * ffw)
+    alone = memory.Sizes(sizes.config, plan.mesh_of(ConfigDict({"mesh": {"data": 1, "model": 1}}), ONE))
+    assert alone.trained("float32", adapters) == 4 * 36 * 16 * (2 * q + 2 * kv + 3 * ffw)
     for stage in planned(c, "qwen3_4b"):
-        assert stage.bytes < full[stage.name].bytes, stage.name
+        assert stage.bytes < whole[stage.name].bytes, stage.name
         names = [item.name for item in stage.items]
         assert "base model" not in names
         held = sum(

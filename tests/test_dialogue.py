@@ -1,6 +1,7 @@
 """Conversations: turns, replies, cuts and continuations, what is trained, and what is exact."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -10,7 +11,8 @@ from haggling import Haggling, Seller
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from int_jax import batching, check, rollout, types
+from experiments import diagnose
+from int_jax import batching, check, domains, rollout, types
 from int_jax import intervention_training as method
 from int_jax.check import byte_tokenizer
 from int_jax.check import domain as contract
@@ -117,6 +119,20 @@ def test_a_turn_that_nobody_heard_is_none(domain, task, end):
     assert domain.verify(cut) == Verdict(False, 0.0, "truncated") and domain.answer(cut) is None
     assert domain.moments(cut) == domain.moments(trace)[:1] and len(domain.regrets(cut)) == 1
     assert domain.replies([cut]) == [Reply()]
+
+
+def test_the_effect_of_a_last_turn_is_measured_from_a_trace_that_is_open(letters):
+    """A formulation ends an interview: there is no reply, and the token that ends it goes. Offsets are Python's own:
+    numpy's neither repeat a list nor go into JSON."""
+    interview = domains.load("therapy", letters, wording="brief")
+    trace = rollout.play(interview, interview.tasks("hard_train", 0, 1)[0], interview.next_turn)
+    for step in range(len(trace.step_ends)):
+        found = diagnose.conditions(interview, trace, Intervention(step, "what happened"), trace)
+        assert len(found["prefix"].step_ends) == step
+        again = found["prefix_error"]
+        assert not again.stop and len(again.step_ends) == step + 1
+        assert json.loads(json.dumps(again.step_ends)) == [*again.step_ends]
+    assert len(again.tokens) == len(trace.tokens) - 1
 
 
 def test_partner_turns_are_never_trained(domain, task):

@@ -41,13 +41,11 @@ def _splash(query_BHTK, key_BNTK, value_BNTK, segments_BT, window: int, cap: flo
     shape = length, length
     mask = masks.LocalMask(shape, (window - 1, 0), 0) if window else masks.CausalMask(shape)
     block = next(size for size in (BLOCK, BLOCK // 2, LEAST) if length % size == 0)
-    names = (
-        *("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"),
-        *("block_q_dq", "block_kv_dq"),
-    )
+    forward = (block,) * 3
+    sizes = tpu.splash_attention_kernel.BlockSizes(*forward, *forward, block_q_dq=block, block_kv_dq=block)
     kernel = tpu.splash_attention_kernel.make_splash_mha(
         masks.MultiHeadMask([mask] * heads),
-        block_sizes=tpu.splash_attention_kernel.BlockSizes(**dict.fromkeys(names, block)),
+        block_sizes=sizes,
         head_shards=1,
         q_seq_shards=1,
         attn_logits_soft_cap=cap,
@@ -58,8 +56,8 @@ def _splash(query_BHTK, key_BNTK, value_BNTK, segments_BT, window: int, cap: flo
 
 
 def _tpu(query_BTHK, key_BTNK, value_BTNK, segments_BT, scale: float, cap: float | None, window: int):
-    heads_first = (jnp.swapaxes(array, 1, 2) for array in (query_BTHK * scale, key_BTNK, value_BTNK))
-    return jnp.swapaxes(_splash(*heads_first, segments_BT, window, cap), 1, 2)
+    query, key, value = (jnp.swapaxes(array, 1, 2) for array in (query_BTHK * scale, key_BTNK, value_BTNK))
+    return jnp.swapaxes(_splash(query, key, value, segments_BT, window, cap), 1, 2)
 
 
 def _gpu(query_BTHK, key_BTNK, value_BTNK, segments_BT, scale: float, cap: float | None, window: int):
@@ -97,8 +95,8 @@ def attend(
     rows, length, heads, _ = query_BTHK.shape
     kv_heads, pad = key_BTNK.shape[2], -length % LEAST
 
-    def own(*arrays):
-        return KERNELS[kind](*arrays, scale, cap, window)
+    def own(query_BTHK, key_BTNK, value_BTNK, segments_BT):
+        return KERNELS[kind](query_BTHK, key_BTNK, value_BTNK, segments_BT, scale, cap, window)
 
     # Padding is a segment of its own, behind all others.
     padded = [

@@ -242,17 +242,15 @@ def attention_mask(positions_BT, segments_BT, window: int):
 def over_row(config, positions_BT, segments_BT, window: int, kernel: str):
     """The attention of rows over themselves by layers with this window, as `Block` calls it."""
     options = config.scale, config.attention_softcap
-    if kernel != "xla" and positions_BT.shape[1] > LONG:
-        segments_BT = jnp.zeros_like(positions_BT) if segments_BT is None else segments_BT
-
-        def attend(query_BTHK, key_BTNK, value_BTNK):
-            return flash.attend(kernel, query_BTHK, key_BTNK, value_BTNK, segments_BT, *options, window), None
-
-        return attend
-    mask = attention_mask(positions_BT, segments_BT, window)
-    plain = long_attention if isinstance(mask, LongMask) else attention
+    whole = kernel != "xla" and positions_BT.shape[1] > LONG
+    mask: Any = None if whole else attention_mask(positions_BT, segments_BT, window)
+    if segments_BT is None:
+        segments_BT = jnp.zeros_like(positions_BT)
 
     def attend(query_BTHK, key_BTNK, value_BTNK):
+        if whole:
+            return flash.attend(kernel, query_BTHK, key_BTNK, value_BTNK, segments_BT, *options, window), None
+        plain = long_attention if isinstance(mask, LongMask) else attention
         new = jnp.einsum("BTNK->BNKT", key_BTNK), jnp.einsum("BTNK->BNTK", value_BTNK)
         return checkpoint_name(plain(query_BTHK, *new, mask, *options), flash.CONTEXT), None
 
