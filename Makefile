@@ -11,10 +11,12 @@ PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-in
 CORE := $(VENV)/.installed-core
 TEST := $(VENV)/.installed-test
 PEERS := benchmarks/.venv-peers
+# Apart: beside an installed libtpu jax looks for a TPU.
+LIBTPU := benchmarks/.libtpu
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo rehearsal real test slow check chaos bench bench-quick clean
+.PHONY: help demo rehearsal real test slow check chaos bench bench-quick tpu clean
 
 help:
 	@printf '\n  int_jax: Intervention Training in JAX\n\n'
@@ -53,8 +55,12 @@ bench: $(TEST) $(PEERS) ## against other samplers on one machine, and grading: M
 bench-quick: $(TEST) ## the working tree against its parent commit, 2 minutes: what lost more than 15%?
 	@$(VENV)/bin/python benchmarks/quick.py $(ARGS)
 
+tpu: $(TEST) $(LIBTPU) ## the programs of the shipped configs of full size, compiled for TPUs that are not here: 30 minutes
+	@for run in "qwen3_0_6b 1" "qwen3_1_7b 1" "qwen3_4b 4" "qwen3_4b 32" "llama3_8b 8"; do set -- $$run; \
+	  PYTHONPATH=$(LIBTPU) $(VENV)/bin/python benchmarks/tpu_compile.py --config $$1 --devices $$2 $(ARGS) || exit 1; done
+
 clean:          ## remove .venv, caches and build products; runs/ stays
-	@rm -rf .venv $(PEERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv $(PEERS) $(LIBTPU) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find int_jax experiments tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
 
 $(CORE): pyproject.toml
@@ -76,4 +82,8 @@ $(PEERS): $(CORE)
 	@$(PYTHON) -m venv $(PEERS)
 	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check --no-input google-tunix \
 		$$($(VENV)/bin/python -m pip freeze | grep -E '^(jax|jaxlib|flax)==') || { rm -rf $(PEERS); exit 1; }
+	@touch $@
+
+$(LIBTPU): $(TEST)
+	@$(PIP) --target $@ --no-deps "$$($(VENV)/bin/python -c 'from importlib.metadata import requires; print(next(r.partition(";")[0] for r in requires("jax") if r.startswith("libtpu")))')"
 	@touch $@

@@ -1,11 +1,16 @@
-"""Compiles the update, the prefill and the decoding for real TPU topologies, on a host without a TPU.
+"""Compiles the update, the scoring, the prefill and the decoding for real TPU topologies, on a host without a TPU.
 
     pip install libtpu
     python benchmarks/tpu_compile.py --shape tests/shapes/qwen3_0_6b.json --layers 4 --topology v5p:2x2x2 --data 8
+    python benchmarks/tpu_compile.py --config qwen3_4b --devices 32
+
+With --config those of a shipped config of full size (int.py), with the sizes that it takes on so many chips of a v5p,
+and an error where one does not fit, or where a prefill or a token exchanges anything between replicas: `make tpu` does
+that for all of them.
 
 Says whether each program compiles, how long that takes, how much memory of a device XLA wants for it beside what
 int_jax/memory.py plans, and what a token exchanges along each axis of the mesh: all collectives within loops. Nothing
-is run. `--layers` cuts the model: the time to compile grows with them.
+is run. `--layers` cuts the model.
 """
 
 import argparse
@@ -30,15 +35,19 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
+from experiments import plan  # noqa: E402
+from experiments.configs import int as intervention  # noqa: E402
 from int_jax import engine, memory, models, sample  # noqa: E402
 from int_jax.batching import pack, supervised  # noqa: E402
 from int_jax.losses import LossConfig  # noqa: E402
 from int_jax.models import flash, kernels  # noqa: E402
+from int_jax.session import bucket  # noqa: E402
 from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings  # noqa: E402
 
 GIB = 2**30
 CHUNK = 256  # tokens of a row whose logits exist at one time
 STEPS, WIDTH = 16, 512  # tokens that are decoded, and prefilled, of each row
+CHIPS = {1: "v5p:2x2x1", 4: "v5p:2x2x1", 8: "v5p:2x2x2", 32: "v5p:2x4x4"}
 
 
 def placed(tree, mesh, rules):
@@ -59,17 +68,18 @@ def lowered(config, mesh, args) -> dict[str, tuple]:
     sequence = supervised(np.ones(args.length, np.int32), np.ones(args.length))
     batch = jax.eval_shape(lambda: pack([sequence] * args.rows, args.length, args.rows))
     update = placed(state, mesh, RULES), placed(batch, mesh, RULES), model, tx
-    training = memory.training("update", sizes, args.rows, args.length, CHUNK, True, ())
+    kernel = flash.chosen(args.attention, "tpu", config)
+    training = memory.training("update", sizes, args.rows, args.length, CHUNK, True, (), None, kernel)
 
     low = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.dtype), params)
     low = placed(low, mesh, RULES_DECODE)
     kind = kernels.chosen(args.attention, "tpu", config, mesh.shape["model"])
     page = kernels.tokens_of_page(kind, config)
     # Half of what the rows would have if all were as long as the longest.
-    count = args.slots // data * -(-args.length // page) // 2 + 1
+    count = args.slots // data * -(-args.drawn // page) // 2 + 1
     pool = engine._empty_pages(model, kind, data * count, page, mesh).eval_shape()
-    known = -(-args.length // page)
-    drawing = memory.sampling("sampling", sizes, args.slots, STEPS, WIDTH, args.length - WIDTH, (), kind)
+    known = -(-args.drawn // page)
+    drawing = memory.sampling("sampling", sizes, args.slots, STEPS, WIDTH, args.drawn - WIDTH, (), kind)
     part = {item.name: item.bytes for item in drawing.items}
     held = part["parameters to sample from"] + count * kernels.page_bytes(
         kind, config, page, mesh.shape["model"]
@@ -97,11 +107,13 @@ def lowered(config, mesh, args) -> dict[str, tuple]:
     filling = part["prefill: attention scores"] + part["prefill: activations"]
     stepping = part["rows side by side"] + part["decode: logits"]
     loss = LossConfig(logit_chunk=CHUNK, remat=True)
+    width = bucket(args.drawn)
+    scored = max(data, engine.Engine.score_tokens // width // data * data)
+    score = model, low, ints(scored, width), jax.ShapeDtypeStruct((), jnp.float32), kernel
+    scoring = memory.scoring("score", sizes, args.drawn, ())
     return {
-        "update": (
-            lambda: engine._update.lower(*update, loss, flash.chosen(args.attention, "tpu", config)),
-            training.bytes,
-        ),
+        "update": (lambda: engine._update.lower(*update, loss, kernel), training.bytes),
+        "score": (lambda: engine._score.lower(*score), scoring.bytes),
         f"prefill ({kind})": (lambda: engine._prefill.lower(*prefill), held + filling),
         f"decode ({kind})": (lambda: engine._decode.lower(model, low, pool, *decode), held + stepping),
     }
@@ -163,16 +175,37 @@ def main():
     parser.add_argument("--rows", type=int, default=8, help="rows of a micro-batch")
     parser.add_argument("--length", type=int, default=2048, help="tokens of the longest row")
     parser.add_argument("--slots", type=int, default=64)
-    parser.add_argument("--only", choices=("update", "prefill", "decode"))
+    parser.add_argument("--only", choices=("update", "score", "prefill", "decode"))
+    parser.add_argument("--config", help="a variant of int.py of full size, whose sizes are taken")
+    parser.add_argument("--devices", type=int, default=4, choices=tuple(CHIPS), help="chips, with --config")
     args = parser.parse_args()
 
+    if args.config:
+        args.shape, args.topology = ROOT / "tests" / "shapes" / f"{args.config}.json", CHIPS[args.devices]
     data = json.loads(args.shape.read_text())
     config = models.family_of(data["model_type"]).config_from_hf(data)
-    config = dataclasses.replace(config, layers=args.layers, dtype=args.dtype, param_dtype="float32")
+    config = dataclasses.replace(config, dtype=args.dtype, param_dtype="float32")
     devices = topologies.get_topology_desc(platform="tpu", topology_name=args.topology).devices
+    args.drawn, limit = args.length, None
+    if args.config:
+        devices, machine = devices[: args.devices], plan.named("v5p", args.devices)
+        c = plan.fitted(intervention.get_config(args.config), machine, config)
+        args.layers, args.slots, args.rows, args.length = (
+            config.layers,
+            c.slots,
+            c.train.rows,
+            c.train.row_length,
+        )
+        args.drawn = plan.PROBLEM + c.attempts.sampling.max_new_tokens
+        args.data, limit = args.devices // c.mesh.model, machine.limit
+    config = dataclasses.replace(config, layers=args.layers)
     model = len(devices) // args.data
     mesh = make_mesh(args.data, model, devices)
-    print(f"{args.shape.stem}, {args.layers} layers, {args.topology}, data {args.data} x model {model}")
+    print(
+        f"{args.shape.stem}, {args.layers} layers, {args.topology}, data {args.data} x model {model}, {args.rows} "
+        f"rows of {args.length} tokens, {args.slots} slots of up to {args.drawn}"
+    )
+    faults = []
     for name, (program, planned) in lowered(config, mesh, args).items():
         if args.only not in (None, name.split()[0]):
             continue
@@ -192,6 +225,12 @@ def main():
             f"exchanged: {said}",
             flush=True,
         )
+        if limit and total * GIB > limit:
+            faults.append(f"{name} does not fit: {total:.1f} GiB of {limit / GIB:.1f}")
+        if name.startswith(("prefill", "decode")) and "data:" in said:
+            faults.append(f"{name} exchanges between replicas: {said}")
+    if faults:
+        sys.exit("\n".join(faults))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from experiments.configs import default
 from int_jax import hf_format, memory, roofline
 from int_jax.engine import SHARE
 from int_jax.lm import directory
-from int_jax.models import Config, kernels
+from int_jax.models import Config, flash, kernels
 from int_jax.sharding import RULES_DECODE, mesh_sizes
 
 PROBLEM = 1_024  # tokens of a prompt that shows a problem alone: assumed
@@ -72,7 +72,10 @@ def stages(
 
     def training(name, kept):
         t = c.train
-        return memory.training(name, sizes, t.rows, t.row_length, t.logit_chunk, t.remat, kept, adapters)
+        kernel = flash.chosen(c.attention, platform, model)
+        return memory.training(
+            name, sizes, t.rows, t.row_length, t.logit_chunk, t.remat, kept, adapters, kernel
+        )
 
     every = [
         sampling("attempts", PROBLEM, answer),

@@ -125,10 +125,10 @@ def pack(sequences, row_length: int, rows: int, totals: dict[str, float] | None 
     """
     placed = place([len(s.tokens) for s in sequences], row_length)
     micro = max(1, -(-len(placed) // rows))
-    # Rows rounded up to micro-batches, 9 rows by 2 -> 5, and these to 8: the update goes through `micro` of them.
-    # A power of two, and 16 of small ones, so that few shapes are compiled: an update takes seconds to compile, and
-    # what is not used costs no more than its transfer, 1.4 MB of 2^15 tokens.
-    padded = 1 << (max(micro, min(16, 2**15 // (rows * row_length))) - 1).bit_length()
+    # Rows rounded up to micro-batches, 9 rows by 2 -> 5, and these to 16: the update goes through `micro` of them.
+    # One shape for all but the largest batches, which have a power of two: an update takes minutes to compile at full
+    # size, and what is not used costs no more than its transfer, 14 MB for a row of 20,000 tokens.
+    padded = 1 << (max(micro, 16) - 1).bit_length()
     shape = (padded * rows, row_length)
     ints = {name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "segments")}
     names = ("ce", "rl", "kl", "advantage", "sampler_logp", "reference_logp", "old_logp")

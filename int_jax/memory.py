@@ -17,7 +17,7 @@ from int_jax import dims, lora
 from int_jax.engine import Engine
 from int_jax.lora import Lora
 from int_jax.models import Config, build, kernels
-from int_jax.models.transformer import LONG, SPAN
+from int_jax.models.transformer import DEEP, LONG, SPAN
 from int_jax.session import bucket, known_pages, prefix_pages, seen_rows
 from int_jax.sharding import RULES, RULES_DECODE, spec
 
@@ -129,13 +129,13 @@ class Sizes:
         return heads + wide + 4 * self.held("BTD", (rows, length, c.dim), self.width)
 
     def gathered(self) -> int:
-        """What an update holds whole along "data": embedding and head, two layers, and the float32 gradients of
-        embedding and head before they are summed and cut up."""
+        """What an update holds whole along "data": embedding and head, two layers, the head in float32, too, and the
+        float32 gradients of embedding and head before they are summed and cut up."""
         if self.mesh.shape["data"] == 1:
             return 0
         two = Sizes(dataclasses.replace(self.config, layers=2), self.mesh)
-        ends = [(letters, shape) for letters, shape in _params(self.config) if "V" in letters]
-        return two.params(self.config.dtype, RULES_DECODE) + sum(self.held(*end, 4) for end in ends)
+        ends = [self.held(letters, shape, 4) for letters, shape in _params(self.config) if "V" in letters]
+        return two.params(self.config.dtype, RULES_DECODE) + sum(ends) + max(ends)
 
     def logits(self, rows: int, tokens: int) -> int:
         """float32 over the vocabulary."""
@@ -223,20 +223,27 @@ def training(
     remat: bool,
     kept: tuple[Item, ...],
     adapters: Lora | None = None,
+    kernel: str = "xla",
 ) -> Stage:
     """One update with AdamW from micro-batches of rows x row_length tokens.
 
     Args:
       logits: tokens of a row whose logits exist at one time. remat: recompute each layer in the backward pass.
       adapters: what is trained in place of all parameters; these are in the compute dtype then, and in `kept`.
+      kernel: what attends within long rows (`flash.chosen`).
     """
     c = sizes.config
     trained = sizes.trained(c.param_dtype, adapters)
     # The copy in the compute dtype, where the trained parameters have another.
-    lower = sizes.trained(c.dtype, adapters) if c.dtype != c.param_dtype else 0
+    # Of many layers it is one of each array, and there always.
+    copied = c.dtype != c.param_dtype or c.layers >= DEEP
+    lower = sizes.trained(c.dtype, adapters) if copied else 0
     # Frozen parameters are whole along "data" as they are kept.
     gathered = sizes.gathered() if adapters is None else 0
     layer, scores = sizes.layer(rows, row_length), sizes.scores(rows, row_length)
+    if kernel != "xla" and row_length > LONG:
+        scores = 0
+    heads = sizes.held("BTHK", (rows, row_length, c.heads, c.head_dim), sizes.width)
     residual = sizes.held("BTD", (rows, row_length, c.dim), sizes.width)
     shard = "mesh.data, mesh.model"
     items = (
@@ -254,8 +261,8 @@ def training(
         ),
         Item(
             "activations",
-            # Recomputed: each layer's input, and all that one layer makes on the way forward and back.
-            (c.layers * residual + 3 * layer) if remat else (c.layers + 2) * layer,
+            # Recomputed: each layer's input and attention, and all that one layer makes on the way forward and back.
+            (c.layers * (residual + heads) + 3 * layer) if remat else (c.layers + 2) * layer,
             "train.rows, train.row_length" + ("" if remat else ", train.remat"),
         ),
         Item(

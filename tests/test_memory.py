@@ -275,3 +275,17 @@ def test_the_table_has_a_line_a_stage():
 
 def test_a_device_that_does_not_say_what_it_holds():
     assert memory.device_bytes(jax.devices()[0]) is None
+
+
+def test_a_kernel_keeps_no_square_of_scores():
+    """Of long rows; short ones are attended to as a whole."""
+    long, short = ({kernel: memory.training("sft", sizes(), 4, length, 64, True, (), None, kernel)
+                    for kernel in ("xla", "tpu")} for length in (4096, 256))  # fmt: skip
+    assert item(long["tpu"], "attention scores") == 0 < item(long["xla"], "attention scores")
+    assert short["tpu"] == short["xla"]
+
+
+def test_what_attention_gives_is_kept_of_each_layer():
+    deep = [training(sizes(layers=n), remat=True) for n in (3, 6)]
+    more = item(deep[1], "activations") - item(deep[0], "activations")
+    assert more == 3 * 4 * 256 * (CONFIG.dim + CONFIG.heads * CONFIG.head_dim) * 4
