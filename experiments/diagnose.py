@@ -177,7 +177,7 @@ def losses_of(funnel: dict, gains: bool = False) -> str:
 def conditions(domain: Domain, trace: Trace, one: Intervention, spliced: Trace) -> dict[str, Trace]:
     """The open traces from which the effect of one intervention is measured, by the names of CONDITIONS."""
     # An attempt whose located step is its last one is finished, not open: its stop tokens go.
-    spoken = np.flatnonzero([True, *~np.isin(trace.response, domain.tokenizer.stop_ids)])[-1]
+    spoken = int(np.flatnonzero([True, *~np.isin(trace.response, domain.tokenizer.stop_ids)])[-1])
     ends = {
         "prefix": rollout.cut_at(trace, one.step),
         "prefix_error": min(trace.step_ends[one.step], trace.prompt_len + spoken),

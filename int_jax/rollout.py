@@ -369,9 +369,9 @@ def reopen(trace: Trace, end: int, tokenizer: Tokenizer, separator: str = "\n\n"
     if not separator:
         if trace.stop and trace.partner and trace.partner[-1].end == end:
             end = trace.partner[-1].start  # the last word of a conversation opens no turn: it is said again
-        ends = *(e for e in trace.step_ends if e < end), *[end] * (end > trace.prompt_len)
-        return truncate(trace, end).replace(step_ends=ends)
-    end, begin = tokenizer.reopen(trace.tokens[:end], trace.prompt_len, separator)
+        begin = ""
+    else:
+        end, begin = tokenizer.reopen(trace.tokens[:end], trace.prompt_len, separator)
     ends = (*(e for e in trace.step_ends if e < end), end) if end > trace.prompt_len else ()
     return truncate(trace, end).replace(begin=begin, step_ends=ends)
 
