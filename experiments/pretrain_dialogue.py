@@ -37,8 +37,8 @@ MIXTURE = {"talk": 0.45, "finish": 0.25, "taught": 0.05, "check": 0.25}
 ENTRIES, MAX_LEN = 1024, 768
 BLOCK = "<intervention>", "</intervention>", '{"location": ', ', "content": "', '"}'
 ROWS, ROW_LENGTH, MICRO_ROWS = 8, 512, 4
-UPDATES, WARMUP, DECAY_AT, PEAK = 1300, 50, 800, 3e-3
-EXAMPLES = 10_000
+UPDATES, WARMUP, DECAY_AT, PEAK = 5000, 50, 3500, 3e-3
+EXAMPLES = 20_000
 TASKS = 400  # to train on, of each domain
 SKILL, GOOD = (0.1, 0.6), (0.8, 1.0)  # the share of turns that are good, evenly: of beginners, of others
 

@@ -5,8 +5,8 @@
 The variants are those of therapy.py, on the domain `dearman`. What is exact here (first errors, best turns) is so with
 respect to the scripted counterpart, and says nothing of how people fare.
 
-`tiny` took 7.5 minutes a seed on two CPU cores: InT + RL scored 43% and 35% on held-out tasks of seeds 0 and 1, RL 25%
-and 23% (experiments/LOG.md, 2026-11-28). `chat` was NOT run.
+`tiny` took 403 to 412 s a seed on two CPU cores: over three seeds InT + RL scored 30% on held-out tasks, RL 31%
+(experiments/LOG.md, 2026-11-29). `chat` was NOT run.
 """
 
 from ml_collections import ConfigDict
