@@ -9,6 +9,7 @@ it does not matter who made it: jobs that know nothing of one another may make a
 
 import codecs
 import contextlib
+import dataclasses
 import errno
 import functools
 import glob
@@ -38,7 +39,8 @@ class Awaited(Exception):
     """A stage has shards that other jobs are to make; the message says which stage, and how many are there."""
 
 
-class Share(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Share:
     """One of `count` jobs that make a run's stages together: it makes the shards whose place is `index` modulo `count`.
 
     What two jobs might write at once has a name of its own in each (`Workdir.own`); a shard has one maker.
