@@ -3,8 +3,9 @@
 A shard is one file, written whole or not at all; its first line holds what is counted over it, how many rows it has and
 a checksum, the others the rows. All shards of a stage that are missing are made together, by one call, and then
 written: what that call has drawn so far is kept in a log (response_log.py). A shard's rows depend on the config, on the
-files that files.json knows by their hash, and on earlier stages alone, so one that exists is never computed again, and
-it does not matter who made it: jobs that know nothing of one another may make a stage together (`Share`).
+files that files.json knows by their hash, and on earlier stages alone (log-probabilities up to rounding, as they are
+computed beside others), so one that exists is never computed again, and it does not matter who made it: jobs that know
+nothing of one another may make a stage together (`Share`).
 """
 
 import codecs
