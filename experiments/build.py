@@ -23,7 +23,7 @@ from int_jax.lm import LM, keep_memory
 from int_jax.policy_gradient import PolicyGradient, by_group
 from int_jax.sampler import Sampling
 from int_jax.sharding import make_mesh
-from int_jax.stages import Workdir
+from int_jax.stages import Share, Workdir
 from int_jax.types import Task
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
@@ -37,10 +37,10 @@ def versions() -> dict[str, str]:
     }
 
 
-def workdir(config: ConfigDict, seed: int, folder: Path) -> Workdir:
+def workdir(config: ConfigDict, seed: int, folder: Path, share: Share | None = None) -> Workdir:
     """The folder of the run of one seed. Raises: StageError where it holds another run."""
     machine = default.machine_knobs(config.domain.name)
-    return Workdir(folder, {**config.to_dict(), "seed": seed}, versions(), machine)
+    return Workdir(folder, {**config.to_dict(), "seed": seed}, versions(), machine, share)
 
 
 def fitted(config: ConfigDict) -> ConfigDict:

@@ -60,6 +60,12 @@ def held_out(config: ConfigDict, lab: Lab, test: list[Task]) -> list[Task]:
     return hard
 
 
+def sets(config: ConfigDict, lab: Lab, test: list[Task]) -> dict[str, list[Task]]:
+    """What the policies of a run are scored on: problems held out, and some of those that they were trained on."""
+    every = {"test": test, "train": lab.pool()[: config.eval.train_problems]}
+    return {name: tasks for name, tasks in every.items() if tasks}
+
+
 def policy_rows(
     lab: Lab, name: str, sets: dict[str, list[Task]], samples: int, sampling: Sampling, shard: int
 ) -> list[EvalRow]:

@@ -7,6 +7,9 @@ measured: effect, comparison of proposers, evaluation, drift. Every stage leaves
 moment, the same command goes on; on SIGTERM a run saves what it has and ends with the code 75. Several hosts run the
 same command, each with --distributed. Ends with the tables on the screen; results.json and report.html are there from
 the first stage on, rewritten as it goes. Any knob is changed on the command line: --config.rl.updates=100.
+
+Before it, jobs that know nothing of one another may draw the data of the same workdir, each with --share=I/N: each
+makes its shards of every stage, and ends with the code 75 where it waits for those of others, else with 0.
 """
 
 import errno
@@ -24,12 +27,12 @@ if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # its old name, which ja
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from experiments import arms, build
+from experiments import arms, build, shares
 from experiments.command_line import define_config, parse
 from experiments.diagnose import accuracy, compared, drift, effect, intervention_gains, losses_of
-from experiments.evaluate import across_seeds, evaluate, held_out, validation
+from experiments.evaluate import across_seeds, evaluate, held_out, sets, validation
 from experiments.preflight import check_lengths
-from experiments.problems import problems
+from experiments.problems import Problems, problems
 from experiments.progress import show
 from experiments.results import Run
 from experiments.store import WorkdirStore
@@ -40,7 +43,7 @@ from int_jax.lm import LM
 from int_jax.preemption import EXIT_CODE, Preempted
 from int_jax.rows import Stage
 from int_jax.sampler import Sampling
-from int_jax.stages import StageError, refuse_differing_hosts
+from int_jax.stages import Awaited, Share, StageError, refuse_differing_hosts
 from int_jax.types import Task
 
 CONFIG = define_config()
@@ -55,21 +58,39 @@ PROCESS = flags.DEFINE_integer("process", None, "this one's number, from 0")
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "one process a host: start this command on each of them"
 )
+SHARE = flags.DEFINE_string("share", None, "I/N: draw the data's share I of 0 to N - 1, and train nothing")
+
+
+def opened(
+    config: ConfigDict, seed: int, folder: Path, lm: LM, proposer_lm: LM | None, share: Share | None = None
+) -> tuple[Lab, WorkdirStore, Problems]:
+    """The lab of one seed and its problems, once it has been seen that the model can draw at them."""
+    work = build.workdir(config, seed, folder, share)
+    domain = domains.load(config.domain.name, lm.tokenizer, **config.domain.knobs.to_dict())
+    store = WorkdirStore(config, work, lm.engine, seed)
+    found = problems(config, work, domain, seed)
+    lab = build.lab(config, seed, lm, proposer_lm, domain, found.train, store)
+    check_lengths(config, lab, found.test + found.validation)
+    for task in (found.train + found.test)[:1]:
+        store.check_sound(lab.decoding, rollout.open_trace(domain, task).tokens.tolist())
+    return lab, store, found
+
+
+def share_seed(
+    config: ConfigDict, seed: int, folder: Path, lm: LM, proposer_lm: LM | None, share: Share
+) -> list[str]:
+    """One job's share of the data of one seed; returns what the rest of it waits for (`shares.make`)."""
+    lab, _, found = opened(config, seed, folder, lm, proposer_lm, share)
+    drawn = build.sampling(config.eval.sampling, lab.domain, seed)
+    return shares.make(config, lab, found.test, drawn)
 
 
 def run_seed(config: ConfigDict, seed: int, folder: Path, lm: LM, proposer_lm: LM | None) -> dict:
     """All stages with one seed; returns the results that it also writes. `proposer_lm`: None for the policy itself."""
-    work = build.workdir(config, seed, folder)
-    domain = domains.load(config.domain.name, lm.tokenizer, **config.domain.knobs.to_dict())
-    store = WorkdirStore(config, work, lm.engine, seed)
-    train, test, validated = problems(config, work, domain, seed)
-    lab = build.lab(config, seed, lm, proposer_lm, domain, train, store)
-    check_lengths(config, lab, test + validated)
-    for task in (train + test)[:1]:
-        store.check_sound(lab.decoding, rollout.open_trace(domain, task).tokens.tolist())
+    lab, store, (train, test, validated) = opened(config, seed, folder, lm, proposer_lm)
     run = Run(config, seed, folder, lab, store)
     store.changed = run.write
-    drawn = build.sampling(config.eval.sampling, domain, seed)
+    drawn = build.sampling(config.eval.sampling, lab.domain, seed)
     if validated:
         store.validate = validation(lab, validated, config.validation.samples, drawn)
     test = held_out(config, lab, test)
@@ -137,10 +158,9 @@ def measure(run: Run, drawn: Sampling) -> None:
 def score(config: ConfigDict, lab: Lab, test: list[Task], stopped: dict[str, dict], drawn: Sampling) -> dict:
     """All policies on the held-out problems, and on some of those that they were trained on."""
     c = config.eval
-    sets = {"test": test, "train": lab.pool()[: c.train_problems]}
     return evaluate(
         lab,
-        {name: tasks for name, tasks in sets.items() if tasks},
+        sets(config, lab, test),
         c.samples,
         c.ks,
         drawn,
@@ -153,6 +173,7 @@ def score(config: ConfigDict, lab: Lab, test: list[Task], stopped: dict[str, dic
 def main(argv):
     del argv
     logging.set_verbosity(logging.WARNING)
+    share = None if SHARE.value is None else Share.parse(SHARE.value)
     try:
         config = CONFIG.value
     except OSError as error:
@@ -161,7 +182,7 @@ def main(argv):
         raise StageError("give --config experiments/configs/int.py:tiny and --workdir runs/demo")
     if DISTRIBUTED.value:
         processes.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-        refuse_differing_hosts(config.to_dict(), build.versions())
+        refuse_differing_hosts(config.to_dict(), build.versions(), share)
     start = time.perf_counter()
     try:
         config = build.fitted(config)
@@ -169,9 +190,20 @@ def main(argv):
     except ValueError as error:
         raise StageError(str(error)) from None
     workdir = Path(WORKDIR.value)
+    folders = {seed: workdir if len(config.seeds) == 1 else workdir / f"seed{seed}" for seed in config.seeds}
+    if share:
+        models = lm, proposer_lm
+        every_awaited = {
+            folder: share_seed(config, seed, folder, *models, share) for seed, folder in folders.items()
+        }
+        if said := [f"{folder}/{text}" for folder, texts in every_awaited.items() for text in texts]:
+            raise Awaited(
+                f"share {share} waits for other shares:\n  " + "\n  ".join(said) + "\n"
+                "Run the same command again when they are there: it goes on from them"
+            )
+        return show(f"\nshare {share} is made; a run without --share trains on all of them")
     every = []
-    for seed in config.seeds:
-        folder = workdir if len(config.seeds) == 1 else workdir / f"seed{seed}"
+    for seed, folder in folders.items():
         every.append(run_seed(config, seed, folder, lm, proposer_lm))
         show("\n" + report.tables(every[-1]))
     if len(every) > 1:
@@ -190,7 +222,7 @@ if __name__ == "__main__":
         app.run(main, flags_parser=parse)
     except (StageError, FileNotFoundError) as error:
         sys.exit(f"\nint_jax: {error}")
-    except Preempted as error:
+    except (Preempted, Awaited) as error:
         show(f"\nint_jax: {error}")
         sys.exit(EXIT_CODE)
     except OSError as error:

@@ -1,6 +1,7 @@
 """The store of a run (`int_jax.lab.Store`): rows as shards of the workdir, trainings as checkpoints and scalars.
 
-A shard that exists is not computed again; a training goes on from its last checkpoint. Responses are kept as they end,
+A shard that exists is not computed again; a training goes on from its last checkpoint. A job that makes a share of the
+shards (`stages.Share`) trains nothing. Responses are kept as they end,
 in a log each of a stage and of a batch of a training (response_log.py), until its shards or a checkpoint are there.
 """
 
@@ -21,13 +22,13 @@ from experiments.progress import bar
 from int_jax import checkpoint, processes, report, response_log
 from int_jax.checkpoint import Checkpoints, Keep
 from int_jax.engine import Engine
-from int_jax.lab import Trained, Training, as_line
+from int_jax.lab import Stopped, Trained, Training, as_line
 from int_jax.preemption import Preempted
 from int_jax.report import writers
 from int_jax.response_log import LoggedSampler, ResponseLog
 from int_jax.rows import ROWS, Stage, id_of
 from int_jax.sampler import Request, Sampler, Sampling, ScoringSampler
-from int_jax.stages import Matching, StageError, Workdir, write_atomically
+from int_jax.stages import Awaited, Matching, StageError, Workdir, write_atomically
 from int_jax.types import State, Trace, from_json, to_json
 from int_jax.watching import Meter, Profile, Split
 
@@ -56,6 +57,7 @@ class WorkdirStore:
         self.changed: Callable[[], object] = lambda: None
         # What the engine tells of its updates; one without a clock tells nothing.
         self.split = engine.split if isinstance(engine, Engine) else Split()
+        self.job = work.share.name if work.share else ""
         self._new = False  # what was there at the start was reported then
         c = config
         self.sizes = {
@@ -86,28 +88,31 @@ class WorkdirStore:
         kind = ROWS[stage.kind]
         unit = "text" if stage.kind == "drift" else "sample"
         log = self.work.path / stage.name / LOG
-        with bar(stage.name, len(items) * samples, unit) as shown:
+        parts = chunks(items, size or self.sizes[stage.kind])
+        total = samples * sum(len(part) for index, part in enumerate(parts) if self.work.makes(index))
+        with bar(stage.name, total, unit) as shown:
 
             def counted(parts, lap):
                 self._new = True
                 sizes = [len(part) for part in parts]
                 # `work` tells of each response; shards that were there already are told of here.
-                shown.update((len(items) - sum(sizes)) * samples)
+                shown.update(total - sum(sizes) * samples - shown.n)
                 watched = self._watched(stage.name, sampler, shown)
-                with (
-                    ResponseLog(log, self._about(stage.name), self.config.log_every, lap) as responses,
-                    watched,
-                ):
+                about, every = self._about(stage.name), self.config.log_every
+                with ResponseLog(log, about, every, lap, self.job) as responses, watched:
                     some = [item for part in parts for item in part]
                     rows, tokens = work(LoggedSampler(sampler, responses), some, shown.update)
                 cut = zip(consecutive(to_json(rows), sizes), shares(tokens, sizes), strict=True)
                 return [(made, {"tokens": count}) for made, count in cut]
 
             matching = matching_of(stage, items) if stage.name in GIVEN else None
-            parts = chunks(items, size or self.sizes[stage.kind])
-            rows, counts = self.work.rows(stage.name, parts, counted, matching, stage.kind)
-            response_log.remove(log)
-            shown.update(len(items) * samples - shown.n)
+            try:
+                rows, counts = self.work.rows(stage.name, parts, counted, matching, stage.kind)
+            except Awaited:
+                response_log.remove(log, self.job)
+                raise
+            response_log.remove(log, self.job)
+            shown.update(total - shown.n)
         return [from_json(kind, row) for row in rows], int(counts.get("tokens", 0))
 
     def _watched(self, name: str, sampler: ScoringSampler, shown=None) -> contextlib.AbstractContextManager:
@@ -118,7 +123,7 @@ class WorkdirStore:
 
         def tell(line: dict[str, float]) -> None:
             rounded = {key: float(f"{value:.5g}") for key, value in line.items()}
-            with (self.work.path / "sampling.jsonl").open("a") as file:
+            with self.work.own(self.work.path / "sampling.jsonl").open("a") as file:
                 file.write(json.dumps({"stage": name, **rounded}) + "\n")
             if shown is not None:
                 useful = f", {line['useful_bytes']:.0%} useful bytes" if "useful_bytes" in line else ""
@@ -163,7 +168,13 @@ class WorkdirStore:
 
         The first number that is not finite ends it (`spoiled`), and such a state is not saved. The divergence is noted
         in the policy's folder, where a restart finds it instead of training again.
+
+        Raises: Stopped in a job that makes a share of the data.
         """
+        if self.work.share:
+            raise Stopped(
+                training.policy, "skipped", f"{training.policy}: a share of the data trains nothing"
+            )
         self._report()
         folder = self.work.path / training.name
         state = checkpoint.restore(folder / "state", training.like) or training.first()

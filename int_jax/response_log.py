@@ -1,6 +1,6 @@
 """Finished responses on disk while a stage or a batch is drawn: a run that was killed draws none of them again.
 
-A log is a folder with a file for each process, which only grows. Numbers are little-endian:
+A log is a folder with a file for each process of each job, which only grows. Numbers are little-endian:
 
     file     MAGIC, then records
     record   length of its body uint32, CRC-32 of that length and the body uint32, the body
@@ -69,15 +69,15 @@ def checksum(body) -> int:
     return zlib.crc32(body, zlib.crc32(struct.pack("<I", len(body))))
 
 
-def bodies(file: mmap.mmap) -> Iterator[Place]:
-    """The bodies of a file's whole records."""
-    at = len(MAGIC)
-    while at + HEAD.size <= len(file):
-        length, expected = HEAD.unpack_from(file, at)
+def bodies(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """The bodies of a file's whole records, each with its place."""
+    at, size = file.seek(len(MAGIC)), os.fstat(file.fileno()).st_size
+    while len(head := file.read(HEAD.size)) == HEAD.size:
+        length, expected = HEAD.unpack(head)
         start, at = at + HEAD.size, at + HEAD.size + length
-        if at > len(file) or checksum(file[start:at]) != expected:
+        if at > size or checksum(body := file.read(length)) != expected:
             return
-        yield Place(file, start, at)
+        yield start, body
 
 
 class ResponseLog:
@@ -88,22 +88,31 @@ class ResponseLog:
         they are asked for.
     """
 
-    def __init__(self, folder: Path, about: str, every_s: float, told: Callable[[], object] = lambda: None):
+    def __init__(
+        self,
+        folder: Path,
+        about: str,
+        every_s: float,
+        told: Callable[[], object] = lambda: None,
+        job: str = "",
+    ):
         """Read what all processes wrote, however many there were.
 
         Args:
           about: what the log belongs to: a policy, and what is drawn from it. every_s: seconds after which what was
-            written is forced to the disk. told: called when it was.
+            written is forced to the disk. told: called when it was. job: of the jobs that write to this log at once,
+            the name of this one: it reads what it wrote itself. The one without a name is alone, and reads all.
 
         Raises: StageError for a log that belongs to something else, naming its file.
         """
-        self.path = folder / f"{jax.process_index()}.log"
+        prefix = f"{job}." if job else ""
+        self.path = folder / f"{prefix}{jax.process_index()}.log"
         self.about, self.every_s, self.told = about, every_s, told
         self.found: dict[bytes, Place] = {}
         self._size = 0  # of this process's file, up to the end of its last whole record
         self._file: IO[bytes] | None = None
         self._forced = time.monotonic()
-        for path in sorted(folder.glob("*.log")):
+        for path in sorted(folder.glob(f"{prefix}*.log")):
             size = self._read(path)
             if path == self.path:
                 self._size = size
@@ -118,27 +127,28 @@ class ResponseLog:
 
     def _read(self, path: Path) -> int:
         """Note the responses of a file; returns the size of what is whole of it."""
-        if not path.stat().st_size:  # an empty file cannot be mapped
-            return 0
-        # Mapped, not read: the log of a stage may be larger than the memory.
+        places, size = [], 0
         with path.open("rb") as opened:
-            file = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        start = file[: len(MAGIC)]
-        if not MAGIC.startswith(start.rstrip(b"\0")):
-            raise StageError(
-                f"{path}: no log of responses as this version writes them: it begins with {start!r}; delete it: what "
-                "it may hold is drawn again"
-            )
-        size = 0
-        for number, place in enumerate(bodies(file)):
-            if number:
-                self.found[file[place.start : place.start + KEY_BYTES]] = place
-            elif (there := file[place.start : place.end].decode()) != self.about:
+            start = opened.read(len(MAGIC))
+            if not MAGIC.startswith(start.rstrip(b"\0")):
                 raise StageError(
-                    f"{path}: holds responses of {there!r}, and these are of {self.about!r}; delete it, or use "
-                    "another --workdir"
+                    f"{path}: no log of responses as this version writes them: it begins with {start!r}; delete it: "
+                    "what it may hold is drawn again"
                 )
-            size = place.end
+            for number, (place, body) in enumerate(bodies(opened)):
+                size = place + len(body)
+                if number:
+                    places.append((body[:KEY_BYTES], place, size))
+                elif (there := body.decode()) != self.about:
+                    raise StageError(
+                        f"{path}: holds responses of {there!r}, and these are of {self.about!r}; delete it, or use "
+                        "another --workdir"
+                    )
+            # Mapped, not kept: the log of a stage may be larger than the memory. Its whole records alone: what is
+            # behind them another job, whose file it is, may cut off.
+            if places:
+                file = mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ)
+                self.found |= {key: Place(file, start, end) for key, start, end in places}
         return size
 
     def get(self, key: bytes, prompt: tuple[int, ...]) -> Response | None:
@@ -199,9 +209,15 @@ class ResponseLog:
                 self._force(file)
 
 
-def remove(folder: Path) -> None:
-    """Remove a log that no process has open any more, or a folder of such logs, if there is one."""
-    if processes.is_main_process() and folder.exists():
+def remove(folder: Path, job: str = "") -> None:
+    """Remove a log that no process has open any more, or a folder of such logs, if there is one; of a job its own files
+    alone, as others may be writing theirs."""
+    if not processes.is_main_process():
+        return
+    if job:
+        for path in folder.glob(f"{job}.*.log"):
+            path.unlink()
+    elif folder.exists():
         shutil.rmtree(folder)
 
 

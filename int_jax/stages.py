@@ -2,19 +2,23 @@
 
 A shard is one file, written whole or not at all; its first line holds what is counted over it, how many rows it has and
 a checksum, the others the rows. All shards of a stage that are missing are made together, by one call, and then
-written: what that call has drawn so far is kept in a log (response_log.py). A shard's content depends on the config, on
-the files that the manifest knows by their hash, and on earlier stages alone, so one that exists is never computed
-again.
+written: what that call has drawn so far is kept in a log (response_log.py). A shard's rows depend on the config, on the
+files that files.json knows by their hash, and on earlier stages alone (log-probabilities up to rounding, as they are
+computed beside others), so one that exists is never computed again, and it does not matter who made it: jobs that know
+nothing of one another may make a stage together (`Share`).
 """
 
 import codecs
 import contextlib
+import dataclasses
 import errno
 import functools
 import glob
 import hashlib
 import json
 import os
+import re
+import socket
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -25,10 +29,42 @@ from int_jax import processes
 
 FIRST = {"counts", "rows", "crc32"}  # of a shard's first line
 SHOWN = 5  # offenders that a message names
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)  # how file systems without hard links refuse one
 
 
 class StageError(Exception):
     """A run cannot go on; the message says what is wrong, where, and how to fix it."""
+
+
+class Awaited(Exception):
+    """A stage has shards that other jobs are to make; the message says which stage, and how many are there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """One of `count` jobs that make a run's stages together: it makes the shards whose place is `index` modulo `count`.
+
+    What two jobs might write at once has a name of its own in each (`Workdir.own`); a shard has one maker.
+    """
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Share":
+        """The share that "3/32" names. Raises: StageError."""
+        found = re.fullmatch("([0-9]+)/([0-9]+)", text)
+        if not found or not int(found[1]) < int(found[2]):
+            raise StageError(f"--share={text}: it is I/N, job I of N, from --share=0/32 to --share=31/32")
+        return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    @property
+    def name(self) -> str:
+        """In names of files."""
+        return f"{self.index}of{self.count}"
 
 
 class Matching(NamedTuple):
@@ -57,10 +93,16 @@ def told_if_full(path: Path):
         raise
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all; a full disk ends in a StageError that says what is safe."""
-    # Of this process alone, and in the same folder: a rename is atomic only within a file system.
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+def write_atomically(path: Path, content: str | bytes, first: bool = False) -> None:
+    """Write a file whole or not at all; a full disk ends in a StageError that says what is safe.
+
+    Args:
+      first: leave a file that is there as it is. Of several jobs that come at once one alone has written it then; whose
+        it is the caller reads.
+    """
+    # Of this process alone (containers on several hosts have the same numbers), and in the same folder: a rename is
+    # atomic only within a file system.
+    scratch = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     with told_if_full(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,10 +111,27 @@ def write_atomically(path: Path, content: str | bytes) -> None:
                 file.flush()
                 # Else the new name could reach the disk before the content does.
                 os.fsync(file.fileno())
-            scratch.replace(path)
+            if first and linked(scratch, path):
+                scratch.unlink()
+            else:
+                scratch.replace(path)
         except OSError:
             scratch.unlink(missing_ok=True)
             raise
+
+
+def linked(path: Path, other: Path) -> bool:
+    """Give a file a second name, unless that is taken: on network file systems, too, the server decides who is first.
+    False where the file system has no hard links."""
+    try:
+        os.link(path, other)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        return False
+    return True
 
 
 def flat(tree: dict, prefix: str = "") -> dict:
@@ -91,12 +150,13 @@ def differing(trees: list[dict]) -> dict[str, list]:
     return {key: some for key, some in values.items() if any(one != some[0] for one in some)}
 
 
-def refuse_differing_hosts(config: dict, versions: dict) -> None:
-    """Refuse a run whose processes were started with different configs or versions: they would part without a word.
+def refuse_differing_hosts(config: dict, versions: dict, share: Share | None = None) -> None:
+    """Refuse a run whose processes were started with different configs, versions or shares: they would part without a
+    word.
 
     Raises: StageError on all of them, naming the keys and what each process has.
     """
-    mine = json.dumps({"config": config, "versions": versions}).encode()
+    mine = json.dumps({"config": config, "versions": versions, "share": share and str(share)}).encode()
     if differ := differing([json.loads(said) for said in processes.exchange(mine)]):
         lines = [
             f"  {key}: " + ", ".join(f"{v!r} on process {i}" for i, v in enumerate(some))
@@ -111,23 +171,32 @@ def refuse_differing_hosts(config: dict, versions: dict) -> None:
 class Workdir:
     """The directory of one run under one config.
 
-    Its manifest has the config and the data files of the first start and, of each start that was not as the one before
-    it, the values that were others than there (`machine`) and the versions.
+    Its manifest has the config of the first start and, of each start that was not as the one before it, the values that
+    were others than there (`machine`) and the versions; files.json has the data files of the first start.
 
     Args:
       config: plain JSON types; its `inputs` maps a stage's name to JSONL that replaces the stage's own rows: a file, a
         folder or a glob; a shard of a run, or all of them, too.
       versions: of what the numbers may depend on. machine: keys ("mesh.data") whose values may change between starts.
+      share: of the shards that this job makes; None: all that are missing.
 
     Raises: StageError if the directory belongs to another config, naming the keys that differ.
     """
 
-    def __init__(self, path: str | Path, config: dict, versions: dict, machine: Collection[str] = ()):
-        self.path = Path(path)
+    def __init__(
+        self,
+        path: str | Path,
+        config: dict,
+        versions: dict,
+        machine: Collection[str] = (),
+        share: Share | None = None,
+    ):
+        self.path, self.share = Path(path), share
         self.inputs = config.get("inputs", {})
         # As the manifest gives it back: tuples are lists there.
         config = json.loads(json.dumps(config))
-        there = self._manifest() or {"config": config}
+        first = {"config": config, "starts": [{"changed": {}, "versions": versions}]}
+        there = self._began("manifest.json", "config", first)
         changed = differing([there["config"], config])
         if science := {key: values for key, values in changed.items() if key not in machine}:
             lines = [f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in science.items()]
@@ -136,13 +205,35 @@ class Workdir:
                 "Use another --workdir, or delete this one"
             )
         start = {"changed": {key: new for key, (_, new) in changed.items()}, "versions": versions}
+        # A share notes its starts in a copy of its own: two that add to one file would lose a note.
+        notes = self.own(self.path / "manifest.json")
+        there = self._read(notes, "config") or there
         starts = there.get("starts", [])
-        if starts[-1:] != [start]:
-            self._write_manifest(there | {"starts": [*starts, start]})
+        if starts[-1:] != [start] and processes.is_main_process():
+            write_atomically(notes, json.dumps(there | {"starts": [*starts, start]}, indent=1) + "\n")
 
-    def _manifest(self) -> dict | None:
-        """What the manifest says; None where there is none."""
-        path = self.path / "manifest.json"
+    def own(self, path: Path) -> Path:
+        """The file that this job writes for `path`: "clock.jsonl" is "clock.3of32.jsonl" in share 3/32."""
+        return path.with_name(f"{path.stem}.{self.share.name}{path.suffix}") if self.share else path
+
+    def makes(self, index: int) -> bool:
+        """Whether this job makes a stage's shard of that place."""
+        return not self.share or index % self.share.count == self.share.index
+
+    def _began(self, name: str, key: str, content: dict) -> dict:
+        """What the file of that name says since the first start, which is this one, with `content`, where there is
+        none: of jobs that start at once all read that of one."""
+        path = self.path / name
+        found = self._read(path, key)
+        if found is None:
+            if processes.is_main_process():
+                write_atomically(path, json.dumps(content, indent=1) + "\n", first=True)
+            found = self._read(path, key)
+        assert found is not None, f"{path} was written"
+        return found
+
+    def _read(self, path: Path, key: str) -> dict | None:
+        """What a file says, of which `key` is a part; None where there is none."""
         text = processes.from_main_process(
             path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
         )
@@ -152,17 +243,13 @@ class Workdir:
             found = json.loads(text)
         except (ValueError, RecursionError):
             found = None
-        if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
+        if not isinstance(found, dict) or not isinstance(found.get(key), dict):
             raise StageError(
-                f"{path}: damaged: it does not hold the config of this run but {text[:80]!r}. Shards and checkpoints "
+                f"{path}: damaged: it does not hold the {key} of this run but {text[:80]!r}. Shards and checkpoints "
                 "beside it are whole: if this command has the config that they were made with, delete that file and "
                 "run the command again; it goes on from them"
             )
         return found
-
-    def _write_manifest(self, data: dict) -> None:
-        if processes.is_main_process():
-            write_atomically(self.path / "manifest.json", json.dumps(data, indent=1) + "\n")
 
     def pin(self, files: dict[str, list[Path]]) -> None:
         """Note the content of the files from which a run takes its data; refuse others than those it began with.
@@ -177,10 +264,7 @@ class Workdir:
             for knob, some in files.items()
         }
         now = processes.from_main_process(now)
-        there = self._manifest() or {}
-        then = there.get("files")
-        if then is None:
-            return self._write_manifest(there | {"files": now})
+        then = self._began("files.json", "files", {"files": now})["files"]
         differ = [
             f"  {path}: {'new' if path not in then.get(knob, {}) else 'gone' if path not in some else 'changed'}"
             f" (config.{knob})"
@@ -209,10 +293,13 @@ class Workdir:
 
         Args:
           parts: what each shard is made of. work(some, lap) -> [(rows, counts), ...]: of the parts whose shards do not
-            exist yet, all in one call; rows and counts as JSON types, counts a flat dict of numbers. lap(): notes the
-            time so far, so that it is not lost where the call does not come to its end.
+            exist yet and are this job's, all in one call; in a second one, where some were begun and not all of them.
+            Rows and counts as JSON types, counts a flat dict of numbers. lap(): notes the time so far, so that it is
+            not lost where the call does not come to its end.
           matching: for the rows of a file of the user's own; a stage without cannot be given.
           kind: under which its time is noted, the stage's name by default.
+
+        Raises: Awaited where this job's shards are made, and others of the stage are not there.
         """
         rows: list[dict] = []
         totals: dict[str, float] = {}
@@ -224,36 +311,63 @@ class Workdir:
         paths = [self.path / stage / f"{index:05d}.jsonl" for index in range(len(parts))]
         # Process 0 says which shards exist, and reads them for all: another host's disk may not show them yet.
         there = processes.from_main_process([path.exists() for path in paths])
-        if missing := [index for index, exists in enumerate(there) if not exists]:
-            lap = self.stopwatch(kind or stage)
-            made = work([parts[index] for index in missing], lap)
-            if processes.is_main_process():
-                self._write_shards({paths[i]: one for i, one in zip(missing, made, strict=True)})
-            lap()
+        missing = [index for index, exists in enumerate(there) if not exists and self.makes(index)]
+        noted = processes.from_main_process(self._noted(stage))
+        # What an earlier call has counted holds for all shards of that call, and must not be mixed with this one's.
+        begun = [index for index in missing if paths[index].name in noted]
+        for some in begun, [index for index in missing if index not in begun]:
+            if some:
+                lap = self.stopwatch(kind or stage)
+                made = work([parts[index] for index in some], lap)
+                if processes.is_main_process():
+                    self._write_shards({paths[i]: one for i, one in zip(some, made, strict=True)}, noted)
+                lap()
+        if self.share:
+            there = processes.from_main_process([path.exists() for path in paths])
+            if not all(there):
+                raise Awaited(f"{stage}: {sum(there)} of {len(paths)} shards are there")
+        elif processes.is_main_process():
+            for path in self._notes(stage):
+                path.unlink(missing_ok=True)
         for path in paths:
             counts, found = processes.from_main_process(shard(path) if processes.is_main_process() else None)
             rows += found
             add(totals, counts)
         return rows, totals
 
-    def _write_shards(self, made: dict[Path, tuple[list[dict], dict[str, float]]]) -> None:
+    def _notes(self, stage: str) -> list[Path]:
+        """The files of `_noted`, of all jobs."""
+        return sorted((self.path / stage).glob("counts*.json"))
+
+    def _noted(self, stage: str) -> dict[str, dict[str, float]]:
+        """By the name of a shard, what was counted over it by calls that were killed before all theirs were written."""
+        noted: dict[str, dict[str, float]] = {}
+        for path in self._notes(stage):
+            # Another job may just have come to its end, and removed its own.
+            with contextlib.suppress(FileNotFoundError):
+                noted |= json.loads(path.read_text())
+        return noted
+
+    def _write_shards(
+        self,
+        made: dict[Path, tuple[list[dict], dict[str, float]]],
+        noted: dict[str, dict[str, float]],
+    ) -> None:
         """Write the rows and counts of each shard.
 
         What was counted over the call that made them all is noted before the first is written, and holds for the last:
         a run that is killed between two of them makes fewer shards anew, and counts less.
         """
-        noted = next(iter(made)).parent / "counts.json"
-        counts = {path.name: counted for path, (_, counted) in made.items()}
-        if noted.exists():
-            counts |= json.loads(noted.read_text())
-        elif len(made) > 1:  # one alone is written whole or not at all
-            write_atomically(noted, json.dumps(counts))
+        notes = self.own(next(iter(made)).parent / "counts.json")
+        counts = {path.name: noted.get(path.name, counted) for path, (_, counted) in made.items()}
+        if len(made) > 1 and not counts.keys() <= noted.keys():  # one alone is written whole or not at all
+            write_atomically(notes, json.dumps(counts))
         for path, (rows, _) in made.items():
             body = "".join(json.dumps(row) + "\n" for row in rows)
             counted = counts[path.name]
             first = {"counts": counted, "rows": len(rows), "crc32": checksum(counted, [body.encode()])}
             write_atomically(path, json.dumps(first) + "\n" + body)
-        noted.unlink(missing_ok=True)
+        notes.unlink(missing_ok=True)
 
     def stopwatch(self, stage: str) -> Callable[[], None]:
         """A function that notes the time on a stage since it was last called, or since now."""
@@ -271,19 +385,20 @@ class Workdir:
         """Note time spent on a stage; a run's restarts add up."""
         if not processes.is_main_process():
             return
-        path = self.path / "clock.jsonl"
+        path = self.own(self.path / "clock.jsonl")
         old = path.read_text() if path.exists() else ""
         write_atomically(path, old + json.dumps({"stage": stage, "seconds": round(seconds, 3)}) + "\n")
 
     def wall_s(self) -> dict[str, float]:
-        path = self.path / "clock.jsonl"
+        """Seconds by stage, over all starts and jobs."""
         spent: dict[str, float] = {}
-        for line in read_jsonl(path) if path.exists() else ():
-            if line.keys() != {"stage", "seconds"}:
-                raise StageError(
-                    f"{path}: damaged: {str(line)[:80]!r} is no time of a stage; delete that line"
-                )
-            spent[line["stage"]] = spent.get(line["stage"], 0.0) + line["seconds"]
+        for path in sorted(self.path.glob("clock*.jsonl")):
+            for line in read_jsonl(path):
+                if line.keys() != {"stage", "seconds"}:
+                    raise StageError(
+                        f"{path}: damaged: {str(line)[:80]!r} is no time of a stage; delete that line"
+                    )
+                spent[line["stage"]] = spent.get(line["stage"], 0.0) + line["seconds"]
         return {stage: round(seconds, 1) for stage, seconds in spent.items()}
 
 

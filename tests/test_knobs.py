@@ -235,6 +235,7 @@ class Watch:
             patch.setattr(runs, "CONFIG", SimpleNamespace(value=config))
             patch.setattr(runs, "WORKDIR", SimpleNamespace(value=str(workdir)))
             patch.setattr(runs, "DISTRIBUTED", SimpleNamespace(value=False))
+            patch.setattr(runs, "SHARE", SimpleNamespace(value=None))
             if not reports:
                 patch.setattr(report, "write_results", results)
                 patch.setattr(report, "write_html", lambda *args: None)

@@ -1,5 +1,6 @@
 """The log of finished responses: whatever a kill leaves of it, what is whole is given back, and nothing else."""
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -113,6 +114,29 @@ def test_all_processes_files_are_read_by_however_many_go_on(tmp_path_factory, so
         patch.setattr(response_log.jax, "process_index", lambda: data.draw(st.integers(0, 5)))
         assert all(held(opened(folder), some))
     assert len({*folder.glob("*")}) == (4 if some else 0)
+
+
+def test_jobs_at_once_write_files_of_their_own_and_one_alone_reads_all(tmp_path):
+    every = [(bytes([i]) * 16, 1, Response(np.arange(2 + i), np.zeros(2 + i), "stop")) for i in range(3)]
+    every = [
+        (key, at, r._replace(tokens=r.tokens.astype(np.int32), logp=r.logp.astype(np.float32)))
+        for key, at, r in every
+    ]
+    jobs = ["1of12", "11of12", ""]
+    with contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(ResponseLog(tmp_path, "int, seed 0", 1e9, job=job)) for job in jobs]
+        for log, one in zip(logs, every, strict=True):
+            log.add([one])
+    names = ["0.log", "11of12.0.log", "1of12.0.log"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    for i, job in enumerate(jobs[:2]):
+        found = held(ResponseLog(tmp_path, "int, seed 0", 1e9, job=job), every)
+        assert found == [index == i for index in range(3)]
+    assert held(opened(tmp_path), every) == [True] * 3
+    response_log.remove(tmp_path, jobs[0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == names[:2]
+    response_log.remove(tmp_path)
+    assert not tmp_path.exists()
 
 
 def test_another_log_is_refused_and_its_file_named(tmp_path):

@@ -49,13 +49,13 @@ def results(workdir) -> dict:
     return found
 
 
-def parameters(workdir) -> dict:
+def parameters(workdir, policies=("int", "int_rl", "rl", "rl_matched")) -> dict:
     """Every parameter and moment of every policy's last checkpoint."""
     import jax
     import orbax.checkpoint as ocp
 
     out = {}
-    for name in ("int", "int_rl", "rl", "rl_matched"):
+    for name in policies:
         folder = Path(workdir).absolute() / name / "state"
         (step,) = [path for path in folder.iterdir() if path.name.isdigit()]
         with ocp.StandardCheckpointer() as checkpointer:

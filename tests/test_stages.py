@@ -5,12 +5,14 @@ import errno
 import json
 import os
 import pathlib
+import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from int_jax.stages import Matching, StageError, Workdir, read_jsonl, write_atomically
+from int_jax import stages
+from int_jax.stages import Awaited, Matching, Share, StageError, Workdir, read_jsonl, write_atomically
 
 CONFIG = {"seed": 1, "inputs": {}, "sft": {"epochs": 4, "rate": 1e-6}, "splits": ["a", "b"]}
 VERSIONS = {"jax": "0"}
@@ -168,6 +170,144 @@ def test_a_kill_between_two_shards_changes_neither_rows_nor_counts(tmp_path, mon
     assert missing == sorted(missing, reverse=True)  # a shard that exists is not made again
     for path in (tmp_path / "whole" / "stage").iterdir():
         assert (tmp_path / "run" / "stage" / path.name).read_text() == path.read_text()
+
+
+# --- shares ---
+
+
+def share(text, **kwargs):
+    return workdir(share=Share.parse(text), **kwargs)
+
+
+@pytest.mark.parametrize(
+    "text", ["5/4", "4/4", "0/0", "x", "", "1", "1/", "/3", "-1/3", "1/3/4", "1.0/3", " 1/3"]
+)
+def test_a_share_that_is_none_is_refused_by_name(text):
+    with pytest.raises(StageError, match=re.escape(f"--share={text}: it is I/N")):
+        Share.parse(text)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 7), st.integers(1, 4), st.data())
+def test_shares_make_each_shard_once_and_together_all(tmp_path_factory, parts, count, data):
+    """In whatever order they come; who comes before all are there is told how many are."""
+    run, calls, made = tmp_path_factory.mktemp("run"), [], set()
+    parts = [*range(10, 10 + parts)]
+    order = data.draw(st.permutations(range(count)))
+    for index in [*order, *order]:
+        mine, before = {*parts[index::count]}, len(calls)
+        made |= mine
+        job = share(f"{index}/{count}", path=run)
+        if len(made) == len(parts):
+            assert len(job.rows("stage", parts, square(calls))[0]) == 2 * len(parts)
+        else:
+            said = f"^stage: {len(made)} of {len(parts)} shards are there$"
+            with pytest.raises(Awaited, match=said):
+                job.rows("stage", parts, square(calls))
+        assert calls[before:] in ([sorted(mine)], [])
+    assert sorted(part for some in calls for part in some) == parts
+    whole = workdir(path=run.with_name("whole-" + run.name)).rows("stage", parts, square([]))
+    assert workdir(path=run).rows("stage", parts, square(calls)) == whole
+    assert sum(map(len, calls)) == len(parts)
+
+
+@pytest.mark.parametrize("files", range(1, 4))
+@pytest.mark.parametrize("then", ["", "1/2"])
+def test_a_share_that_was_killed_between_its_shards_counts_as_one_that_was_not(
+    tmp_path, monkeypatch, files, then
+):
+    """Whether it goes on itself, or the run without shares makes what is left, with what others did not make."""
+    parts, calls = [*range(7)], []
+    # Each call counts for its shards together: those of a share, or all that the shares left.
+    expected = sum(10 ** (part + 1) for part in parts)
+    job, left = share("1/2", path=tmp_path), [True] * files
+
+    def replace(one, other):
+        if not left:
+            raise KeyboardInterrupt
+        os.replace(left.pop() and one, other)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "replace", replace)
+        with pytest.raises(KeyboardInterrupt):
+            job.rows("stage", parts, by_share(calls))
+    assert [path.name for path in (tmp_path / "stage").glob("counts*")] == ["counts.1of2.json"]
+    if then:
+        with pytest.raises(Awaited, match="3 of 7"):
+            share(then, path=tmp_path).rows("stage", parts, by_share(calls))
+    rows, totals = workdir(path=tmp_path).rows("stage", parts, by_share(calls))
+    assert [row["part"] for row in rows] == parts and totals == {"sum": expected}
+    assert not [*(tmp_path / "stage").glob("counts*")]
+
+
+def test_a_share_writes_no_file_that_another_writes(tmp_path):
+    """But for the first of manifest and data files, of which it leaves what is there."""
+    jobs = [share(f"{index}/2", path=tmp_path) for index in range(2)]
+    written = []
+    for job in jobs:
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json*")}
+        job.pin({"inputs.a": []})
+        job.clock("stage", 1.5)
+        with contextlib.suppress(Awaited):
+            job.rows("stage", [0, 1, 2], square([]))
+        after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json*")}
+        written.append({path.name for path, at in after.items() if before.get(path) != at})
+    assert not written[0] & written[1]
+    assert written[0] == {"files.json", "clock.0of2.jsonl", "00000.jsonl", "00002.jsonl"}
+    assert workdir(path=tmp_path).wall_s()["stage"] >= 3.0  # of both
+    assert jobs[0].own(tmp_path / "sampling.jsonl").name == "sampling.0of2.jsonl"
+
+
+def test_a_share_notes_its_starts_beside_the_first_one(tmp_path):
+    share("0/2", path=tmp_path)
+    before = (tmp_path / "manifest.json").read_text()
+    for _ in range(2):
+        share("1/2", path=tmp_path, versions={"jax": "1"})
+    assert (tmp_path / "manifest.json").read_text() == before
+    starts = json.loads((tmp_path / "manifest.1of2.json").read_text())["starts"]
+    assert [start["versions"]["jax"] for start in starts] == ["0", "1"]
+
+
+def at_once(monkeypatch, other):
+    """Let another job come between this one's look for a file and its writing it."""
+    really = stages.write_atomically
+
+    def write(path, content, first=False):
+        monkeypatch.setattr(stages, "write_atomically", really)
+        other()
+        really(path, content, first)
+
+    monkeypatch.setattr(stages, "write_atomically", write)
+
+
+def test_of_two_first_starts_at_once_that_of_another_config_is_refused(tmp_path, monkeypatch):
+    at_once(monkeypatch, lambda: share("0/2", path=tmp_path, config={**CONFIG, "seed": 2}))
+    with pytest.raises(StageError, match="seed: 2 there, 1 now"):
+        share("1/2", path=tmp_path)
+    share("0/2", path=tmp_path, config={**CONFIG, "seed": 2})
+    at_once(monkeypatch, lambda: share("0/2", path=tmp_path / "same"))
+    share("1/2", path=tmp_path / "same")
+    assert not [*tmp_path.rglob(".*")]
+
+
+def test_of_two_first_starts_at_once_that_of_other_data_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_text("1")
+    files = {"problems.train_file": [tmp_path / "a.jsonl"]}
+    one, other = share("0/2", path=tmp_path / "run"), share("1/2", path=tmp_path / "run")
+    at_once(monkeypatch, lambda: other.pin({"problems.train_file": []}))
+    with pytest.raises(StageError, match=r"a\.jsonl: new \(config\.problems\.train_file\)"):
+        one.pin(files)
+
+
+@pytest.mark.parametrize("refused", stages.NO_LINKS)
+def test_a_file_system_without_hard_links_has_runs_too(tmp_path, monkeypatch, refused):
+    def link(*_):
+        raise OSError(refused, "as such file systems do")
+
+    monkeypatch.setattr(os, "link", link)
+    share("0/2", path=tmp_path)
+    with pytest.raises(StageError, match="seed: 1 there, 2 now"):
+        share("1/2", path=tmp_path, config={**CONFIG, "seed": 2})
 
 
 def test_stages_do_not_share_shards(tmp_path):
