@@ -363,10 +363,7 @@ class Workdir:
         if len(made) > 1 and not counts.keys() <= noted.keys():  # one alone is written whole or not at all
             write_atomically(notes, json.dumps(counts))
         for path, (rows, _) in made.items():
-            body = "".join(json.dumps(row) + "\n" for row in rows)
-            counted = counts[path.name]
-            first = {"counts": counted, "rows": len(rows), "crc32": checksum(counted, [body.encode()])}
-            write_atomically(path, json.dumps(first) + "\n" + body)
+            write_shard(path, rows, counts[path.name])
         notes.unlink(missing_ok=True)
 
     def stopwatch(self, stage: str) -> Callable[[], None]:
@@ -430,6 +427,13 @@ def shard(path: Path) -> tuple[dict[str, float], list[dict]]:
         if checksum(first["counts"], file) != first["crc32"]:
             raise StageError(f"{path}: the shard is damaged: its rows are not those that were written; {fix}")
     return first["counts"], rows
+
+
+def write_shard(path: Path, rows: list[dict], counts: dict[str, float]) -> None:
+    """What `shard` reads."""
+    body = "".join(json.dumps(row) + "\n" for row in rows)
+    first = {"counts": counts, "rows": len(rows), "crc32": checksum(counts, [body.encode()])}
+    write_atomically(path, json.dumps(first) + "\n" + body)
 
 
 def checksum(counts: dict[str, float], body: Iterable[bytes]) -> int:

@@ -28,7 +28,7 @@ from int_jax.intervention_training import intervention_training
 from int_jax.lab import Lab, Memory, Training, adamw
 from int_jax.rows import Stage
 from int_jax.sharding import make_mesh
-from int_jax.stages import StageError, Workdir
+from int_jax.stages import StageError, Workdir, shard, write_shard
 from int_jax.types import State, to_json
 
 # --- one policy's training -----------------------------------------------------------------------------------------
@@ -365,9 +365,8 @@ def mute(stage: str):
 
     def change(folder):
         path = folder / stage / "00000.jsonl"
-        first, *rows = map(json.loads, path.read_text().splitlines())
-        rows = [MUTED[stage](row) for row in rows]
-        path.write_text("".join(json.dumps(row) + "\n" for row in (first, *rows)))
+        counts, rows = shard(path)
+        write_shard(path, [MUTED[stage](row) for row in rows], counts)
         for later in STAGES[STAGES.index(stage) + 1 :]:
             shutil.rmtree(folder / later)
 
@@ -432,9 +431,8 @@ def test_every_candidate_is_kept_whatever_it_lacks(stages):
 
 def test_a_run_without_hard_problems_evaluates_the_base_model(lm, workdir):
     path = workdir / "attempts" / "00000.jsonl"
-    first, *rows = map(json.loads, path.read_text().splitlines())
-    rows = [row | {"correct": 1, "wrong": []} for row in rows]
-    path.write_text("".join(json.dumps(row) + "\n" for row in (first, *rows)))
+    counts, rows = shard(path)
+    write_shard(path, [row | {"correct": 1, "wrong": []} for row in rows], counts)
     found, text = ended(lm, workdir, small())
     assert found["eval"].keys() == {"base"} and found["eval_train"] == {}
     assert "each has a right try in 2" in found["notes"][0] and "skipped" in text
