@@ -493,13 +493,11 @@ class Transformer(Weights):
                 for step, layer in zip(steps[start:], layers, strict=False):
                     hidden_BTD = step(hidden_BTD, layer)
                 continue
-            # [D, H, K] of each of `count` layers, in the compute dtype, as one [count, D, H, K].
-            stacked = [
-                jax.tree.map(
-                    lambda *each: jnp.stack([one.astype(dtype) for one in each]), *layers[at::period]
-                )
-                for at in range(period)
-            ]
+            # [D, H, K] of each of `count` layers, in the compute dtype, as one [count, D, H, K]. Adapters keep theirs:
+            # they are scaled before they are rounded.
+            kept = {name for name in layers[0] if lora.is_adapter(name) or name == lora.SCALE}
+            low = [{n: a if n in kept else a.astype(dtype) for n, a in layer.items()} for layer in layers]
+            stacked = [jax.tree.map(lambda *each: jnp.stack(each), *low[at::period]) for at in range(period)]
 
             def body(hidden_BTD, repeated, steps=steps[start : start + period]):
                 for step, layer in zip(steps, repeated, strict=True):
