@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +102,14 @@ def finished(folder: Path, machine: int = 0) -> None:
 
 
 def left(folder: Path) -> dict[str, Any]:
-    """What a run leaves, but for its times, by name: JSON, and of parameters and checkpoints their digests."""
+    """What a run leaves, but for its times and for what was counted (rows that are made again are counted again), by
+    name: JSON, and of parameters and checkpoints their digests."""
     found = {path.name: json.loads(path.read_text()) for path in folder.glob("results.json")}
-    for timed in ("wall_s", "versions", "programs"):
-        del found["results.json"][timed]
+    for counted in ("wall_s", "versions", "programs", "tokens", "spent"):
+        del found["results.json"][counted]
     for path in folder.glob("*/**/*.jsonl"):
-        found[str(path.relative_to(folder))] = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        found[str(path.relative_to(folder))] = [line for line in lines if "counts" not in line]
     for path in folder.glob("models/*/*.safetensors"):
         found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
     for path in newest(folder):
@@ -115,18 +118,20 @@ def left(folder: Path) -> dict[str, Any]:
     return found
 
 
-def same(one, other) -> bool:
-    """Equal, numbers with a fraction up to rounding: a log-probability depends on what is drawn beside it in its last
-    bits, and so does the checksum of its row."""
+def apart(one, other, place: str = "") -> Iterator[str]:
+    """Where two differ. Numbers with a fraction may by rounding: a log-probability depends on what is drawn beside it
+    in its last bits, and so does the checksum of its row."""
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(
-            name == "crc32" or same(one[name], other[name]) for name in one
-        )
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-4, abs_tol=5e-5)
-    return type(one) is type(other) and one == other
+        for name in sorted({*one, *other} - {"crc32"}):
+            yield from apart(one.get(name), other.get(name), f"{place}/{name}")
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for index, (a, b) in enumerate(zip(one, other, strict=True)):
+            yield from apart(a, b, f"{place}/{index}")
+    elif isinstance(one, float) and isinstance(other, float):
+        if not math.isclose(one, other, rel_tol=1e-4, abs_tol=5e-5):
+            yield f"{place}: {one}, {other}"
+    elif type(one) is not type(other) or one != other:
+        yield f"{place}: {str(one)[:60]}, {str(other)[:60]}"
 
 
 def newest(folder: Path) -> list[Path]:
@@ -136,9 +141,8 @@ def newest(folder: Path) -> list[Path]:
 
 
 def compare(folder: Path, whole: dict[str, Any]) -> None:
-    found = left(folder)
-    if apart := sorted(n for n in found.keys() | whole.keys() if not same(found.get(n), whole.get(n))):
-        raise Surprise(f"{folder}: not as the undisturbed run: {', '.join(apart)}")
+    if places := list(apart(left(folder), whole)):
+        raise Surprise(f"{folder}: not as the undisturbed run:\n" + "\n".join(places[:20]))
 
 
 class Disturbed:
@@ -289,11 +293,11 @@ def move(workdir: Path, pace_s: float, rng: np.random.Generator) -> None:
     one, other = (
         load_file(workdir / name / "models" / "int_rl" / "model.safetensors") for name in ("whole", "moved")
     )
-    apart = max(float(np.abs(one[name] - other[name]).max()) for name in one)
+    gap = max(float(np.abs(one[name] - other[name]).max()) for name in one)
     drawn = [(workdir / name / "attempts" / "00000.jsonl").read_text() for name in ("whole", "moved")]
     tokens = [[trace["tokens"] for row in rows(text) for trace in row["wrong"]] for text in drawn]
-    print(f"moved: {len(starts)} machines in turn, parameters differ by {apart:.1e} at most", flush=True)
-    if tokens[0] != tokens[1] or apart > 1e-3:
+    print(f"moved: {len(starts)} machines in turn, parameters differ by {gap:.1e} at most", flush=True)
+    if tokens[0] != tokens[1] or gap > 1e-3:
         raise Surprise(f"{folder}: more than rounding apart from the undisturbed run")
 
 
