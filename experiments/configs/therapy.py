@@ -6,7 +6,8 @@
 `chat`: a chat model in whole sentences, with the prompts of assets/prompts/therapy; give it by --config.model. What is
 exact here (first errors, best turns) is so with respect to the scripted client, and says nothing of clinical quality.
 
-On two CPU cores `smoke` took 31 s and `tiny` 380 to 405 s a seed. `chat` was NOT run.
+On two CPU cores `smoke` took 31 s and `tiny` 380 to 405 s a seed. `chat` was run
+cut down alone, with a model of 135 M parameters (experiments/LOG.md, 2026-11-29).
 """
 
 from ml_collections import ConfigDict
