@@ -195,12 +195,11 @@ def test_asked_to_end_it_ends_at_once_with_a_code_of_its_own_and_goes_on_to_the_
         while not any(path.stat().st_size for path in tmp_path.glob(when)):
             assert process.poll() is None
             time.sleep(0.02)
-        begun = time.monotonic()
         process.send_signal(signal.SIGTERM)
+        there = {*tmp_path.iterdir()}
         out, _ = process.communicate()
-        print(f"{when}: ended in {time.monotonic() - begun:.1f} s")
         assert process.returncode == 75 and "run the same command again" in out
-        assert time.monotonic() - begun < 60
+        assert len({*tmp_path.iterdir()} - there) <= 1  # it went through no further stages
     assert checkpoint.saved(tmp_path / "rl" / "state")
     code, _, err = run(tmp_path, later)
     assert code == 0, err[-3000:]
