@@ -113,7 +113,18 @@ def proposer(config: ConfigDict, name: str) -> proposers.Proposer:
 def policy_gradient(config: ConfigDict) -> PolicyGradient:
     """The knobs of a config. Raises: ValueError, naming the knob and its choices."""
     c, packing = config.rl, config.train
-    batch = ("problems", "group", "normalise", "kl", "old", "passes", "minibatches", "refill", "overlong")
+    batch = (
+        "problems",
+        "group",
+        "normalise",
+        "kl",
+        "old",
+        "passes",
+        "minibatches",
+        "lag",
+        "refill",
+        "overlong",
+    )
     loss = ("clip", "clip_low", "clip_high", "ratio", "importance_cap")
     return PolicyGradient(
         **{name: c[name] for name in batch},

@@ -200,6 +200,11 @@ def policy_gradient_clashes(c: ConfigDict) -> Iterator[str]:
             f"rl.importance_cap = {rl.importance_cap} changes nothing: with rl.old = 'sampler' the ratio itself is "
             "taken to the sampler; set rl.old = 'current', or rl.importance_cap = 0"
         )
+    if rl.lag and rl.old == "current" and not rl.importance_cap:
+        yield (
+            f"rl.lag = {rl.lag}: tokens that older policies drew would count as the present one's; weigh them with "
+            "rl.importance_cap (2, say), or take the ratio to what drew them with rl.old = 'sampler'"
+        )
     if rl.updates % updates:
         yield (
             f"rl.updates = {rl.updates} is no whole number of batches of rl.passes x rl.minibatches = {updates} "

@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from experiments.progress import bar
 from int_jax import checkpoint, processes, report, response_log
 from int_jax.checkpoint import Checkpoints, Keep
 from int_jax.engine import Engine
+from int_jax.intervention_training import Begun
 from int_jax.lab import Stopped, Trained, Training, as_line
 from int_jax.preemption import Preempted
 from int_jax.report import writers
@@ -29,13 +31,14 @@ from int_jax.response_log import LoggedSampler, ResponseLog
 from int_jax.rows import ROWS, Stage, id_of
 from int_jax.sampler import Request, Sampler, Sampling, ScoringSampler
 from int_jax.stages import Awaited, Matching, StageError, Workdir, write_atomically
-from int_jax.types import State, Trace, from_json, to_json
+from int_jax.types import State, Trace, from_bytes, from_json, to_bytes, to_json
 from int_jax.watching import Meter, Profile, Split
 
 # What an update tells of itself, in the order in which one number spoils the next.
 WATCHED = ("reward", "drawn_logp", "loss", "grad_norm", "update_norm", "param_norm")
 VALIDATED = "validation/pass_at_1"  # of a line: what the best checkpoints are told apart by
 LOG = "responses"  # the folder of a stage or training that has the logs of what was drawn for it
+BEGUN = "begun"  # that of a training with what is drawn of its next batches
 GIVEN = ("attempts", "proposals", "guided")  # stages whose rows may come from a file
 
 
@@ -138,12 +141,17 @@ class WorkdirStore:
 
     @contextlib.contextmanager
     def drawing(self, name: str, update: int, sampler: ScoringSampler):
-        """See `lab.Store`. The logs of all updates since the last checkpoint stay: a restart makes these anew."""
+        """See `lab.Store`. The logs of all updates since the last checkpoint stay: a restart makes these anew. Where
+        batches overlap there are none: which policy goes on with a response depends on when the others end, and one
+        that is read from a log ends at once."""
+        if self.config.rl.lag:
+            with self._watched(name, sampler) as meter:
+                yield sampler
+            self.split.drew(meter.seconds if meter else 0.0)
+            return
         folder = self.work.path / name
-        newest = max(checkpoint.saved(folder / "state"), default=0)
-        for old in (folder / LOG).glob("*"):
-            if int(old.name) < newest:
-                response_log.remove(old)
+        for old in self._before_checkpoint(folder, LOG):
+            response_log.remove(old)
         about = self._about(f"{name} at update {update}")
         logged = ResponseLog(folder / LOG / f"{update:06d}", about, self.config.log_every)
         with logged as responses, self._watched(name, sampler) as meter:
@@ -157,6 +165,33 @@ class WorkdirStore:
         batch = update // (knobs.passes * knobs.minibatches)
         if knobs.keep_rollouts and batch % knobs.keep_rollouts == 0 and processes.is_main_process():
             rollouts.write(self.work.path / name, update, groups, rewards, advantages)
+
+    def _before_checkpoint(self, folder: Path, kind: str) -> list[Path]:
+        """What there is of a kind, named by updates, that a restart of a training does not need any more."""
+        newest = max(checkpoint.saved(folder / "state"), default=0)
+        return [path for path in (folder / kind).glob("[0-9]*") if int(path.name) < newest]
+
+    def begun(self, name: str, update: int) -> Begun:
+        """See `lab.Store`. Raises: StageError for a file that is not whole."""
+        path = self.work.path / name / BEGUN / f"{update:06d}"
+        content = processes.from_main_process(path.read_bytes().hex() if path.exists() else None)
+        if content is None:
+            return ()
+        crc, body = bytes.fromhex(content[:8]), bytes.fromhex(content[8:])
+        if zlib.crc32(body).to_bytes(4, "little") != crc:
+            raise StageError(
+                f"{path}: the file is damaged: it is not what was written. Delete it and run the same command again: "
+                "the batches from that update on are then drawn from their beginning"
+            )
+        return from_bytes(tuple[tuple[Trace, ...], ...], body)
+
+    def keep(self, name: str, update: int, begun: Begun) -> None:
+        if processes.is_main_process():
+            folder = self.work.path / name
+            body = to_bytes([*begun])
+            write_atomically(folder / BEGUN / f"{update:06d}", zlib.crc32(body).to_bytes(4, "little") + body)
+            for old in self._before_checkpoint(folder, BEGUN):
+                old.unlink()
 
     def state(self, name: str, like: State) -> State:
         found = checkpoint.restore(self.work.path / name / "state", like)
@@ -214,7 +249,8 @@ class WorkdirStore:
                     if processes.is_main_process():
                         write_atomically(note, json.dumps(found, indent=1) + "\n")
         self.running = None
-        response_log.remove(folder / LOG)
+        for kind in LOG, BEGUN:
+            response_log.remove(folder / kind)
         return Trained(None if found else state, lines, found)
 
     def _drive(self, training: Training, state: State, lines: list[dict], log, folder: Path):

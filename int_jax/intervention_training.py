@@ -6,19 +6,19 @@ and `seed`. Another method is another function over the same `Lab`; experiments/
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optax
 
-from int_jax import batching, lora, losses, policy_gradient, processes, proposers, rollout
+from int_jax import batching, lora, losses, policy_gradient, proposers, rollout
 from int_jax.domains import Domain
 from int_jax.engine import Engine
 from int_jax.policy_gradient import PolicyGradient
 from int_jax.rollout import Stream
 from int_jax.rows import AttemptRow, GainRow, GuidedRow, id_of, parted
-from int_jax.sampler import Sampler, Sampling, ScoringSampler, independent, silent
+from int_jax.sampler import Sampler, Sampling, ScoringSampler, silent
 from int_jax.types import Intervention, State, Task, Trace
 
 if TYPE_CHECKING:
@@ -268,6 +268,9 @@ def unrecorded(update: int, groups: list[list[Trace]], rewards: np.ndarray, adva
     """The record of callers that keep none."""
 
 
+# What is drawn of the batches to come, the next first: their groups of traces, some open, some judged.
+Begun = Sequence[Sequence[Sequence[Trace]]]
+
 # What draws a batch: of the update that it begins at and the engine, a sampler for the time that it is drawn.
 Drawing = Callable[[int, ScoringSampler], contextlib.AbstractContextManager[ScoringSampler]]
 
@@ -293,18 +296,24 @@ def reinforce(
     record: Record = unrecorded,
     drawing: Drawing = unlogged,
     frozen=None,
+    last: int | None = None,
+    begun: Begun = (),
+    keep: Callable[[int, Begun], object] = lambda update, begun: None,
 ) -> Iterator[tuple[State, dict]]:
     """Group-relative policy gradient on outcome rewards: as `opened` stands, from the problems alone.
 
     Goes on at update `state.step` - `start`, a whole number of batches, for as long as it is asked; yields the state
     and metrics after all updates on each batch. What is drawn and how it is cut are functions of (seed, update), so
-    training may stop and go on after any batch. Sequences without an advantage are left out of the packed batch; they
+    training may stop and go on after any batch; with `knobs.lag` of what is begun of the next batches, too. Sequences without an advantage are left out of the packed batch; they
     count in its totals, so the gradient is that of the whole batch.
 
     Args:
       start: as of `sft`; negative where earlier trainings of the same schedule went before. opened: what a group
         continues.
       record: told of each batch before it is trained on. drawing: with what it is drawn. frozen: as of `Engine.update`.
+      last: the update, as `state.step` counts, behind which nothing is trained, so that nothing is drawn for it.
+      begun: what was drawn of the batches from this update on (`draw_batch`); keep(update, begun): told of it, and of
+        the update at which it is wanted, before each batch is trained on.
 
     Raises: ValueError for rollouts drawn with top-k, top-p or min-p, whose log-probabilities are not the policy's.
     """
@@ -317,8 +326,14 @@ def reinforce(
         raise ValueError(f"reinforce: kl={knobs.kl} needs reference_params, the policy to stay near")
     while True:
         step, params = int(state.step) - start, engine.decode_params(lora.join(frozen, state.params))
+        left = knobs.lag if last is None else (last - int(state.step)) // knobs.updates - 1
+        before = sampled(begun)
         with drawing(int(state.step), engine) as sampler:
-            groups = draw_batch(sampler, params, domain, tasks, knobs, sampling, step, opened)
+            groups, begun = draw_batch(
+                sampler, params, domain, tasks, knobs, sampling, step, opened, begun, min(knobs.lag, left)
+            )
+        if knobs.lag:
+            keep(int(state.step) + knobs.updates, begun)
         parts = policy_gradient.reward_parts(domain, groups, knobs, sampling.max_new_tokens)
         rewards = policy_gradient.weighted(parts, knobs.rewards)
         advantages = policy_gradient.advantages_of(groups, rewards, knobs)
@@ -331,6 +346,9 @@ def reinforce(
             state, metrics = engine.update(state, batch, tx, knobs.update_loss, frozen)
             every.append(metrics)
         told = policy_gradient.group_metrics(groups, parts, rewards, advantages)
+        if knobs.lag:
+            drawn = sampled([groups]) + sampled(begun) - before
+            told |= policy_gradient.lag_metrics(groups, step, drawn)
         yield state, {**policy_gradient.over_updates(every), **told}
 
 
@@ -346,31 +364,52 @@ def draw_batch(
     sampling: Sampling,
     step: int,
     opened: Callable[[Domain, Task], Trace],
-) -> list[list[Trace]]:
-    """The rollouts of the batch that begins at `step`, a group a problem.
+    begun: Begun = (),
+    ahead: int = 0,
+) -> tuple[list[list[Trace]], Begun]:
+    """The rollouts of the batch that begins at `step`, a group a problem; and what is begun of the next ones.
+
+    Of the next `ahead` batches so much is drawn as there is room for beside this one: the places of responses that have
+    ended are not empty until the longest has. The policy goes on with them where the one before it broke off
+    (`Trace.drawn_by`; in-flight updates of PipelineRL, Piché et al. 2025, partial rollouts of APRIL, Zhou et al. 2025).
+    Which policy drew a token then depends on how many rows fit on the machine. A batch is complete, long responses
+    included, so that none is missing because it was slow.
 
     With `knobs.refill` further problems, in an order drawn for this batch, follow in place of those of one outcome: as
     many as are missing in each round, while there are any.
     """
-    # A batch is several updates: step / updates is its number.
-    chosen = epoch_slice(len(tasks), knobs.problems, sampling.seed, step // knobs.updates)
+
+    def fresh(indices: Iterable[int]) -> list[tuple[Trace, ...]]:
+        prompts = [opened(domain, tasks[i]) for i in indices]
+        return [tuple(one.replace(key=(sampling.seed, k)) for k in range(knobs.group)) for one in prompts]
+
+    def batch(place: int) -> list[int]:
+        # A batch is several updates: step / updates is its number.
+        return epoch_slice(len(tasks), knobs.problems, sampling.seed, step // knobs.updates + place)
+
+    chosen = batch(0)
     wanted = len(chosen)
     order = np.random.default_rng([sampling.seed, step, REFILL]).permutation(len(tasks))
     others = [i for i in order.tolist() if i not in chosen]
+    now, *later = [*begun, *(fresh(batch(place)) for place in range(len(begun), ahead + 1))]
     groups: list[list[Trace]] = []
-    stream = Stream(f"update{step}")
-
-    def draw(prompts: list[Trace]) -> list[list[Trace]]:
-        return rollout.continue_traces(
-            engine, params, domain, prompts, knobs.group, sampling, stream, policy_update=step
-        )
-
     for _ in range(1 + knobs.refill):
-        prompts = [opened(domain, tasks[i]) for i in chosen]
-        groups += map(list, processes.deal(prompts, draw, tuple[Trace, ...], independent(engine)))
+        every = [now, *later]
+        flat = [group for some in every for group in some]
+        streams = [Stream(f"update{step + i * knobs.updates}") for i, some in enumerate(every) for _ in some]
+        starts = [len(opened(domain, group[0].task).tokens) for group in flat]
+        found = iter(rollout.advance(engine, params, domain, flat, starts, streams, len(now), sampling, step))
+        now, *later = [[next(found) for _ in some] for some in every]
+        groups += map(list, now)
         # Groups of one outcome stay among `groups`, for the metrics, and get no advantages.
         missing = wanted - sum(not policy_gradient.one_outcome(group) for group in groups)
         chosen, others = others[:missing], others[missing:]
         if not chosen:
             break
-    return groups
+        now = fresh(chosen)
+    return groups, later
+
+
+def sampled(batches: Begun) -> int:
+    """Tokens drawn of batches of groups of traces."""
+    return sum(int(trace.sampled.sum()) for batch in batches for group in batch for trace in group)

@@ -151,6 +151,14 @@ class Store(Protocol):
         """Keep the rollouts of a batch of the training of that name (`intervention_training.Record`)."""
         ...
 
+    def begun(self, name: str, update: int) -> method.Begun:
+        """What was drawn of the batches from an update of the training of that name on, before it."""
+        ...
+
+    def keep(self, name: str, update: int, begun: method.Begun) -> None:
+        """Keep that, for a training that goes on at that update."""
+        ...
+
     def state(self, name: str, like: State) -> State:
         """The state in which the training of that name ended, laid out as `like` (shapes, dtypes and shardings)."""
         ...
@@ -183,6 +191,12 @@ class Memory:
         return Trained(state, lines)
 
     def record(self, name, update, groups, rewards, advantages):
+        pass
+
+    def begun(self, name, update):
+        return ()  # it never goes on with a training
+
+    def keep(self, name, update, begun):
         pass
 
     def state(self, name: str, like: State) -> State:
@@ -538,6 +552,9 @@ class Lab:
         def drawing(update, sampler):
             return self.store.drawing(training.name, update, sampler)
 
+        def keep(update, begun):
+            self.store.keep(training.name, update, begun)
+
         def updates(state):
             return method.reinforce(
                 self.engine,
@@ -550,6 +567,9 @@ class Lab:
                 record=record,
                 drawing=drawing,
                 frozen=frozen,
+                last=planned if tokens is None else None,
+                begun=self.store.begun(training.name, int(state.step)),
+                keep=keep,
             )
 
         def done(state, drawn):

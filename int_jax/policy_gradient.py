@@ -64,6 +64,7 @@ class PolicyGradient:
       old: the policy to which ratios are taken: "current", as it is when the batch is drawn, or "sampler", by the
         log-probabilities with which it was drawn.
       passes, minibatches: how often a batch is gone through, and in how many parts: their product is its updates.
+      lag: batches, at most, of which some is drawn already while one is drawn (`intervention_training.draw_batch`).
       refill: rounds, at most, in which problems are drawn in place of those whose samples all have one score; such
         groups are then no part of the batch (dynamic sampling, DAPO).
       rewards: weights of the parts of the reward (`reward_parts`). overlong: last tokens of the longest response,
@@ -79,6 +80,7 @@ class PolicyGradient:
     old: str = "current"
     passes: int = 1
     minibatches: int = 1
+    lag: int = 0
     refill: int = 0
     rewards: dict[str, float] = dataclasses.field(default_factory=lambda: {"score": 1.0})
     overlong: int = 0
@@ -211,6 +213,20 @@ def over_updates(every: list[dict]) -> dict:
         return every[0]
     how: dict[str, Callable] = {"trained_tokens": np.sum, "logp_gap_max": np.max}
     return {name: float(how.get(name, np.mean)([float(one[name]) for one in every])) for name in every[0]}
+
+
+def lag_metrics(groups: list[list[Trace]], update: int, drawn: int) -> dict[str, float]:
+    """lag: updates between the policy that drew a token and the one that is trained on it, mean over the tokens drawn.
+    tokens: those that were drawn with the batch, of the next ones, too: all that it took."""
+
+    def behind(trace: Trace) -> np.ndarray:
+        starts, updates = np.array(trace.drawn_by).T
+        # Spans from 5 and 9 on: tokens 5 6 7 8 are of the first, 9 ... of the second.
+        spans = np.searchsorted(starts, np.flatnonzero(trace.sampled), side="right") - 1
+        return update - updates[spans]
+
+    every = [behind(trace) for group in groups for trace in group if trace.sampled.any()]
+    return {"lag": float(np.concatenate(every).mean()) if every else 0.0, "tokens": float(drawn)}
 
 
 def group_metrics(

@@ -55,7 +55,8 @@ class Place(NamedTuple):
 def key_of(request: Request, sampling: Sampling) -> bytes:
     """A digest of all that a response depends on, besides the parameters, which are the log's."""
     # Ids as "<i4": the same bytes on a machine that stores the high byte first. A repr holds no NUL.
-    text = repr((request.task, request.sample, request.begin, request.most, dataclasses.astuple(sampling)))
+    # Only the streams, limits and beginnings: the prompt stands behind them.
+    text = repr((*request[1:], dataclasses.astuple(sampling)))
     ids = np.asarray(request.prompt, "<i4").tobytes()
     return hashlib.blake2b(text.encode() + b"\0" + ids, digest_size=KEY_BYTES).digest()
 
@@ -282,5 +283,15 @@ class _LoggedSession:
             drawn = [(*self.asked[inner], response) for inner, response in self.session.take()]
             self.owner.log.add([(key, start, response) for _, key, start, response in drawn])
             ended = [(number, start, response) for number, _, start, response in drawn]
-        self.owner.drawn += sum(len(response.tokens) - start for _, start, response in ended)
-        return [(number, response) for number, _, response in ended]
+        return self._given(ended)
+
+    def leave(self) -> list[tuple[int, Response]]:
+        left = [(*self.asked[inner], response) for inner, response in self.session.leave()]
+        # What has not ended another policy may go on with: it is no response of this one.
+        self.owner.log.add([(key, start, response) for _, key, start, response in left if response.stop])
+        ended, self.found = self.found, []
+        return self._given([*ended, *((number, start, response) for number, _, start, response in left)])
+
+    def _given(self, some: list[tuple[int, int, Response]]) -> list[tuple[int, Response]]:
+        self.owner.drawn += sum(len(response.tokens) - start for _, start, response in some)
+        return [(number, response) for number, _, response in some]

@@ -89,6 +89,45 @@ def continue_traces(
     return out
 
 
+def advance(
+    engine: Sampler,
+    params: Any,
+    domain: Domain,
+    groups: list[tuple[Trace, ...]],
+    starts: list[int],
+    streams: list[Stream],
+    first: int,
+    sampling: Sampling,
+    policy_update: int = 0,
+) -> list[tuple[Trace, ...]]:
+    """Go on with groups of traces, each of one prompt, until those of the first `first` groups are judged: these, and
+    the others as far as they came meanwhile, in the places that the first leave free (`Judging.take_until`).
+
+    Processes that draw by themselves each have a share of the groups, and end when theirs of the first ones have.
+
+    Args:
+      groups: traces that are open, or judged already. starts, streams: of each group, the tokens of its prompt and
+        what names its random numbers.
+    """
+
+    def go_on(items: list[tuple]) -> list[tuple[Trace, ...]]:
+        some = [[*traces] for _, *traces in items]
+        # The places of those that are not over: (item, sample).
+        places = [(i, k) for i, group in enumerate(some) for k, t in enumerate(group) if t.verdict is None]
+        with Judging(engine, params, domain, sampling, policy_update) as running:
+            left = [some[i][k] for i, k in places]
+            whose = [items[i][0] for i, _ in places]
+            names = [streams[index].name(trace) for index, trace in zip(whose, left, strict=True)]
+            running.add(left, names, [starts[index] for index in whose])
+            for number, trace in running.take_until(n for n, index in enumerate(whose) if index < first):
+                i, k = places[number]
+                some[i][k] = trace
+        return [*map(tuple, some)]
+
+    items = [(index, *group) for index, group in enumerate(groups)]
+    return processes.deal(items, go_on, tuple[Trace, ...], independent(engine))
+
+
 def by_sample(group: list[Trace]) -> list[Trace]:
     """Continuations of one trace in the order of their samples' numbers, whichever ended first."""
     return sorted(group, key=lambda trace: trace.key[1])
@@ -121,7 +160,8 @@ class Judging:
         self.partner = ThreadPoolExecutor(1, "partner")
         self.traces: dict[int, Trace] = {}  # all that are not given out yet, by their numbers
         self.streams: dict[int, str] = {}  # of those that are drawn
-        self.ends: dict[int, int] = {}  # the tokens of each of these at most
+        self.starts: dict[int, int] = {}  # the tokens that each of these had when it was opened,
+        self.ends: dict[int, int] = {}  # and those that it may have
         self.asking: list[tuple[list[int], Future]] = []  # traces whose partner thinks, and what it will say
         self.continued: dict[int, int] = {}  # the trace of each request that is not answered yet
         self.count = self.requests = 0  # of traces and of requests so far
@@ -140,17 +180,19 @@ class Judging:
         """Whether any trace is not given out yet."""
         return bool(self.traces)
 
-    def add(self, traces: list[Trace], streams: list[str]) -> None:
+    def add(self, traces: list[Trace], streams: list[str], starts: Sequence[int] = ()) -> None:
         """Queue open traces; they are numbered in the order in which they are added, from 0.
 
-        streams: the name of each one's random stream, which its key, (seed, sample), tells from those of other samples.
+        Args:
+          streams: the name of each one's random stream, which its key, (seed, sample), tells from those of other
+            samples. starts: the tokens that each had when it was opened, where some of its response is drawn already.
         """
         numbers = range(self.count, self.count + len(traces))
         self.count += len(traces)
         self.traces.update(zip(numbers, traces, strict=True))
         self.streams.update(zip(numbers, streams, strict=True))
-        for number, trace in zip(numbers, traces, strict=True):
-            self.ends[number] = len(trace.tokens) + self.sampling.max_new_tokens
+        self.starts.update(zip(numbers, starts or [len(trace.tokens) for trace in traces], strict=True))
+        self.ends.update((number, self.starts[number] + self.sampling.max_new_tokens) for number in numbers)
         said = {number for number in numbers if self._partner_is_next(self.traces[number])}
         self._ask(number for number in numbers if number not in said)
         self._to_partner(sorted(said))
@@ -166,6 +208,35 @@ class Judging:
             found = self._grade(wait=not (self.session or self.asking))
         return found
 
+    def take_until(self, numbers: Iterable[int]) -> list[tuple[int, Trace]]:
+        """Go on until all of these traces have ended, and then no further: all that were not given out yet. Of the others
+        those that have ended are judged, too, and the rest are as far as they came, ready to be added to another
+        `Judging`; of a conversation up to the last whole turn. Partners are waited for, so that what is drawn does not
+        depend on how fast they are."""
+        numbers, found = [*numbers], []
+        while any(number in self.streams for number in numbers):
+            if self.session:
+                self._draw()
+            while self.asking:
+                self._hear(wait=True)
+            found += self._grade(wait=False)
+        ended = []
+        for request, response in self.session.leave():
+            number = self.continued.pop(request)
+            trace = self.traces[number]
+            # A turn that is not whole would be taken for one to which the partner replies.
+            if response.stop or (self.domain.separator and len(response.tokens) > len(trace.tokens)):
+                self.traces[number] = self._with(trace, response)
+            if response.stop and self.domain.separator:
+                ended.append(number)
+        self._to_partner(ended)  # a silent one; that of a conversation is asked when it goes on
+        while self.ended or self.verdicts is not None:
+            found += self._grade(wait=True)
+        return [*found, *self.traces.items()]
+
+    def _with(self, trace: Trace, response: Response) -> Trace:
+        return append_response(self.domain, trace, response, self.sampling.temperature, self.policy_update)
+
     def _partner_is_next(self, trace: Trace) -> bool:
         """Whether an open trace of a conversation ends in an own turn."""
         heard = trace.partner[-1].end if trace.partner else trace.prompt_len
@@ -180,12 +251,13 @@ class Judging:
             if id(trace.tokens) not in prompts:
                 prompts[id(trace.tokens)] = tuple(trace.tokens.tolist())
             self.continued[self.requests + len(requests)] = number
-            left = self.ends[number] - len(trace.tokens)
+            # A turn of a conversation is a response of its own.
+            drawn = len(trace.tokens) - self.starts[number] if self.domain.separator else 0
+            left = self.ends[number] - len(trace.tokens) + drawn
             most = left if self.domain.turn_tokens is None else min(left, self.domain.turn_tokens)
             limit = most if most < self.sampling.max_new_tokens else None
-            requests.append(
-                Request(prompts[id(trace.tokens)], self.streams[number], trace.key[1], trace.begin, limit)
-            )
+            prompt, stream = prompts[id(trace.tokens)], self.streams[number]
+            requests.append(Request(prompt, stream, trace.key[1], trace.begin, limit, drawn))
         self.requests += len(requests)
         self.session.add(requests)
 
@@ -194,9 +266,7 @@ class Judging:
         numbers = []
         for request, response in self.session.take():
             number = self.continued.pop(request)
-            self.traces[number] = append_response(
-                self.domain, self.traces[number], response, self.sampling.temperature, self.policy_update
-            )
+            self.traces[number] = self._with(self.traces[number], response)
             numbers.append(number)
         self._to_partner(numbers)
 
@@ -233,7 +303,7 @@ class Judging:
             self.traces[number] = trace
             (ended if trace.stop else again).append(number)
         for number in ended:
-            del self.streams[number], self.ends[number]
+            del self.streams[number], self.starts[number], self.ends[number]
         self.progress(len(ended))
         self.ended += ended
         self._ask(again)
@@ -270,13 +340,16 @@ def append_response(
     domain: Domain, trace: Trace, response: Response, temperature: float, policy_update: int
 ) -> Trace:
     """The trace with what the policy drew after it."""
+    drawn_by = trace.drawn_by
+    if not drawn_by or drawn_by[-1][1] != policy_update:
+        drawn_by = (*drawn_by, (len(trace.tokens), policy_update))
     return trace.extend(
         response.tokens,
         response.logp,
         temperature=temperature,
         step_ends=step_ends(domain, trace, response.tokens),
         stop=response.stop,
-        policy_update=policy_update,
+        drawn_by=drawn_by,
     )
 
 
@@ -357,6 +430,7 @@ def truncate(trace: Trace, end: int) -> Trace:
         logp=trace.logp[:end],
         step_ends=tuple(e for e in trace.step_ends if e <= end),
         partner=tuple(turn for turn in trace.partner if turn.end <= end),
+        drawn_by=tuple((start, update) for start, update in trace.drawn_by if start < end),
         stop="",
         verdict=None,
         begin="",

@@ -48,13 +48,15 @@ class Sampling:
 
 class Request(NamedTuple):
     """One response to draw: prompt ids, the names of its random stream besides the seed, the text that it must begin
-    with (`Trace.begin`), and the most tokens of it where that is less than the sampling's `max_new_tokens`."""
+    with (`Trace.begin`), the most tokens of it where that is less than the sampling's `max_new_tokens`, and how many of
+    the prompt's last tokens are the response's first, drawn before (`Session.leave`)."""
 
     prompt: tuple[int, ...]
     task: str
     sample: int
     begin: str = ""
     most: int | None = None
+    drawn: int = 0
 
     def limit(self, sampling: Sampling) -> int:
         """The most tokens of the response."""
@@ -82,6 +84,11 @@ class Session(Protocol):
     def take(self) -> list[tuple[int, Response]]:
         """Draw until at least one response has ended: those that have, with their requests' numbers. Each is given
         once; [] where nothing waits or is being drawn."""
+
+    def leave(self) -> list[tuple[int, Response]]:
+        """Draw no more: what was not given out yet, as far as it came, with `stop` "" where it has not ended. A request
+        with what it has drawn behind its prompt (`Request.drawn`) goes on from there, in another session; where the
+        text to begin with is not complete, nothing of it was drawn."""
 
 
 def in_order(session: Session, requests: Sequence[Request], progress: Progress = silent) -> list[Response]:

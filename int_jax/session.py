@@ -149,8 +149,10 @@ class EngineSession:
             if prompt not in checked:
                 self.engine.check_prompt(prompt, f"request {number} (task {request.task!r})")
                 checked.add(prompt)
-            limit = min(len(prompt) + request.limit(self.sampling), self.engine.max_len)
-            rows.append(Row(number, [*prompt], len(prompt), limit, request.begin))
+            start = len(prompt) - request.drawn
+            limit = min(start + request.limit(self.sampling), self.engine.max_len)
+            # Whoever asks knows the log-probabilities of what was drawn before.
+            rows.append(Row(number, [*prompt], start, limit, request.begin, [0.0] * request.drawn))
         begins = self.begins | {request.begin for request in requests}
         if begins != self.begins:
             self.ended += self._read()  # what was dispatched counts its states by the old table
@@ -183,6 +185,15 @@ class EngineSession:
             self._read()
             self.engine.keep_pool(self.given, self.schedule.pools, self.pool)
         return ended
+
+    def leave(self) -> list[tuple[int, Response]]:
+        """See `sampler.Session`."""
+        found = [*self.ended, *self._read()]
+        for row in self.schedule.put_all_back():
+            found.append((row.number, self._response(row, 0 if row.begin else None)._replace(stop="")))
+        self.ended, self.left = [], 0
+        self.engine.keep_pool(self.given, self.schedule.pools, self.pool)
+        return found
 
     def _round(self) -> list[tuple[int, Response]]:
         end_if_asked(in_step=self.engine.spans_processes)
@@ -419,5 +430,5 @@ class EngineSession:
         logp = np.zeros(len(tokens), np.float32)
         logp[row.prompt :] = row.logp[: len(tokens) - row.prompt]
         by_id = tokens[-1] in self.sampling.stop_ids and not row.begin and len(tokens) > row.prompt
-        self.engine.drawn += len(tokens) - row.prompt
+        self.engine.drawn += max(0, len(tokens) - len(self.requests[row.number].prompt))
         return Response(tokens, logp, "stop" if end is not None or by_id else "length")

@@ -87,7 +87,7 @@ class Trace:
       step_ends: token offsets (exclusive) of the response's steps, recorded on the sampled ids. A step of a
         conversation is an own turn and the partner's after it.
       stop: why it ended, one of STOPS; "" where it is open, ready to be continued.
-      policy_update: the number of updates behind the parameters that drew it.
+      drawn_by: (start, updates) in order: from that token offset on the policy drew as it was after so many updates.
       key: (seed, sample index); with the task's id it names the random stream.
       spliced: offset of the first token of the last spliced intervention, -1 if there is none.
       privileged: what it was shown or holds besides the problem and what the policy drew: "reference", "hint",
@@ -106,7 +106,7 @@ class Trace:
     step_ends: tuple[int, ...] = ()
     stop: str = ""
     verdict: Verdict | None = None
-    policy_update: int = 0
+    drawn_by: tuple[tuple[int, int], ...] = ()
     key: tuple[int, int] = (0, 0)
     spliced: int = -1
     privileged: tuple[str, ...] = ()

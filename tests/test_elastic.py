@@ -100,7 +100,7 @@ class Run:
         config.mesh.update(engine.mesh.shape)
         work = Workdir(folder, config.to_dict(), {}, default.machine_knobs("arithmetic"))
         pack = {"row_length": 128, "rows": rows, "learning_rate": 1e-3, "weight_decay": 0.0, "clip_norm": 1.0}
-        group = PolicyGradient(problems=2, group=3)
+        group = PolicyGradient(problems=2, group=3, lag=config.rl.lag)
         knobs = {
             "rl": pack | {"knobs": group, "sampling": SAMPLING, "updates": UPDATES, "tasks": "hard"},
             "sft": pack | {"epochs": UPDATES, "batch_size": 8, "warmup": 0.1, "end_of_turn": None},

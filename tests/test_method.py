@@ -489,17 +489,17 @@ def test_groups_of_one_outcome_are_drawn_anew(tokenizer, monkeypatch, name):
     tasks, left = [Task(str(i), "d", "p") for i in range(len(telling))], iter(telling)
     seen = []
 
-    def continued(engine, params, domain, prompts, samples, *rest, **more):
-        seen.extend(trace.task.id for trace in prompts)
-        return [[scored(1.0), scored(0.0 if next(left) else 1.0)] for _ in prompts]
+    def advanced(engine, params, domain, groups, *rest):
+        seen.extend(group[0].task.id for group in groups)
+        return [(scored(1.0), scored(0.0 if next(left) else 1.0)) for _ in groups]
 
-    monkeypatch.setattr(rollout, "continue_traces", continued)
+    monkeypatch.setattr(rollout, "advance", advanced)
     knobs = PolicyGradient(problems=problems, group=2, refill=rounds)
 
     def opened(domain, task):
         return made().replace(task=task)
 
-    groups = method.draw_batch(None, None, None, tasks, knobs, SAMPLING, 0, opened)
+    groups, _ = method.draw_batch(None, None, None, tasks, knobs, SAMPLING, 0, opened)
     assert len(groups) == drawn and len({*seen}) == len(seen) == drawn
     advantages = policy_gradient.advantages_of(groups, rewards_of(groups), knobs)
     assert sum(values is not None for values in advantages) == trained

@@ -51,7 +51,8 @@ def sampled(domain, task, pieces, seed=0) -> Trace:
     logp = np.where(drawn, -np.random.default_rng(seed).random(len(tokens)), 0).astype(np.float32)
     ends = domain.steps(tokens, len(prompt))
     verdict = Verdict(False, 0.0, "wrong")
-    return Trace(task, tokens, len(prompt), drawn, logp, 0.7, ends, "stop", verdict, 3, (1, 2))
+    by = ((len(prompt), 3),)
+    return Trace(task, tokens, len(prompt), drawn, logp, 0.7, ends, "stop", verdict, by, (1, 2))
 
 
 def test_the_prefix_comes_back_byte_for_byte(domain, tasks):
@@ -71,9 +72,10 @@ def test_the_prefix_comes_back_byte_for_byte(domain, tasks):
         assert not got.sampled[cut:].any() and not got.logp[cut:].any()
         assert len(got.tokens) == len(got.sampled) == len(got.logp)
         assert got.step_ends == (*trace.step_ends[:step], len(got.tokens)) and got.spliced == cut
-        same = ("task", "prompt_len", "temperature", "policy_update", "key")
+        same = ("task", "prompt_len", "temperature", "key")
         assert [getattr(got, n) for n in same] == [getattr(trace, n) for n in same]
         assert got.stop == "" and got.verdict is None  # open again
+        assert got.drawn_by == tuple(span for span in trace.drawn_by if span[0] < cut)
 
     run()
 
@@ -142,7 +144,8 @@ def test_what_is_open_is_continued(engine, params, domain, tasks):
             guided.spliced,
             (SAMPLING.seed, 3 + index),
         )
-        assert got.step_ends == domain.steps(got.tokens, trace.prompt_len) and got.policy_update == 9
+        assert got.step_ends == domain.steps(got.tokens, trace.prompt_len)
+        assert got.drawn_by == (*trace.drawn_by, (start, 9))
         assert got.verdict == domain.verify(got) and got.temperature == SAMPLING.temperature
         assert (got.stop == "stop") == (int(got.tokens[-1]) in SAMPLING.stop_ids)
 

@@ -385,6 +385,13 @@ TABLE: dict[str, Any] = {
         "importance_cap": weight(
             0.0, "cap of the weights trainer over sampler, where these differ (TIS); 0: no weights"
         ),
+        "lag": Knob(
+            0,
+            "batches, at most, of which some is drawn already while one is drawn, in the places of responses that have "
+            "ended; the next policy goes on with them. Which policy drew a token then depends on slots and mesh, too; 0: "
+            "each batch is drawn from one policy",
+            at_least=0,
+        ),
         "refill": Knob(
             0,
             "rounds, at most, that draw problems in place of those whose samples all have one score, which are left "

@@ -232,6 +232,7 @@ class HTTPSession:
         self.sampler, self.params, self.sampling, self.tokenizer = sampler, params, sampling, tokenizer
         self.numbers: dict[futures.Future, int] = {}
         self.starts: list[int] = []  # where each request's response begins
+        self.prompts: list[tuple[int, ...]] = []
         self.believed = True
 
     def __bool__(self) -> bool:
@@ -256,6 +257,7 @@ class HTTPSession:
             future = self.sampler._pool.submit(self.sampler.respond, request, self.sampling, self.tokenizer)
             self.numbers[future] = len(self.starts)
             self.starts.append(len(request.prompt))
+            self.prompts.append(request.prompt)
 
     def take(self) -> list[tuple[int, Response]]:
         """See `sampler.Session`."""
@@ -273,6 +275,18 @@ class HTTPSession:
         self.sampler._under_way -= len(done)
         if found and not self.believed:
             found = self._scored(found)
+        return found
+
+    def leave(self) -> list[tuple[int, Response]]:
+        """See `sampler.Session`. What a server draws already is waited for: nothing is given that has only begun."""
+        found = []
+        for future in [future for future in self.numbers if future.cancel()]:
+            number = self.numbers.pop(future)
+            prompt = np.asarray(self.prompts[number], np.int32)
+            found.append((number, Response(prompt, np.zeros(len(prompt), np.float32), "")))
+        self.sampler._under_way -= len(found)
+        while self.numbers:
+            found += self.take()
         return found
 
     def close(self) -> None:
