@@ -269,7 +269,7 @@ def unrecorded(update: int, groups: list[list[Trace]], rewards: np.ndarray, adva
 
 
 # What is drawn of the batches to come, the next first: their groups of traces, some open, some judged.
-Begun = Sequence[Sequence[Sequence[Trace]]]
+Begun = Sequence[Sequence[tuple[Trace, ...]]]
 
 # What draws a batch: of the update that it begins at and the engine, a sampler for the time that it is drawn.
 Drawing = Callable[[int, ScoringSampler], contextlib.AbstractContextManager[ScoringSampler]]
@@ -304,8 +304,9 @@ def reinforce(
 
     Goes on at update `state.step` - `start`, a whole number of batches, for as long as it is asked; yields the state
     and metrics after all updates on each batch. What is drawn and how it is cut are functions of (seed, update), so
-    training may stop and go on after any batch; with `knobs.lag` of what is begun of the next batches, too. Sequences without an advantage are left out of the packed batch; they
-    count in its totals, so the gradient is that of the whole batch.
+    training may stop and go on after any batch; with `knobs.lag` they are also functions of what is `begun`. Sequences
+    without an advantage are left out of the packed batch; they count in its totals, so the gradient is that of the
+    whole batch.
 
     Args:
       start: as of `sft`; negative where earlier trainings of the same schedule went before. opened: what a group
@@ -391,25 +392,26 @@ def draw_batch(
     wanted = len(chosen)
     order = np.random.default_rng([sampling.seed, step, REFILL]).permutation(len(tasks))
     others = [i for i in order.tolist() if i not in chosen]
-    now, *later = [*begun, *(fresh(batch(place)) for place in range(len(begun), ahead + 1))]
+    window: list[Sequence[tuple[Trace, ...]]] = [*begun]
+    window += [fresh(batch(place)) for place in range(len(begun), ahead + 1)]
     groups: list[list[Trace]] = []
     for _ in range(1 + knobs.refill):
-        every = [now, *later]
-        flat = [group for some in every for group in some]
-        streams = [Stream(f"update{step + i * knobs.updates}") for i, some in enumerate(every) for _ in some]
+        flat = [group for some in window for group in some]
+        streams = [Stream(f"update{step + i * knobs.updates}") for i, some in enumerate(window) for _ in some]
         starts = [len(opened(domain, group[0].task).tokens) for group in flat]
-        found = iter(rollout.advance(engine, params, domain, flat, starts, streams, len(now), sampling, step))
-        now, *later = [[next(found) for _ in some] for some in every]
-        groups += map(list, now)
+        first = len(window[0])
+        found = iter(rollout.advance(engine, params, domain, flat, starts, streams, first, sampling, step))
+        window = [[next(found) for _ in some] for some in window]
+        groups += map(list, window[0])
         # Groups of one outcome stay among `groups`, for the metrics, and get no advantages.
         missing = wanted - sum(not policy_gradient.one_outcome(group) for group in groups)
         chosen, others = others[:missing], others[missing:]
         if not chosen:
             break
-        now = fresh(chosen)
-    return groups, later
+        window[0] = fresh(chosen)
+    return groups, window[1:]
 
 
-def sampled(batches: Begun) -> int:
+def sampled(batches: Iterable[Iterable[Iterable[Trace]]]) -> int:
     """Tokens drawn of batches of groups of traces."""
     return sum(int(trace.sampled.sum()) for batch in batches for group in batch for trace in group)

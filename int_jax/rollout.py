@@ -209,7 +209,7 @@ class Judging:
         return found
 
     def take_until(self, numbers: Iterable[int]) -> list[tuple[int, Trace]]:
-        """Go on until all of these traces have ended, and then no further: all that were not given out yet. Of the others
+        """Go on until all of these traces have ended, and no further: all that were not given out yet. Of the others
         those that have ended are judged, too, and the rest are as far as they came, ready to be added to another
         `Judging`; of a conversation up to the last whole turn. Partners are waited for, so that what is drawn does not
         depend on how fast they are."""

@@ -28,6 +28,11 @@ class Batches:
         drawn = self.sampler.generate(params, [*requests.values()], sampling, tokenizer=tokenizer)
         return [*zip(requests, drawn, strict=True)]
 
+    def leave(self):
+        undrawn = [(n, np.asarray(request.prompt, np.int32)) for n, request in self.waiting.items()]
+        self.waiting.clear()
+        return [(n, Response(tokens, np.zeros(len(tokens), np.float32), "")) for n, tokens in undrawn]
+
     def chosen(self) -> list[int]:
         """The numbers of the requests that end next."""
         return [*self.waiting]

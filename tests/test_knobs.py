@@ -413,6 +413,7 @@ SHOWN = {
     "rl.clip_high": ("update: rl", 0.8, CLIPPED),
     "rl.ratio": ("update: rl", "sequence", SEVERAL),
     "rl.importance_cap": ("update: rl", 1.0, RL),
+    "rl.lag": ("draws: update", 1, RL | {"rl.old": "sampler"}),
     "rl.refill": ("rollouts -> draws: update", 1, RL | {"rl.group": 2, "rl.problems": 5}),
     "rl.rewards": ("update: rl", {"score": 1.0, "right_steps": 0.5}, RL),
     "rl.overlong": ("update: rl", 60, OVERLONG),

@@ -45,6 +45,10 @@ def tight(engine):
     return Engine(engine.model, engine.mesh, slots=4, decode_steps=2, score_tokens=1024)
 
 
+def flat(groups):
+    return [trace for group in groups for trace in group]
+
+
 def trained(engine, params, domain, tasks, tx, batches, sampling=SAMPLING, **changes):
     """The batches of a training: (groups, metrics, state, what was begun)."""
     knobs = PolicyGradient(**{"problems": 3, "group": 2, **changes})
@@ -84,7 +88,7 @@ def test_a_policy_that_stands_still_draws_the_same(tight, params, tokenizer, lag
     for number, ((expected, metrics, _, _), (groups, told, _, begun)) in enumerate(
         zip(plain, late, strict=True)
     ):
-        for one, other in zip(sum(groups, []), sum(expected, []), strict=True):
+        for one, other in zip(flat(groups), flat(expected), strict=True):
             same(one, other)
             assert all(number - lag <= update <= number for _, update in one.drawn_by)
         assert told["reward"] == metrics["reward"] and "lag" not in metrics
@@ -102,7 +106,7 @@ def test_each_span_is_of_the_policy_that_it_names(tight, params, tokenizer):
     policies = [params, *(tight.decode_params(jax.device_put(state.params)) for _, _, state, _ in batches)]
     mixed = 0
     for number, (groups, told, _, _) in enumerate(batches):
-        traces, behind = sum(groups, []), []
+        traces, behind = flat(groups), []
         by = [tight.score(policy, [trace.tokens for trace in traces])[0] for policy in policies]
         for index, trace in enumerate(traces):
             bounds = [start for start, _ in trace.drawn_by[1:]] + [len(trace.tokens)]
@@ -125,7 +129,7 @@ def test_a_conversation_goes_on_where_it_was(small, letters):  # noqa: F811
     tasks = domain.tasks("hard_train", 0, 6)
     plain, late = (trained(tight, params, domain, tasks, STILL, 3, WHOLE, lag=lag) for lag in (0, 1))
     for (expected, _, _, _), (groups, _, _, _) in zip(plain, late, strict=True):
-        for one, other in zip(sum(groups, []), sum(expected, []), strict=True):
+        for one, other in zip(flat(groups), flat(expected), strict=True):
             same(one, other)
     assert sum(told["lag"] for _, told, _, _ in late) > 0
 
@@ -238,5 +242,5 @@ def test_a_lag_is_the_same_on_a_mesh(engine, params, tokenizer):
     one = trained(engine, params, *arithmetic(tokenizer), STILL, 2)
     other = trained(there, placed, *arithmetic(tokenizer), STILL, 2, lag=1)
     for (expected, *_), (groups, *_) in zip(one, other, strict=True):
-        for a, b in zip(sum(groups, []), sum(expected, []), strict=True):
+        for a, b in zip(flat(groups), flat(expected), strict=True):
             same(a, b)

@@ -377,7 +377,7 @@ def traces(draw) -> Trace:
         tuple(draw(st.lists(st.integers(0, 99), max_size=4))),
         draw(st.sampled_from(["stop", "length", ""])),
         draw(st.none() | st.builds(Verdict, st.booleans(), st.floats(0, 1), st.sampled_from(types.REASONS))),
-        draw(st.integers(0, 99)),
+        tuple(draw(st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=3))),
         (draw(st.integers(0, 2**32 - 1)), draw(st.integers(0, 99))),
         draw(st.integers(-1, 12)),
     )

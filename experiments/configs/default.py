@@ -387,9 +387,9 @@ TABLE: dict[str, Any] = {
         ),
         "lag": Knob(
             0,
-            "batches, at most, of which some is drawn already while one is drawn, in the places of responses that have "
-            "ended; the next policy goes on with them. Which policy drew a token then depends on slots and mesh, too; 0: "
-            "each batch is drawn from one policy",
+            "batches, at most, that are begun while one is drawn, in the places of responses that have ended; the next "
+            "policy goes on with them. Which one drew a token then depends on slots and mesh, too; 0: each batch is of "
+            "one policy",
             at_least=0,
         ),
         "refill": Knob(
