@@ -388,20 +388,69 @@ class Session:
                 self.add(self.stage.then(ask), row.tokens)
 
 
+class Overlapping(Session):
+    """Batches of a policy gradient with a lag, as `rollout.advance` draws them: some of the next ones in the places
+    that one leaves free; behind each all pages are empty, and what was begun is prefilled again.
+
+    Attributes:
+      starts: the chunk with which each batch begins. counts: what was prefilled, shared and put back before it.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        batches: Sequence[Sequence[int]],
+        lag: int,
+        replicas: int,
+        pages: int,
+        sizes: Sizes,
+    ):
+        super().__init__(stage, [*itertools.chain(*batches[: 1 + lag])], replicas, pages, sizes)
+        self.batches, self.lag, self.pages = batches, lag, pages
+        self.starts: list[int] = []
+        self.counts: list[tuple[int, int, int]] = []
+
+    def run(self) -> np.ndarray:
+        total = (0, 0, 0)
+        for number in range(len(self.batches)):
+            self.starts.append(len(self.chunks))
+            self.counts.append(total)
+            mine = {*self.batches[number]}
+            while any(left and ask.item in mine for ask, left in zip(self.asks, self.left, strict=True)):
+                self._round()
+            self._read(self.flight)
+            self.flight = None
+            old, page = self.schedule, self.sizes.units(self.sizes.page)
+            now = (old.prefilled, old.shared, old.put_back)
+            total = tuple(a + b for a, b in zip(total, now, strict=True))
+            rows = sorted(old.put_all_back(), key=lambda row: row.number)
+            self.schedule = Schedule([Pool(self.pages, page) for _ in range(self.replicas)], self.sizes.rows)
+            self.schedule.add(rows)
+            self.seats = self.size = 0
+            for items in self.batches[number + 1 + self.lag : number + 2 + self.lag]:
+                self.add(itertools.chain(*(self.stage.first(item) for item in items)))
+        self.starts.append(len(self.chunks))
+        self.counts.append(total)
+        return np.array(self.chunks, np.float64).reshape(-1, len(FIELDS))
+
+
 # Stages ---------------------------------------------------------------------------------------------------------------
 
 
 class Part(NamedTuple):
     """A stage of the recipe. make(seed): what it asks; items: of one session; requests: of an item, about; times:
-    sessions, one after another, each of all items."""
+    sessions, one after another, each of all items; lag: those that overlap with one."""
 
     name: str
     make: Callable[[int], Stage]
     items: int
     requests: int
     times: int = 1
+    lag: int = 0
 
 
+LAGS = 1, 2, 4
+BATCHES = 12  # of those that overlap: so many are replayed, and the first ones and the last ones left out
 RECIPE = (
     Part("attempts", functools.partial(Samples, samples=64), 4_500, 64),
     Part("proposals", Proposals, 16_190, 5),
@@ -416,10 +465,13 @@ RECIPE = (
         "effect table", functools.partial(Samples, samples=32, median=CONTINUATION, prefix=PREFIX), 334, 32, 4
     ),
     Part("RL", functools.partial(Samples, samples=8), 32, 8, 400),
+    *(Part(f"RL, lag {lag}", functools.partial(Samples, samples=8), 32, 8, 400, lag) for lag in LAGS),
     Part("evaluation", functools.partial(Samples, samples=128), 500, 128, 3),
 )
-ALTERNATIVE = (
-    "guided, until right"  # which the hours of the whole recipe leave out, as the table that they are beside
+# What the hours of the whole recipe leave out.
+ALTERNATIVES = (
+    "guided, until right",
+    *(f"RL, lag {lag}" for lag in LAGS),
 )
 
 
@@ -469,7 +521,22 @@ def replay(
     # Of eight processes two: all have the same to do.
     some = min(machine.processes, 2)
     whole, sums = part.items / items, []
-    for time in range(times):
+    if part.lag:
+        times = BATCHES - 2 * part.lag
+        pages = machine.pages(shape, sizes.page)
+        stage = part.make(seed)
+        size = [stage.size(item) for item in range(part.items)]
+        of_process = []
+        for share in shares(size, machine.processes)[:some]:
+            batches = [[part.items * number + item for item in share] for number in range(BATCHES)]
+            session = Overlapping(stage, batches, part.lag, machine.replicas, pages, sizes)
+            chunks = session.run()
+            of_process.append(
+                [batch_of(session, chunks, n, machine, shape) for n in range(part.lag, BATCHES - part.lag)]
+            )
+        sums = [*map(list, zip(*of_process, strict=True))]
+        items = part.items
+    for time in range(0 if part.lag else times):
         stage = part.make(seed + time)
         dealt = shares([stage.size(item) for item in range(items)], machine.processes)[:some]
         pages = machine.pages(shape, sizes.page)
@@ -512,6 +579,24 @@ def replay(
         total("hours_tail", sessions) / total("hours", sessions),
         items * times / (part.items * part.times),
     )
+
+
+def batch_of(
+    session: Overlapping, chunks: np.ndarray, number: int, machine: Machine, shape: Shape
+) -> dict[str, float]:
+    """The sums of one batch of those that overlap."""
+    start, end = session.starts[number : number + 2]
+    found = summed(session, dict(zip(FIELDS, chunks[start:end].T, strict=True)), machine, shape, 1.0)
+    before, after = session.counts[number : number + 2]
+    prefilled, shared, put_back = (b - a for a, b in zip(before, after, strict=True))
+    unit = session.sizes.unit
+    asked = len(session.batches[number]) * len(session.stage.first(0))
+    return found | {
+        "prefilled_real": prefilled * unit,
+        "shared": shared * unit,
+        "put_back": put_back,
+        "asked": asked,
+    }
 
 
 def summed(session: Session, chunk: dict, machine: Machine, shape: Shape, whole: float) -> dict[str, float]:
@@ -644,7 +729,7 @@ def table(found: dict[str, list[Found]]) -> list[str]:
         lines.append(
             f"{f'training, {name} attention':<28}" + "".join(f"{b[i]:>12.1f}" for b in both.values())
         )
-    sums = {name: [one for one in some if one.stage != ALTERNATIVE] for name, some in found.items()}
+    sums = {name: [one for one in some if one.stage not in ALTERNATIVES] for name, some in found.items()}
     for label, field, flash in (
         ("all, plain attention", "hours", 0),
         ("all, flash", "hours", 1),
