@@ -189,8 +189,9 @@ def test_a_run_that_was_killed_goes_on_with_what_was_begun(run, engine, tmp_path
     assert not (tmp_path / "whole" / "rl" / "begun").exists()
     with pytest.raises(Killed):
         run(Ends(engine, left=left), tmp_path / "run", **CHANGES)
-    names = sorted(path.name for path in (tmp_path / "run" / "rl" / "begun").iterdir())
-    assert names == [f"{update:06d}" for update in range(2 if left > 3 else 1, left + 1)]
+    # Those before a checkpoint go once it is written, which is in the background; a restart needs the others.
+    names = {path.name for path in (tmp_path / "run" / "rl" / "begun").iterdir()}
+    assert names >= {f"{update:06d}" for update in range(2 if left > 3 else 1, left + 1)}
     params, lines = run(Ends(engine), tmp_path / "run", **CHANGES)
     assert_same(params, expected[0])
     assert lines == expected[1]

@@ -158,7 +158,7 @@ def test_a_log_without_responses_leaves_nothing(tmp_path):
 
 
 REQUEST = Request((1, 2, 3), "train/7/attempts", 4, "\n\n")
-OTHER_REQUESTS = {"prompt": (1, 2), "task": "train/7/guided", "sample": 5, "begin": "", "most": 3}
+OTHER_REQUESTS = {"prompt": (1, 2), "task": "train/7/guided", "sample": 5, "begin": "", "most": 3, "drawn": 1}
 OTHER_SAMPLINGS = {
     "max_new_tokens": 9,
     "temperature": 0.5,
