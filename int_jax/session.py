@@ -430,5 +430,5 @@ class EngineSession:
         logp = np.zeros(len(tokens), np.float32)
         logp[row.prompt :] = row.logp[: len(tokens) - row.prompt]
         by_id = tokens[-1] in self.sampling.stop_ids and not row.begin and len(tokens) > row.prompt
-        self.engine.drawn += max(0, len(tokens) - len(self.requests[row.number].prompt))
+        self.engine.drawn += len(tokens) - len(self.requests[row.number].prompt)
         return Response(tokens, logp, "stop" if end is not None or by_id else "length")

@@ -266,6 +266,26 @@ def test_requests_that_join_later_keep_their_numbers(tmp_path):
     assert Counter(inner.asked) == Counter(asked) - Counter(asked[1::3])
 
 
+def test_what_is_left_undrawn_is_no_response(tmp_path):
+    asked = [Request((1,), "t", k) for k in range(8)]
+    with opened(tmp_path) as log:
+        LoggedSampler(Mortal(), log).generate("p", asked[:2], SAMPLING)
+    with opened(tmp_path) as log:
+        sampler = LoggedSampler(Mortal(kind=Scattered), log)
+        session = sampler.session("p", SAMPLING)
+        session.add(asked)
+        found = dict(session.take())  # those in the log
+        assert sorted(found) == [0, 1]
+        found |= dict(session.take())
+        count = len(found)
+        found |= dict(session.leave())
+        assert sorted(found) == [*range(8)] and not session and 2 < count < 8
+        assert sum(not response.stop for response in found.values()) == 8 - count
+        assert sampler.take_drawn() == sum(len(one.tokens) - 1 for one in found.values())
+    with opened(tmp_path) as log:
+        assert len(log.found) == count
+
+
 # --- the disk ---
 
 

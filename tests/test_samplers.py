@@ -353,6 +353,27 @@ def test_no_more_than_at_once_are_under_way(fake):
     assert len(fake.asked) >= 6
 
 
+def test_what_a_server_has_not_begun_is_left(fake):
+    """What it draws already is waited for, and given whole; the rest has drawn nothing, and can be asked again."""
+    asked = [Request((9, 20), "held", k) for k in range(6)]
+    whole = drawn(fake.sampler(), asked)
+    gate = fake.gates[9] = threading.Event()
+    sampler = fake.sampler(at_once=2)
+    session = sampler.session(None, SAMPLING)
+    session.add(asked)
+    threading.Timer(0.1, gate.set).start()
+    found = dict(session.leave())
+    assert sorted(found) == [*range(6)] and not session and sampler._under_way == 0
+    left = [number for number, response in found.items() if not response.stop]
+    assert 0 < len(left) < 6
+    for number in left:
+        assert found[number].tokens.tolist() == [9, 20] and not found[number].logp.any()
+    again = drawn(sampler, [asked[number] for number in left])
+    for number, response in [*((n, r) for n, r in found.items() if r.stop), *zip(left, again, strict=True)]:
+        np.testing.assert_array_equal(response.tokens, whole[number].tokens)
+    assert sampler.take_drawn() == sum(len(response.tokens) - 2 for response in whole)
+
+
 def test_prompts_without_a_place_are_refused(fake):
     for prompt in ((), (1,) * 200):
         with pytest.raises(ValueError, match=rf"request 1 \(task 'b'\) has a prompt of {len(prompt)} tokens"):
