@@ -98,6 +98,27 @@ def test_a_policy_that_stands_still_draws_the_same(tight, params, tokenizer, lag
     assert late_tokens == sum(metrics["tokens"] for _, metrics, _, _ in plain)
 
 
+def test_a_text_to_stop_at_may_be_half_drawn(tight, params, tokenizer):
+    """Half of it by one policy, half by the next."""
+    plain = trained(tight, params, *arithmetic(tokenizer), STILL, 3)
+    late = trained(tight, params, *arithmetic(tokenizer), STILL, 3, lag=1)
+    # A text whose tokens stand on both sides of where a response was left.
+    cut = [(t, t.drawn_by[1][0]) for groups, *_ in late for t in flat(groups) if len(t.drawn_by) > 1]
+    texts = {tokenizer.decode(t.tokens[start - 1 : start + 1]) for t, start in cut if start < len(t.tokens)}
+    stopped = 0
+    for text in sorted(texts):
+        sampling = dataclasses.replace(SAMPLING, stop=(text,))
+        plain, late = (
+            trained(tight, params, *arithmetic(tokenizer), STILL, 3, sampling, lag=lag) for lag in (0, 1)
+        )
+        for (expected, *_), (groups, *_) in zip(plain, late, strict=True):
+            for one, other in zip(flat(groups), flat(expected), strict=True):
+                same(one, other)
+                spans = [start for start, _ in one.drawn_by[1:]]
+                stopped += one.stop == "stop" and len(one.tokens) - 1 in spans
+    assert stopped
+
+
 def test_each_span_is_of_the_policy_that_it_names(tight, params, tokenizer):
     """The log-probabilities with which tokens were drawn are those of the policies by which they were."""
     tx = optax.sgd(3.0)
