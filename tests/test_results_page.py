@@ -22,6 +22,8 @@ EVERYTHING = {
     "gain.samples": 1,
     "rl.rewards": {"score": 1.0, "right_steps": 0.5},
     "rl.kl": 0.1,
+    "rl.lag": 1,
+    "rl.importance_cap": 2.0,
 }
 DIVERGES = RL | {"rl.learning_rate": 1e38, "rl.clip_norm": 1e38, "rl.updates": 3}
 
