@@ -380,9 +380,16 @@ def draw_batch(
     many as are missing in each round, while there are any.
     """
 
+    prompts: dict[str, Trace] = {}  # rendered once each
+
+    def prompt(task: Task) -> Trace:
+        if task.id not in prompts:
+            prompts[task.id] = opened(domain, task)
+        return prompts[task.id]
+
     def fresh(indices: Iterable[int]) -> list[tuple[Trace, ...]]:
-        prompts = [opened(domain, tasks[i]) for i in indices]
-        return [tuple(one.replace(key=(sampling.seed, k)) for k in range(knobs.group)) for one in prompts]
+        some = [prompt(tasks[i]) for i in indices]
+        return [tuple(one.replace(key=(sampling.seed, k)) for k in range(knobs.group)) for one in some]
 
     def batch(place: int) -> list[int]:
         # A batch is several updates: step / updates is its number.
@@ -398,7 +405,7 @@ def draw_batch(
     for _ in range(1 + knobs.refill):
         flat = [group for some in window for group in some]
         streams = [Stream(f"update{step + i * knobs.updates}") for i, some in enumerate(window) for _ in some]
-        starts = [len(opened(domain, group[0].task).tokens) for group in flat]
+        starts = [len(prompt(group[0].task).tokens) for group in flat]
         first = len(window[0])
         found = iter(rollout.advance(engine, params, domain, flat, starts, streams, first, sampling, step))
         window = [[next(found) for _ in some] for some in window]
