@@ -102,3 +102,10 @@ class Haggling(Dialogue):
 
     def leaks(self, task, text):
         return task.reference in text
+
+
+def cut_off(trace):
+    """The trace as if its first turn had been cut off after three tokens."""
+    end = trace.prompt_len + 3
+    arrays = {name: getattr(trace, name)[:end] for name in ("tokens", "sampled", "logp")}
+    return trace.replace(**arrays, step_ends=(end,), partner=(), stop="length", verdict=None)

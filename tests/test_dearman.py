@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from haggling import cut_off
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -295,6 +296,16 @@ def test_a_conversation_of_best_turns_has_no_error_and_one_of_a_beginner_is_put_
         assert domain.oracle_of(domain.script(task)).regrets(moments)[step] < 1e-9
         assert '"location": 0' in domain.checker_response(best)
     assert np.mean(passed) > 0.7
+
+
+def test_a_beginner_who_does_not_come_to_an_end_is_put_right(domain):
+    """A turn that is cut off is the first error where none came before."""
+    for task in domain.tasks("hard_train", 0, 4):
+        cut = cut_off(rollout.play(domain, task, domain.next_turn))
+        answer = parse_intervention(domain.checker_response(cut))
+        assert answer.step == domain.first_error(cut) == 0 and "cut off" in domain.checker_response(cut)
+        assert answer.text == domain.correction(cut, 0) and domain.regrets(cut)[0] > 0.5
+        assert domain.first_error(rollout.splice(cut, answer, domain.tokenizer, "")) is None
 
 
 def test_the_solver_sees_nothing_of_the_reference(domain):

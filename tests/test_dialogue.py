@@ -109,16 +109,24 @@ def test_a_conversation_that_is_said_again_replays_and_other_words_change_what_f
 
 
 @pytest.mark.parametrize("end", [[], [0]], ids=["cut off", "another token"])
-def test_a_turn_that_nobody_heard_is_none(domain, task, end):
-    """A deal that was not said to its end is no deal: neither the score nor an oracle counts it."""
+def test_a_turn_that_nobody_heard_is_none_and_loses_what_was_left(domain, task, end):
+    """A deal that was not said to its end is no deal: it does not count for the score, and is what should be mended."""
     trace = said(domain, task, ["I offer less.", "A deal."])
     bare = trace.replace(partner=trace.partner[:1])
     tokens = np.array([*trace.tokens[: trace.partner[1].start - 1], *end], np.int32)
     cut = bare.replace(tokens=tokens, step_ends=(trace.step_ends[0], len(tokens)), stop="length")
     assert trace.judged.score > 0 and domain.verify(trace) == trace.judged
     assert domain.verify(cut) == Verdict(False, 0.0, "truncated") and domain.answer(cut) is None
-    assert domain.moments(cut) == domain.moments(trace)[:1] and len(domain.regrets(cut)) == 1
-    assert domain.replies([cut]) == [Reply()]
+    assert domain.moments(cut) == domain.moments(trace)[:1] and domain.replies([cut]) == [Reply()]
+    left = domain.oracle_of(domain.script(task)).value(domain.state(cut))
+    assert domain.regrets(cut) == [*domain.regrets(bare)[:1], left] and left > 0
+    assert domain.first_error(cut) == next(i for i, lost in enumerate(domain.regrets(cut)) if lost > 0.02)
+    one = Intervention(1, domain.correction(cut, 1))
+    mended = rollout.splice(cut, one, domain.tokenizer, "")
+    assert domain.own_turns(mended) == [domain.own_turns(trace)[0], one.text]
+    assert domain.regrets(mended)[1] < 1e-9
+    with pytest.raises(ValueError, match=f"task {task.id}: turn 2 of a conversation of 2"):
+        domain.correction(cut, 2)
 
 
 def test_the_effect_of_a_last_turn_is_measured_from_a_trace_that_is_open(letters):
@@ -389,7 +397,6 @@ def test_no_turn_gains_on_the_best_ones(acts):
     regrets = oracle.regrets(moments)
     assert all(lost >= 0 for lost in regrets)
     assert all(oracle.value(one.before) >= oracle.worth(one.before, one.act) - 1e-12 for one in moments)
-    assert oracle.first_error(moments) == next((i for i, lost in enumerate(regrets) if lost > 0.02), None)
 
 
 def test_equal_partners_are_worked_out_once(letters):

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from haggling import cut_off
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -621,6 +622,16 @@ def test_a_checker_names_the_first_turn_that_lost_something(domains):
         lines = domain.checker_response(trace).splitlines()
         assert len(lines) == step + 2 and lines[step].endswith("wrong")
     assert located > 15
+
+
+def test_a_turn_that_is_cut_off_is_named_and_mended(domains):
+    domain = domains["brief"]
+    for task in domain.tasks("hard_train", 5, 4):
+        cut = cut_off(rollout.play(domain, task, domain.next_turn))
+        one = parse_intervention(domain.checker_response(cut))
+        assert one.step == domain.first_error(cut) == 0 and one.text == domain.correction(cut, 0)
+        assert domain.regrets(cut)[0] > 0.5 and domain.checker_response(cut).startswith("S1 cut off wrong\n")
+        assert domain.first_error(rollout.splice(cut, one, domain.tokenizer, "")) is None
 
 
 def test_micro_skills(domains):

@@ -46,10 +46,6 @@ class Oracle:
         """What each turn lost, in expectation."""
         return [max(0.0, self.value(one.before) - self.worth(one.before, one.act)) for one in moments]
 
-    def first_error(self, moments: Sequence[Moment]) -> int | None:
-        """The first turn that lost more than TOLERANCE; None where none did."""
-        return next((i for i, lost in enumerate(self.regrets(moments)) if lost > TOLERANCE), None)
-
 
 # Of equal scripts the same one, whoever asks: tasks share partners, and a process may have several domains of a name.
 oracle_of = functools.lru_cache(256)(Oracle)

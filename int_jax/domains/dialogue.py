@@ -115,8 +115,17 @@ class Dialogue(TextDomain, abc.ABC):
         """What each own turn did. One that was cut off, or ended in another token than the template's, is no turn:
         nobody heard it."""
         own = self.own_turns(trace)
-        heard = len(own) <= len(trace.partner) or int(trace.tokens[-1]) == self.tokenizer.end_of_turn
-        return replay(self.script(trace.task), trace.task.id, own if heard else own[:-1])
+        return replay(self.script(trace.task), trace.task.id, own[:-1] if self.cut_off(trace) else own)
+
+    def cut_off(self, trace: Trace) -> bool:
+        """Whether the last own turn was cut off, or ended in another token than the template's."""
+        said = len(trace.step_ends) > len(trace.partner)
+        return said and int(trace.tokens[-1]) != self.tokenizer.end_of_turn
+
+    def state(self, trace: Trace) -> State:
+        """Behind the last turn that was heard."""
+        moments = self.moments(trace)
+        return moments[-1].after if moments else self.script(trace.task).start()
 
     def replies(self, traces: list[Trace]) -> list[Reply]:
         """The partner's; a turn that was cut off, or ended in another token than the template's, gets none."""
@@ -152,8 +161,10 @@ class Dialogue(TextDomain, abc.ABC):
         return super().reward(trace, part)
 
     def regrets(self, trace: Trace) -> list[float]:
-        """What each own turn lost of the score, in expectation."""
-        return self.oracle_of(self.script(trace.task)).regrets(self.moments(trace))
+        """What each own turn lost of the score, in expectation; one that was cut off, all that was left to gain."""
+        found = self.oracle_of(self.script(trace.task))
+        left = [found.value(self.state(trace))] if self.cut_off(trace) else []
+        return [*found.regrets(self.moments(trace)), *left]
 
     def measures(self, trace: Trace) -> dict[str, float | None]:
         """turns: own ones. regret: what a turn lost on average, in score. first_error: its turn, counted from 1."""
@@ -165,16 +176,15 @@ class Dialogue(TextDomain, abc.ABC):
         }
 
     def first_error(self, trace: Trace) -> int | None:
-        return self.oracle_of(self.script(trace.task)).first_error(self.moments(trace))
+        return next((i for i, lost in enumerate(self.regrets(trace)) if lost > TOLERANCE), None)
 
     def correction(self, trace: Trace, step: int) -> str:
         """A best act in the state before that turn, in the script's words."""
-        moments = self.moments(trace)
-        if not 0 <= step < len(moments):
-            raise ValueError(
-                f"task {trace.task.id}: turn {step} of a conversation of {len(moments)} (0-based)"
-            )
-        return self._best_words(trace.task, moments[step].before, step)
+        moments, turns = self.moments(trace), len(trace.step_ends)
+        if not 0 <= step < len(moments) + self.cut_off(trace):
+            raise ValueError(f"task {trace.task.id}: turn {step} of a conversation of {turns} (0-based)")
+        before = moments[step].before if step < len(moments) else self.state(trace)
+        return self._best_words(trace.task, before, step)
 
     def block(self, trace: Trace) -> str:
         """What a perfect checker's answer ends in: the first error, counted from 1, and the turn that should stand
@@ -186,9 +196,7 @@ class Dialogue(TextDomain, abc.ABC):
 
     def next_turn(self, trace: Trace) -> str:
         """A best act, in the script's words."""
-        moments = self.moments(trace)
-        state = moments[-1].after if moments else self.script(trace.task).start()
-        return self._best_words(trace.task, state, len(moments))
+        return self._best_words(trace.task, self.state(trace), len(self.moments(trace)))
 
     def _best_words(self, task: Task, state: State, turn: int) -> str:
         script = self.script(task)

@@ -242,6 +242,8 @@ class DearMan(Dialogue):
             faults = "" if act.mindful else " not mindful"
             faults += "" if act.confident else " not confident"
             lines.append(f"[{i + 1}] {skills or 'none'}{faults} {'loses' if i == wrong else 'ok'}")
+        if wrong == len(self.moments(trace)):
+            lines.append(f"[{wrong + 1}] cut off loses")
         return "\n".join([*lines, self.block(trace)])
 
     # What is said -----------------------------------------------------------------------------------------------------
@@ -270,14 +272,10 @@ class DearMan(Dialogue):
         """What a scripted beginner says next in an open trace; as the counterpart, a line of any type."""
         if not self.speaks:
             return self.counterpart(trace.task).line(str(rng.choice(TYPES)), float(rng.random()))
-        return novice.say(self.counterpart(trace.task), self._state(trace), rng, skill)
+        return novice.say(self.counterpart(trace.task), cast(State, self.state(trace)), rng, skill)
 
     def _acts(self, trace: Trace) -> list[Act]:
         return [cast(Act, one.act) for one in self.moments(trace)]
-
-    def _state(self, trace: Trace) -> State:
-        moments = self.moments(trace)
-        return cast(State, moments[-1].after) if moments else self.counterpart(trace.task).start()
 
 
 build = DearMan

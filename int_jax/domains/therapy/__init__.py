@@ -246,6 +246,8 @@ class Therapy(Dialogue):
             # An act of the interviewer's is (kind, part, worth), one of the client's (kind, place).
             did = " ".join(word for word in one.act[:2] if isinstance(word, str)).replace("_", " ").strip()
             log.append(f"S{i + 1} {did} {'wrong' if i == wrong else 'ok'}")
+        if wrong == len(moments):
+            log.append(f"S{wrong + 1} cut off wrong")
         return "\n".join([*log, self.block(trace)])
 
     def replies(self, traces: list[Trace]) -> list[Reply]:
