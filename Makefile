@@ -49,6 +49,7 @@ chaos: $(CORE)  ## runs that are killed, moved and damaged at random, and must e
 
 bench: $(TEST) $(PEERS) ## against other samplers on one machine, and grading: MINUTES minutes
 	@$(VENV)/bin/python benchmarks/sampling.py --peers $(PEERS)/bin/python $(ARGS)
+	@$(VENV)/bin/python benchmarks/training.py --peers $(PEERS)/bin/python
 	@$(VENV)/bin/python benchmarks/grading.py
 	@$(VENV)/bin/python benchmarks/replay.py --quick
 

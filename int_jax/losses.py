@@ -87,8 +87,6 @@ def token_logp(
     # sequence gets the last state of another: both have position 0 and are set to 0 below.
     previous_BTD = jnp.concatenate([hidden_BTD[:, :1], hidden_BTD[:, :-1]], axis=1)
 
-    # The backward pass computes a chunk's logits again, so that those of one chunk exist at a time there, too.
-    @jax.checkpoint
     def one(carry, piece):
         hidden_BCD, tokens_BC, temperature_BC = piece
         logits_BCV = scaled_logits(hidden_BCD, head_DV, temperature_BC, cap)
@@ -100,6 +98,9 @@ def token_logp(
         return carry, (picked_BC - norm_BC, entropy_BC)
 
     chunk = min(chunk, length)
+    if chunk < length:
+        # The backward pass computes a chunk's logits again, so that those of one chunk exist at a time there, too.
+        one = jax.checkpoint(one)
     # 300 tokens in chunks of 128: 84 more, three chunks. cut: [B, T, ...] -> [chunks, B, C, ...], as scan takes it.
     pad = -length % chunk
 

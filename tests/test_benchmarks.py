@@ -29,7 +29,8 @@ import quick  # noqa: E402
 import random_model  # noqa: E402
 import replay  # noqa: E402
 import scenarios  # noqa: E402
-from contenders import floor, floor_cdf  # noqa: E402
+import training  # noqa: E402
+from contenders import floor, floor_cdf, train_floor, train_int_jax, train_pytorch  # noqa: E402
 from turns import ratios  # noqa: E402
 
 RATES = st.lists(st.floats(1, 1e6), min_size=1, max_size=9)
@@ -65,6 +66,24 @@ def test_the_floor_and_the_scorer_agree_on_prompts_of_any_length(model, broadcas
     for (prompt, ids, logp), found in zip(rows, scored, strict=True):
         assert len(ids) == 24
         np.testing.assert_allclose(logp, found[len(prompt) :], atol=1e-4)
+
+
+def test_whoever_trains_has_the_same_losses(model, broadcasting):
+    """Of sequences of unlike lengths, over three updates: the same loss, gradient and optimizer."""
+    task = training.Scenario("few", (5, 9, 12)).task(str(model)) | {"rate": 1e-2}
+    ours, *theirs = (
+        [once(seed, True) for seed in range(3)]
+        for once in (one.prepare(task) for one in (train_int_jax, train_floor, train_pytorch))
+    )
+    assert ours[2] < ours[1] < ours[0]
+    for losses in theirs:
+        np.testing.assert_allclose(losses, ours, rtol=1e-4)
+
+
+@pytest.mark.parametrize("trainer", [train_int_jax, train_floor, train_pytorch])
+def test_an_iteration_draws_and_trains_all_that_was_asked(model, broadcasting, trainer):
+    task = training.Scenario("few", prompts=2, samples=2).task(str(model)) | {"new": 6, "length": 22}
+    assert trainer.prepare(task)(0) == [6] * 4
 
 
 def test_which_responses_end_early_is_the_prompts_to_say(model, broadcasting):

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from fake_devices import xla_flags
-from test_run import command, results
+from test_run import command
 
+from experiments.chaos import apart, left
 from int_jax import preemption, processes, stages
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,8 +123,10 @@ def test_a_process_that_dies_ends_the_others_within_a_minute(killed, words):
 class Hosts:
     """Two of one device each, in one workdir."""
 
-    def __init__(self, workdir: Path, data: int, model: int):
+    def __init__(self, workdir: Path, data: int, model: int, lag: int):
         knobs = SMALL | {"mesh.data": data, "mesh.model": model}
+        if lag:
+            knobs |= {"rl.lag": lag, "rl.old": "sampler", "rl.updates": 4}
         small = [f"--config.{name}={value}" for name, value in knobs.items()]
         at = (f"--coordinator={address()}", "--distributed", "--processes=2")
         commands = [command(workdir, *small, *at, f"--process={i}") for i in range(2)]
@@ -140,24 +143,17 @@ class Hosts:
         assert "run the same command again" in found[0][1]
 
 
-def left(workdir: Path) -> dict:
-    """All that a run leaves, but for its times."""
-    files = workdir.glob("*/**/*.jsonl")
-    found: dict = {str(path.relative_to(workdir)): path.read_bytes() for path in files}
-    return found | {"results": results(workdir)}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", MESHES)
-def test_two_hosts_end_together_when_one_is_asked_to_and_go_on_to_the_same_bits(tmp_path, mesh):
-    for code, said in ended(Hosts(tmp_path / "whole", *MESHES[mesh]).running):
+@pytest.mark.parametrize(("mesh", "lag"), [("replicas", 0), ("in step", 0), ("replicas", 1)])
+def test_two_hosts_end_together_when_one_is_asked_to_and_go_on_to_the_same_bits(tmp_path, mesh, lag):
+    for code, said in ended(Hosts(tmp_path / "whole", *MESHES[mesh], lag).running):
         assert code == 0, said[-3_000:]
     run = tmp_path / "run"
     for which, when in ((1, "attempts/responses/*.log"), (0, "int_rl/scalars/scalars.jsonl")):
-        Hosts(run, *MESHES[mesh]).asked_to_end(which, when)
-    for code, said in ended(Hosts(run, *MESHES[mesh]).running):
+        Hosts(run, *MESHES[mesh], lag).asked_to_end(which, when)
+    for code, said in ended(Hosts(run, *MESHES[mesh], lag).running):
         assert code == 0, said[-3_000:]
-    assert left(run) == left(tmp_path / "whole")
+    assert not [*apart(left(run), left(tmp_path / "whole"))]
 
 
 if __name__ == "__main__":

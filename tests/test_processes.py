@@ -1,4 +1,4 @@
-"""The engine on several processes: the tokens of one device, whichever of them hold a replica."""
+"""The engine on several processes: the tokens of one device, whichever of them hold a replica, and its gradients."""
 
 import json
 import os
@@ -9,14 +9,17 @@ import sys
 
 import jax
 import numpy as np
+import optax
 import pytest
 from fake_devices import xla_flags
 from haggling import Haggling
 
-from int_jax import processes, rollout
+from int_jax import lora, processes, rollout
+from int_jax.batching import pack, supervised
 from int_jax.check import byte_tokenizer
 from int_jax.dialogue import partner
 from int_jax.engine import Engine
+from int_jax.losses import LossConfig
 from int_jax.models import Config, build
 from int_jax.sampler import Request, Sampling, in_order
 from int_jax.sharding import RULES_DECODE, make_mesh, shardings
@@ -38,6 +41,7 @@ FAMILIES = {
     ),
 }
 MESHES = (8, 1), (4, 2), (2, 4), (1, 8)
+TRAININGS = [(name, adapters, *mesh) for name in FAMILIES for adapters in (False, True) for mesh in MESHES]
 SAMPLING = Sampling(max_new_tokens=12, temperature=0.6, top_k=30, stop_ids=(7, 23), seed=5)
 
 
@@ -63,6 +67,27 @@ def drawn(name: str, data: int, model: int, asked: list[Request]) -> list[list[i
     )
     got = in_order(engine.session(engine.decode_params(params), SAMPLING), asked)
     return [response.tokens.tolist() for response in got]
+
+
+def trained(name: str, adapters: bool, data: int, model: int) -> list[list[float]]:
+    """Loss and norm of the gradient of three updates, of all parameters or of adapters alone."""
+    engine = Engine(
+        build(FAMILIES[name]), make_mesh(data, model, jax.devices()[: data * model]), slots=4 * data
+    )
+    host = jax.device_get(build(FAMILIES[name]).init(jax.random.key(3)))
+    if adapters:
+        host = lora.add(host, lora.Lora(3, 8.0, tuple(lora.MATRICES)), 0)
+    params, frozen = lora.split(engine._put(host))
+    tx, found = optax.adam(1e-2), []
+    state = engine.state(params, tx)
+    for step in range(3):
+        rng = np.random.default_rng(step)
+        ids = rng.integers(0, 61, (8, 24))
+        weights = rng.random((8, 24)).astype(np.float32) * (np.arange(24) > 0)
+        batch = pack([supervised(*row) for row in zip(ids, weights, strict=True)], 24, 8)
+        state, metrics = engine.update(state, batch, tx, LossConfig(logit_chunk=8, remat=False), frozen)
+        found.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+    return found
 
 
 class Signed(partner.Scripted):
@@ -114,6 +139,9 @@ def work(address: str, count: int, number: int, out: str) -> None:
             if model <= 8 // count:
                 whole = whole[number:] + whole[:number] if number % 2 else whole[: 11 - number]
             found[f"{name} {data} {model}"] = drawn(name, data, model, whole)
+    for name, adapters, data, model in TRAININGS:
+        processes.exchange(b"")
+        found[f"update {name} {adapters} {data} {model}"] = trained(name, adapters, data, model)
     processes.exchange(b"")
     found["talk"] = talked(1, 8, f"{out}.tokenizer")  # every reply is process 0's
     pathlib.Path(out).write_text(json.dumps(found))  # gloo prints on stdout
@@ -136,12 +164,16 @@ def running(count: int, tmp_path) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
-def test_every_process_draws_the_tokens_of_one_device(count, tmp_path):
+def test_every_process_draws_and_trains_as_one_device(count, tmp_path):
     alone = {name: drawn(name, 1, 1, requests()) for name in FAMILIES}
     conversations = talked(1, 1, str(tmp_path))
     assert all(row[-1] == 4 for row in conversations)
+    updates = {what: trained(*what, 1, 1) for what in {training[:2] for training in TRAININGS}}
     for number, found in enumerate(running(count, tmp_path)):
         assert found.pop("talk") == conversations
+        for name, adapters, data, model in TRAININGS:
+            got = found.pop(f"update {name} {adapters} {data} {model}")
+            np.testing.assert_allclose(got, updates[name, adapters], rtol=0, atol=1e-5)
         assert len(found) == len(FAMILIES) * len(MESHES)
         for what, tokens in found.items():
             name, _, model = what.split()

@@ -30,12 +30,10 @@ class Numbers:
         return 0
 
 
-def prepare(task: dict):
-    """See worker.py."""
-    if task["filters"]:
-        raise ValueError(f"filters {task['filters']}: this contender is measured without any")
-    data = json.loads((Path(task["model"]) / "config.json").read_text())
-    dtype = jnp.dtype(task["dtype"])
+def load(path: str, dtype_name: str):
+    """A mesh of one device, the model on it, and its config."""
+    data = json.loads((Path(path) / "config.json").read_text())
+    dtype = jnp.dtype(dtype_name)
     config = qwen3.ModelConfig(
         num_layers=data["num_hidden_layers"],
         vocab_size=data["vocab_size"],
@@ -51,19 +49,29 @@ def prepare(task: dict):
         param_dtype=dtype,
     )
     mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(AxisType.Auto,) * 2)
-    model = params.create_model_from_safe_tensors(task["model"], config, mesh, dtype=dtype)
+    return mesh, params.create_model_from_safe_tensors(path, config, mesh, dtype=dtype), config
+
+
+def sampler(model, config, positions: int) -> Sampler:
+    """positions: of its cache."""
+    cache = CacheConfig(positions, config.num_layers, config.num_kv_heads, config.head_dim)
+    return Sampler(model, Numbers(), cache)
+
+
+def prepare(task: dict):
+    """See worker.py."""
+    if task["filters"]:
+        raise ValueError(f"filters {task['filters']}: this contender is measured without any")
+    mesh, model, config = load(task["model"], task["dtype"])
     texts = [" ".join(map(str, prompt)) for prompt in task["prompts"] for _ in range(task["samples"])]
     # Told, or it pads prompts to a power of two.
     width = max(map(len, task["prompts"]))
-    cache = CacheConfig(
-        task["cache"] or width + task["new"], config.num_layers, config.num_kv_heads, config.head_dim
-    )
-    sampler = Sampler(model, Numbers(), cache)
+    draw = sampler(model, config, task["cache"] or width + task["new"])
 
     def once(seed: int) -> list[int]:
         # top_p 1 is its plain draw from the whole distribution; without top_p it is greedy.
         with mesh:
-            out = sampler(
+            out = draw(
                 texts, task["new"], width, temperature=1.0, top_p=1.0, seed=seed, eos_tokens=task["stops"]
             )
         # Its responses are given without the stop id, which it drew, too.
