@@ -4,9 +4,9 @@
     python benchmarks/tpu_compile.py --shape tests/shapes/qwen3_0_6b.json --layers 4 --topology v5p:2x2x2 --data 8
     python benchmarks/tpu_compile.py --config qwen3_4b --devices 32
 
-With --config those of a shipped config of full size (int.py), with the sizes that it takes on so many chips of a v5p,
-and an error where one does not fit, or where a prefill or a token exchanges anything between replicas: `make tpu` does
-that for all of them.
+With --config those of a shipped config of full size (int.py), or of it with another model (--shape), with the sizes
+that it takes on so many chips of a v5p, and an error where one does not fit, or where a prefill or a token exchanges
+anything between replicas: `make tpu` does that for all of them.
 
 Says whether each program compiles, how long that takes, how much memory of a device XLA wants for it beside what
 int_jax/memory.py plans, and what a token exchanges along each axis of the mesh: all collectives within loops. Nothing
@@ -47,7 +47,7 @@ from int_jax.sharding import RULES, RULES_DECODE, make_mesh, shardings  # noqa: 
 GIB = 2**30
 CHUNK = 256  # tokens of a row whose logits exist at one time
 STEPS, WIDTH = 16, 512  # tokens that are decoded, and prefilled, of each row
-CHIPS = {1: "v5p:2x2x1", 4: "v5p:2x2x1", 8: "v5p:2x2x2", 32: "v5p:2x4x4"}
+CHIPS = {1: "v5p:2x2x1", 4: "v5p:2x2x1", 8: "v5p:2x2x2", 32: "v5p:2x4x4", 64: "v5p:4x4x4", 256: "v5p:4x8x8"}
 
 
 def placed(tree, mesh, rules):
@@ -126,13 +126,16 @@ COLLECTIVE = re.compile(
 
 def devices_of(line: str) -> list[list[int]]:
     """The devices that a collective brings together: {{0,1},{2,3}}, an array of them such as [2,2]<=[4], or axes of a
-    mesh of their own, mesh['a'=2,'b'=2] {'b'}."""
+    mesh of their own, mesh['a'=2,'b'=2] {'b'}, whose devices may stand in another order, device_ids=([2,2]T(1,0))."""
     if listed := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}", line):
         return [[int(i) for i in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])]
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+    ordered = r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+    if named := re.search(rf"replica_groups=mesh\[([^\]]*)\]{ordered} \{{([^}}]*)\}}", line):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        axes = [name in re.findall(r"'(\w+)'", named[2]) for name in sizes]
-        ids = np.arange(np.prod([*sizes.values()])).reshape(*sizes.values())
+        axes = [name in re.findall(r"'(\w+)'", named[4]) for name in sizes]
+        whole = [int(i) for i in (named[2] or str(np.prod([*sizes.values()]))).split(",")]
+        order = [int(i) for i in named[3].split(",")] if named[3] else range(len(whole))
+        ids = np.arange(np.prod(whole)).reshape(whole).transpose(order).reshape(*sizes.values())
         ids = np.moveaxis(ids, np.flatnonzero(axes), range(-sum(axes), 0))
         return ids.reshape(-1, np.prod(ids.shape[-sum(axes) :])).tolist()
     found = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
@@ -142,23 +145,82 @@ def devices_of(line: str) -> list[list[int]]:
     return ids.transpose(order or range(len(whole))).reshape(shape).tolist()
 
 
-def exchanged(text: str, model: int) -> str:
-    """The collectives of a compiled program by axis: "model: 9 in loops, 2 outside"."""
-    bodies = {*re.findall(r"body=%?([\w.-]+)", text)}
-    found: dict[str, list[int]] = {}
-    inside = False
+WIDTHS = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "s8": 1, "u8": 1, "s64": 8, "f64": 8}
+
+
+def computations(text: str) -> dict[str, list[str]]:
+    """The lines of each computation of a compiled program by its name, "ENTRY" for the first that runs."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
     for line in text.splitlines():
-        if begun := re.match(r"(?:ENTRY )?%?([\w.-]+) .*\{$", line):
-            inside = begun[1] in bodies
-        elif COLLECTIVE.search(line):
+        if begun := re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line):
+            lines = found.setdefault("ENTRY" if begun[1] else begun[2], [])
+        else:
+            lines.append(line)
+    return found
+
+
+def times(parts: dict[str, list[str]]) -> dict[str, tuple[int, bool]]:
+    """How often each computation runs, and whether within a loop. A loop without a number in its condition (the one
+    over micro-batches) counts once."""
+    found: dict[str, tuple[int, bool]] = {}
+
+    def visit(name: str, count: int, inside: bool) -> None:
+        found[name] = found.get(name, (0, False))[0] + count, inside
+        for line in parts[name]:
+            if loop := re.search(r" while\(.*condition=%?([\w.-]+), body=%?([\w.-]+)", line):
+                limits = [
+                    int(n) for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(parts[loop[1]]))
+                ]
+                visit(loop[2], count * max(limits, default=1), True)
+            else:
+                for called in re.findall(r"(?:calls|true_computation|false_computation)=%?([\w.-]+)", line):
+                    visit(called, count, inside)
+
+    visit("ENTRY", 1, False)
+    return found
+
+
+def sent(line: str, among: int) -> float:
+    """Bytes that a device sends in a collective among so many devices, in a ring."""
+    result, kind, started = COLLECTIVE.search(line).groups()
+    arrays = [
+        WIDTHS[dtype] * int(np.prod([int(n) for n in shape.split(",") if n]))
+        for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", result)
+        if dtype in WIDTHS
+    ]
+    # What begins a collective in two parts has its operand beside its result.
+    whole = max(arrays, default=0) if started else sum(arrays)
+    ring = (among - 1) / among
+    share = {
+        "all-reduce": 2 * ring,
+        "reduce-scatter": ring if started else among - 1,
+        "collective-permute": 1,
+    }
+    return whole * share.get(kind, ring)
+
+
+def exchanged(text: str, model: int) -> str:
+    """The collectives of a compiled program by axis: "model: 9 in loops, 2 outside, 1.2 GB sent". Of a program with a
+    loop over micro-batches the bytes are those of one."""
+    parts = computations(text)
+    found: dict[str, list[float]] = {}
+    for name, (count, inside) in times(parts).items():
+        for line in parts[name]:
+            if not COLLECTIVE.search(line):
+                continue
+            groups = devices_of(line)
             # Device i stands at place i % model of its replica.
-            along = (
-                "model"
-                if all(len({i // model for i in group}) == 1 for group in devices_of(line))
-                else "data"
-            )
-            found.setdefault(along, [0, 0])[inside] += 1
-    said = (f"{axis}: {loops} in loops, {once} outside" for axis, (once, loops) in sorted(found.items()))
+            along = "model" if all(len({i // model for i in group}) == 1 for group in groups) else "data"
+            counts = found.setdefault(along, [0, 0, 0])
+            counts[inside] += 1
+            # Of an all-reduce fused with the slice of each device no more is sent than of a reduce-scatter.
+            fused = 0.5 if name.startswith("all-reduce-scatter") else 1
+            counts[2] += count * fused * sent(line, len(groups[0]))
+    said = (
+        f"{axis}: {loops} in loops, {once} outside, {size / 1e9:.3g} GB sent"
+        for axis, (once, loops, size) in sorted(found.items())
+    )
     return "; ".join(said) or "none"
 
 
@@ -166,7 +228,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", type=Path, default=ROOT / "tests" / "shapes" / "qwen3_0_6b.json")
+    parser.add_argument("--shape", type=Path, help="a config.json; tests/shapes has some")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--topology", default="v5p:2x2x2", help="of eight chips: v5e:2x4, v5p:2x2x2, v6e:2x4")
     parser.add_argument("--data", type=int, default=8)
@@ -180,8 +242,9 @@ def main():
     parser.add_argument("--devices", type=int, default=4, choices=tuple(CHIPS), help="chips, with --config")
     args = parser.parse_args()
 
+    args.shape = args.shape or ROOT / "tests" / "shapes" / f"{args.config or 'qwen3_0_6b'}.json"
     if args.config:
-        args.shape, args.topology = ROOT / "tests" / "shapes" / f"{args.config}.json", CHIPS[args.devices]
+        args.topology = CHIPS[args.devices]
     data = json.loads(args.shape.read_text())
     config = models.family_of(data["model_type"]).config_from_hf(data)
     config = dataclasses.replace(config, dtype=args.dtype, param_dtype="float32")

@@ -29,6 +29,7 @@ import quick  # noqa: E402
 import random_model  # noqa: E402
 import replay  # noqa: E402
 import scenarios  # noqa: E402
+import tpu_compile  # noqa: E402
 import training  # noqa: E402
 from contenders import floor, floor_cdf, train_floor, train_int_jax, train_pytorch  # noqa: E402
 from turns import ratios  # noqa: E402
@@ -308,3 +309,41 @@ def test_a_worker_draws_what_it_is_asked(model):
 def test_git_says_what_is_wrong(tmp_path):
     with pytest.raises(subprocess.CalledProcessError):
         quick.parent(tmp_path)
+
+
+PROGRAM = """
+HloModule jit__update
+
+%condition (p: (s32[], f32[4])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(9)
+  ROOT %lt = pred[] compare(%index, %limit), direction=LT
+}
+
+%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %whole = bf16[8,1000]{1,0} all-gather(%part), replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}
+  %both = (f32[10]{0}, f32[30]{0}) all-reduce(%x, %y), replica_groups={{0,1},{2,3},{4,5},{6,7}}
+  %cut = f32[500]{0} fusion(%whole), kind=kCustom, calls=%all-reduce-scatter.1
+}
+
+%all-reduce-scatter.1 (p: f32[1000]) -> f32[500] {
+  %sum = f32[1000]{0} all-reduce(%p), replica_groups=[4,2]<=[8]
+}
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %loop = (s32[], f32[4]) while(%start), condition=%condition, body=%body
+  %norm = f32[]{:T(128)} all-reduce(%part), replica_groups=mesh['a'=2,'b'=4] {'a','b'}
+}
+"""
+
+
+def test_what_a_program_exchanges_is_counted_in_bytes():
+    """Of rings: an all-gather sends all parts but one, an all-reduce twice as much, and a loop of nine nine times."""
+    assert tpu_compile.devices_of(PROGRAM[PROGRAM.index("%whole") :].splitlines()[0]) == [
+        [0, 2, 4, 6],
+        [1, 3, 5, 7],
+    ]
+    data = 9 * 16_000 * 3 / 4 + 2 * 4 * 7 / 8
+    model = 9 * (160 + 4_000 / 2)
+    expected = f"data: 1 in loops, 1 outside, {data / 1e9:.3g} GB sent; "
+    expected += f"model: 2 in loops, 0 outside, {model / 1e9:.3g} GB sent"
+    assert tpu_compile.exchanged(PROGRAM, 2) == expected
