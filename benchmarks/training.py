@@ -4,10 +4,10 @@
     python benchmarks/training.py --only "GRPO" --contenders train_int_jax,train_floor
 
 The random model of sampling.py, float32, AdamW; contenders (contenders/train_*.py) are processes that take turns. An
-iteration of GRPO draws a batch at temperature 1, scores it by its odd ids on the host, and makes one update; a batch is
-one micro-batch for all. What counts is tokens a second: of the batch in SFT, of the responses in GRPO. int_jax counts
-entropies, ratios and norms beside it, Tunix the norm of the gradient and ratios. Appends a JSON line a scenario to
-benchmarks/results/training.jsonl.
+iteration of GRPO draws a batch at temperature 1, scores it by its odd ids on the host, and makes one update. A batch is
+one micro-batch, but for int_jax's packed rows in SFT, of which four are one. What counts is tokens a second: of the
+batch in SFT, of the responses in GRPO. int_jax counts entropies, ratios and norms beside it, Tunix the norm of the
+gradient and ratios. Appends a JSON line a scenario to benchmarks/results/training.jsonl.
 """
 
 import argparse
@@ -52,11 +52,7 @@ class Scenario:
         task = {"model": model, "dtype": "float32", "rate": 1e-5}
         if self.lengths:
             sequences = [random_model.prompt(rng, length) for length in self.lengths]
-            longest = max(self.lengths)
-            rows = -(-sum(self.lengths) // longest) + (
-                min(self.lengths) < longest
-            )  # packed, they need few more
-            return task | {"sequences": sequences, "length": longest, "rows": rows}
+            return task | {"sequences": sequences, "length": max(self.lengths), "rows": 4}
         prompts = [random_model.prompt(rng, 16) for _ in range(self.prompts)]
         rows = self.prompts * self.samples
         return task | {"prompts": prompts, "samples": self.samples, "new": 128, "length": 144, "rows": rows}

@@ -19,7 +19,7 @@ from int_jax.lora import Lora
 from int_jax.models import Config, build, kernels
 from int_jax.models.transformer import DEEP, LONG, SPAN
 from int_jax.session import bucket, known_pages, prefix_pages, seen_rows
-from int_jax.sharding import RULES, RULES_DECODE, spec
+from int_jax.sharding import RULES, RULES_DECODE, RULES_KEPT, spec
 
 GIB = 1 << 30
 GPU_SHARE = 0.92  # of a GPU's memory, where jax takes 75% unless it is told otherwise
@@ -244,7 +244,7 @@ def training(
     if kernel != "xla" and row_length > LONG:
         scores = 0
     heads = sizes.held("BTHK", (rows, row_length, c.heads, c.head_dim), sizes.width)
-    residual = sizes.held("BTD", (rows, row_length, c.dim), sizes.width)
+    residual = sizes.held("BTD", (rows, row_length, c.dim), sizes.width, RULES_KEPT)
     shard = "mesh.data, mesh.model"
     items = (
         Item("parameters trained", trained, shard),

@@ -13,6 +13,9 @@ from int_jax import dims
 
 RULES = {"B": "data", "W": "data", "D": "data", "H": "model", "N": "model", "F": "model", "V": "model"}
 RULES_DECODE = {"B": "data", "W": "data", "H": "model", "N": "model", "F": "model", "V": "model"}
+# What a training keeps between layers is cut over tokens, too (Korthikanti et al., arXiv 2205.05198, "sequence
+# parallelism"): the sums over "model" that a layer ends in are then scattered, and gathered again where they are read.
+RULES_KEPT = RULES_DECODE | {"T": "model"}
 
 
 def mesh_sizes(data: int, model: int, devices: int, platform: str = "") -> tuple[int, int]:

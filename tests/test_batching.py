@@ -235,8 +235,10 @@ def test_gspo_does_not_depend_on_packing(params, sequences):
     )
 
 
-def test_recomputing_layers_changes_nothing(params, sequences, one_per_row):
-    same(learn(params, pack_unpacked(sequences, 8), dataclasses.replace(CONFIG, remat=True)), one_per_row)
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 4)], ids=str)
+def test_recomputing_layers_changes_nothing(params, sequences, one_per_row, mesh):
+    config = dataclasses.replace(CONFIG, remat=True)
+    same(learn(params, pack_unpacked(sequences, 8), config, on=engine(*mesh)), one_per_row)
 
 
 def weighed(s: Sequence, keep):

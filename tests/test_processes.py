@@ -85,7 +85,7 @@ def trained(name: str, adapters: bool, data: int, model: int) -> list[list[float
         ids = rng.integers(0, 61, (8, 24))
         weights = rng.random((8, 24)).astype(np.float32) * (np.arange(24) > 0)
         batch = pack([supervised(*row) for row in zip(ids, weights, strict=True)], 24, 8)
-        state, metrics = engine.update(state, batch, tx, LossConfig(logit_chunk=8, remat=False), frozen)
+        state, metrics = engine.update(state, batch, tx, LossConfig(logit_chunk=8, remat=True), frozen)
         found.append([float(metrics["loss"]), float(metrics["grad_norm"])])
     return found
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from int_jax import lora, losses
 from int_jax.models import Config, build, flash, transformer
 from int_jax.models.transformer import Block, over_row, repeats, rms_norm
+from int_jax.sharding import RULES, make_mesh, shardings
 
 # Windows of 3 and none as Gemma 3 has them, and a rope base for each.
 CONFIG = Config(
@@ -125,6 +126,31 @@ def test_the_program_does_not_grow_with_the_layers():
         return products(gradient(config, True), params, *row)
 
     assert size(3) == size(12) > 0
+
+
+def test_what_is_kept_of_each_layer_is_cut_over_the_tokens():
+    """Of eight layers, 32 tokens and 16 dimensions on 2 x 4 devices: a fourth of the tokens; and the same gradient."""
+    config = dataclasses.replace(CONFIG, layers=8, windows=(), local_rope_theta=None)
+    params, *_ = inputs(config)
+    rng = np.random.default_rng(0)
+    tokens_BT = rng.integers(0, config.vocab, (2, 32)).astype(np.int32)
+    positions_BT = np.broadcast_to(np.arange(32, dtype=np.int32), (2, 32))
+    weights_BTD = rng.normal(size=(2, 32, 16)).astype(np.float32)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        hidden_BTD = build(config).apply(params, tokens_BT, positions_BT, remat=True)[0]
+        return jnp.sum(hidden_BTD * weights_BTD)
+
+    alone, mesh = gradient(params), make_mesh(2, 4)
+    placed = jax.device_put(params, shardings(params, mesh, RULES))
+    with jax.sharding.set_mesh(mesh):
+        compiled = gradient.lower(placed).compile()
+    text = compiled.as_text()
+    assert "f32[8,1,8,16]" in text and "f32[8,1,32,16]" not in text
+    for one, other in zip(jax.tree.leaves(compiled(placed)), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
 
 
 def test_the_attention_of_long_rows_is_not_computed_a_third_time(monkeypatch):

@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from int_jax import dims, lora
 from int_jax.models import flash, kernels
 from int_jax.models.pages import Paged, View, places
-from int_jax.sharding import constrain
+from int_jax.sharding import RULES_DECODE, RULES_KEPT, constrain
 
 
 class RopeScaling(NamedTuple):
@@ -371,12 +371,18 @@ class Weights(nn.Module):
 
 
 class Block(Weights):
-    """One layer: attention, then the gated feed-forward, each normed before and added to the residual stream."""
+    """One layer: attention, then the gated feed-forward, each normed before and added to the residual stream.
+
+    Attributes:
+      cut: whether the residual stream is cut over its tokens, as a training that recomputes its layers keeps it.
+    """
+
+    cut: bool = False
 
     @nn.compact
     def __call__(self, hidden_BTD, rotation, attend):
         """attend(query_BTHK, key_BTNK, value_BTNK): returns the heads, and what the layer's cache has become."""
-        config = self.config
+        config, rules = self.config, RULES_KEPT if self.cut else RULES_DECODE
         normed_BTD = self.norm("attn_norm_D", hidden_BTD)
         query_BTHK = self.product("BTD,DHK->BTHK", normed_BTD, "q_DHK")
         key_BTNK = self.product("BTD,DNK->BTNK", normed_BTD, "k_DNK")
@@ -395,7 +401,7 @@ class Block(Weights):
             out_BTD = out_BTD + self.weight("o_bias_D")[None, None]
         if config.post_norm:
             out_BTD = self.norm("attn_post_norm_D", out_BTD)
-        hidden_BTD = constrain(hidden_BTD + out_BTD, "BTD")
+        hidden_BTD = constrain(hidden_BTD + out_BTD, "BTD", rules)
 
         normed_BTD = self.norm("ffw_norm_D", hidden_BTD)
         gate_BTF = self.product("BTD,DF->BTF", normed_BTD, "gate_DF")
@@ -403,7 +409,7 @@ class Block(Weights):
         down_BTD = self.product("BTF,FD->BTD", ACTIVATIONS[config.activation](gate_BTF) * up_BTF, "down_FD")
         if config.post_norm:
             down_BTD = self.norm("ffw_post_norm_D", down_BTD)
-        return constrain(hidden_BTD + down_BTD, "BTD"), kept
+        return constrain(hidden_BTD + down_BTD, "BTD", rules), kept
 
 
 DEEP = 8  # layers that repeat; fewer are written out, which compiles as fast
@@ -476,7 +482,9 @@ class Transformer(Weights):
     def scanned(self, hidden_BTD, windows, rotations, attends):
         """As `each`; many layers that repeat are one program, run over their stacked weights."""
         params, dtype = self.variables["params"], self.config.dtype
-        block = Block(self.config, parent=None)
+        block = Block(self.config, self.remat, parent=None)
+        if self.remat:
+            hidden_BTD = constrain(hidden_BTD, "BTD", RULES_KEPT)
 
         def through(window):
             def one(hidden_BTD, layer):
@@ -505,7 +513,7 @@ class Transformer(Weights):
                 return hidden_BTD, None
 
             hidden_BTD, _ = jax.lax.scan(body, hidden_BTD, stacked)
-        return hidden_BTD
+        return constrain(hidden_BTD, "BTD")
 
     def rotation(self, positions_BT, window: int):
         """cos and sin for the layers with this window (0: none)."""
