@@ -32,7 +32,7 @@ from experiments.preflight import check_lengths
 from experiments.problems import problems
 from experiments.progress import show
 from experiments.store import WorkdirStore
-from int_jax import domains, estimates, privileged, processes, report, rollout
+from int_jax import disk, domains, estimates, privileged, processes, report, rollout
 from int_jax.domains import Domain
 from int_jax.lab import Lab
 from int_jax.lm import LM, directory
@@ -375,7 +375,7 @@ def main(argv):
         raise StageError(
             "give --config experiments/configs/int.py:tiny, --model DIRECTORY and --workdir runs/scored"
         )
-    alone(CONFIG.value, MODEL.value, POLICY.value, Path(WORKDIR.value))
+    alone(CONFIG.value, MODEL.value, POLICY.value, disk.local(WORKDIR.value))
 
 
 if __name__ == "__main__":

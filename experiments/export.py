@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags, logging
 
-from int_jax import domains, exports
+from int_jax import disk, domains, exports
 from int_jax.batching import intervention_weights
 from int_jax.domains import Domain
 from int_jax.exports import Example
@@ -98,7 +98,7 @@ def export(workdir: Path, to: Path, formats: list[str], tokens: bool = True) -> 
 
 def main(_):
     logging.set_verbosity(logging.WARNING)
-    print(export(Path(WORKDIR.value), Path(TO.value), FORMATS.value, TOKENS.value))
+    print(export(disk.local(WORKDIR.value), disk.local(TO.value), FORMATS.value, TOKENS.value))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from experiments.problems import Problems, problems
 from experiments.progress import show
 from experiments.results import Run
 from experiments.store import WorkdirStore
-from int_jax import datasets, domains, hf_format, peft_format, preemption, processes, report, rollout
+from int_jax import datasets, disk, domains, hf_format, peft_format, preemption, processes, report, rollout
 from int_jax.intervention_training import failures
 from int_jax.lab import Lab, NoData, Stopped
 from int_jax.lm import LM
@@ -180,6 +180,7 @@ def main(argv):
         raise StageError(str(error)) from None
     if config is None or WORKDIR.value is None:
         raise StageError("give --config experiments/configs/int.py:tiny and --workdir runs/demo")
+    workdir = disk.local(WORKDIR.value)
     if DISTRIBUTED.value:
         processes.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         refuse_differing_hosts(config.to_dict(), build.versions(), share)
@@ -189,7 +190,6 @@ def main(argv):
         lm, proposer_lm = build.models(config)
     except ValueError as error:
         raise StageError(str(error)) from None
-    workdir = Path(WORKDIR.value)
     folders = {seed: workdir if len(config.seeds) == 1 else workdir / f"seed{seed}" for seed in config.seeds}
     if share:
         models = lm, proposer_lm

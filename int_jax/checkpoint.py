@@ -65,7 +65,7 @@ class Checkpoints:
 
     def __init__(self, directory: str | Path, keep: Keep = Keep()):
         """Remove what an interrupted run left half written, or was about to remove."""
-        self.directory = Path(directory).absolute()
+        self.directory = disk.local(directory).absolute()
         self._bytes = 0
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep.policy(),

@@ -1,7 +1,9 @@
-"""Room on a disk: what is about to be written fits, or one message says how much is missing and what is safe."""
+"""Paths of a disk, and room on it: what is about to be written fits, or one message says how much is missing and what
+is safe."""
 
 import contextlib
 import errno
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,19 @@ from safetensors import SafetensorError
 
 FULL = ("No space left", "Disk quota exceeded")  # as the kernel, safetensors and tensorstore put it
 SLACK = 1 << 20  # bytes of configs, tokenizer, metadata
+
+
+def local(path: str | Path) -> Path:
+    """The path. Raises: FileNotFoundError for an address, gs://bucket/runs, of which pathlib would make a folder "gs:".
+
+    A run adds lines to files, renames them and maps them into memory: object storage does that where it is mounted.
+    """
+    if re.match(r"[a-z][a-z0-9+.-]*:/", str(path)):
+        raise FileNotFoundError(
+            f"{path}: this is an address, and a path is needed; mount the bucket (Cloud Storage FUSE, Mountpoint for "
+            "S3, rclone) and give the path under which it is mounted"
+        )
+    return Path(path)
 
 
 def bytes_of(tree) -> int:

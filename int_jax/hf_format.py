@@ -303,7 +303,7 @@ def save(
       tokenizer_path: a directory whose tokenizer files (and generation_config.json) are copied.
       shard_bytes: above it the weights are cut into several files with an index.
     """
-    target = Path(path).absolute()
+    target = disk.local(path).absolute()
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(f"{target}: a model is saved as a directory, and this is a file")
     weights = _weights(config, jax.eval_shape(build(config).init, jax.random.key(0)))

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from int_jax import hf_format, lora, processes
+from int_jax import disk, hf_format, lora, processes
 from int_jax.engine import Engine
 from int_jax.models import Model, build
 from int_jax.sampler import Request, Response, Sampling, independent
@@ -109,7 +109,7 @@ def keep_memory() -> None:
 
 def directory(path_or_hub_id: str | Path) -> Path:
     """The directory itself, or the snapshot of a hub id."""
-    path = Path(path_or_hub_id)
+    path = disk.local(path_or_hub_id)
     if path.is_dir():
         return path
     tried = f"{path_or_hub_id}: there is no such directory (looked in {Path.cwd()})"

@@ -67,7 +67,7 @@ def save(path: str | Path, config: Config, params, base: str | Path) -> None:
 
     Raises: ValueError where there are no adapters.
     """
-    target = Path(path).absolute()
+    target = disk.local(path).absolute()
     adapters, rest = lora.split(params)
     if rest is None:
         raise ValueError(f"{target}: there is nothing to write, the parameters have no adapters (lora.add)")

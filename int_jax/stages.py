@@ -25,7 +25,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from int_jax import processes
+from int_jax import disk, processes
 
 FIRST = {"counts", "rows", "crc32"}  # of a shard's first line
 SHOWN = 5  # offenders that a message names
@@ -191,7 +191,7 @@ class Workdir:
         machine: Collection[str] = (),
         share: Share | None = None,
     ):
-        self.path, self.share = Path(path), share
+        self.path, self.share = disk.local(path), share
         self.inputs = config.get("inputs", {})
         # As the manifest gives it back: tuples are lists there.
         config = json.loads(json.dumps(config))
@@ -445,7 +445,7 @@ def checksum(counts: dict[str, float], body: Iterable[bytes]) -> int:
 
 def stage_files(source: str) -> list[Path]:
     """The JSONL files of a path, a folder or a glob, in the order of their names."""
-    path = Path(source)
+    path = disk.local(source)
     found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not path.exists():
         found = sorted(map(Path, glob.glob(source, recursive=True)))

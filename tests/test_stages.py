@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from int_jax import stages
+import int_jax
+from int_jax import hf_format, peft_format, stages
+from int_jax.checkpoint import Checkpoints
+from int_jax.datasets import sources
 from int_jax.stages import Awaited, Matching, Share, StageError, Workdir, read_jsonl, write_atomically
 
 CONFIG = {"seed": 1, "inputs": {}, "sft": {"epochs": 4, "rate": 1e-6}, "splits": ["a", "b"]}
@@ -623,3 +626,29 @@ def test_a_disk_that_fills_up_within_a_write_costs_that_write_alone(tmp_path, mo
     again.clock("a", 3.0)
     assert again.wall_s()["a"] == 5.0
     assert len(again.rows("stage", [0], square([]))[0]) == 2
+
+
+@pytest.mark.parametrize(
+    "address", ["gs://bucket/runs", "s3://bucket/runs", "hf://datasets/a/b", "file:///tmp/x"]
+)
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda at: Workdir(at, {}, {}),
+        lambda at: Checkpoints(at),
+        lambda at: hf_format.save(at, None, {}),
+        lambda at: peft_format.save(at, None, {}, "base"),
+        lambda at: [*sources.raw_rows(at, "train")],
+        lambda at: stages.stage_files(at),
+        lambda at: int_jax.load(at),
+    ],
+    ids=["workdir", "checkpoints", "model", "adapters", "data", "rows", "load"],
+)
+def test_an_address_is_no_path(tmp_path, monkeypatch, use, address):
+    """pathlib would make a folder "gs:" of it, here."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        (FileNotFoundError, StageError), match=r":/+.*an address, and a path is needed; mount"
+    ):
+        use(address)
+    assert not [*tmp_path.iterdir()]

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from int_jax import disk
 from int_jax.stages import StageError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
@@ -114,7 +115,7 @@ def files(source: str, split: str) -> list[Path]:
     Raises: StageError where there is no file; where a directory holds no file of `split`, or files that cannot be told
       apart, naming them.
     """
-    path = Path(source)
+    path = disk.local(source)
     if path.is_dir():
         inside = [p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file()]
         # Not what lies in .cache and the like, as a download leaves it.
