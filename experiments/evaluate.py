@@ -39,7 +39,7 @@ from int_jax.lm import LM, directory
 from int_jax.rows import EvalRow, Stage
 from int_jax.sampler import Sampler, Sampling, independent
 from int_jax.sharding import make_mesh
-from int_jax.stages import StageError, digest
+from int_jax.stages import StageError, digest, told_if_full
 from int_jax.types import Task, Trace
 from int_jax.verify import MAX_CHARS
 
@@ -375,7 +375,9 @@ def main(argv):
         raise StageError(
             "give --config experiments/configs/int.py:tiny, --model DIRECTORY and --workdir runs/scored"
         )
-    alone(CONFIG.value, MODEL.value, POLICY.value, disk.local(WORKDIR.value))
+    workdir = disk.local(WORKDIR.value)
+    with told_if_full(workdir):
+        alone(CONFIG.value, MODEL.value, POLICY.value, workdir)
 
 
 if __name__ == "__main__":

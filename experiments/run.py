@@ -43,7 +43,7 @@ from int_jax.lm import LM
 from int_jax.preemption import EXIT_CODE, Preempted
 from int_jax.rows import Stage
 from int_jax.sampler import Sampling
-from int_jax.stages import Awaited, Share, StageError, refuse_differing_hosts
+from int_jax.stages import Awaited, Share, StageError, refuse_differing_hosts, told_if_full
 from int_jax.types import Task
 
 CONFIG = define_config()
@@ -193,9 +193,10 @@ def main(argv):
     folders = {seed: workdir if len(config.seeds) == 1 else workdir / f"seed{seed}" for seed in config.seeds}
     if share:
         models = lm, proposer_lm
-        every_awaited = {
-            folder: share_seed(config, seed, folder, *models, share) for seed, folder in folders.items()
-        }
+        with told_if_full(workdir):
+            every_awaited = {
+                folder: share_seed(config, seed, folder, *models, share) for seed, folder in folders.items()
+            }
         if said := [f"{folder}/{text}" for folder, texts in every_awaited.items() for text in texts]:
             raise Awaited(
                 f"share {share} waits for other shares:\n  " + "\n  ".join(said) + "\n"
@@ -204,7 +205,8 @@ def main(argv):
         return show(f"\nshare {share} is made; a run without --share trains on all of them")
     every = []
     for seed, folder in folders.items():
-        every.append(run_seed(config, seed, folder, lm, proposer_lm))
+        with told_if_full(folder):
+            every.append(run_seed(config, seed, folder, lm, proposer_lm))
         show("\n" + report.tables(every[-1]))
     if len(every) > 1:
         summary = across_seeds(every, config.eval.ks[-1], arms.baselines(config.arms))

@@ -30,7 +30,7 @@ from int_jax.report import writers
 from int_jax.response_log import LoggedSampler, ResponseLog
 from int_jax.rows import ROWS, Stage, id_of
 from int_jax.sampler import Request, Sampler, Sampling, ScoringSampler
-from int_jax.stages import Awaited, Matching, StageError, Workdir, write_atomically
+from int_jax.stages import Awaited, Matching, StageError, Workdir, told_if_full, write_atomically
 from int_jax.types import State, Trace, from_bytes, from_json, to_bytes, to_json
 from int_jax.watching import Meter, Profile, Split
 
@@ -126,7 +126,8 @@ class WorkdirStore:
 
         def tell(line: dict[str, float]) -> None:
             rounded = {key: float(f"{value:.5g}") for key, value in line.items()}
-            with self.work.own(self.work.path / "sampling.jsonl").open("a") as file:
+            path = self.work.own(self.work.path / "sampling.jsonl")
+            with told_if_full(path), path.open("a") as file:
                 file.write(json.dumps({"stage": name, **rounded}) + "\n")
             if shown is not None:
                 useful = f", {line['useful_bytes']:.0%} useful bytes" if "useful_bytes" in line else ""

@@ -81,11 +81,12 @@ class Matching(NamedTuple):
 
 @contextlib.contextmanager
 def told_if_full(path: Path):
-    """Write to `path`; a full disk ends in a StageError that says what is safe."""
+    """Write to `path`, or somewhere in it; a full disk ends in a StageError that says what is safe."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        # As the system puts it: `disk.room` says more.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.strerror == os.strerror(error.errno):
             raise StageError(
                 f"{path}: no space left on the disk. Finished shards, responses and checkpoints are kept: "
                 "free some space and run the same command again"

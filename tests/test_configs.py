@@ -238,7 +238,7 @@ def test_a_kernel_that_cannot_serve_the_model_is_refused():
     ("change", "words"),
     [
         ({"slots": 256}, "proposals needs .* side by side, .* turn slots"),
-        ({"train": {"rows": 32}}, "sft needs .* activations, .* turn train.rows"),
+        ({"train": {"rows": 40}}, "sft needs .* activations, .* turn train.rows"),
         ({"train": {"rows": 8, "remat": False}}, "sft needs .* activations, .* train.remat"),
     ],
 )

@@ -15,6 +15,7 @@ import int_jax
 from int_jax import hf_format, peft_format, stages
 from int_jax.checkpoint import Checkpoints
 from int_jax.datasets import sources
+from int_jax.report.results import Scalars
 from int_jax.stages import Awaited, Matching, Share, StageError, Workdir, read_jsonl, write_atomically
 
 CONFIG = {"seed": 1, "inputs": {}, "sft": {"epochs": 4, "rate": 1e-6}, "splits": ["a", "b"]}
@@ -545,6 +546,30 @@ def test_a_full_disk_ends_in_one_message_and_leaves_what_was_finished(tmp_path, 
     assert [r["part"] for r in workdir(path=tmp_path).rows("stage", [0, 1], square([]))[0]] == [0, 0, 1, 1]
 
 
+def test_a_scalar_that_finds_no_room_says_so(tmp_path):
+    with Scalars(tmp_path) as scalars:
+        scalars.write(1, {"loss": 2.0})
+        scalars._lines = Half(scalars._lines)
+        with pytest.raises(
+            StageError, match=r"scalars\.jsonl: no space left on the disk.*run the same command"
+        ):
+            scalars.write(2, {"loss": 1.0})
+    with Scalars(tmp_path, 2) as scalars:
+        scalars.write(2, {"loss": 1.0})
+    assert [json.loads(line)["step"] for line in (tmp_path / "scalars.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+    ]
+
+
+def test_what_says_more_of_a_full_disk_is_left_as_it_is(tmp_path):
+    said = OSError(errno.ENOSPC, "the disk is full: x needs 3 MB")
+    with pytest.raises(OSError, match="needs 3 MB"), stages.told_if_full(tmp_path):
+        raise said
+    with pytest.raises(StageError, match=f"{tmp_path}: no space left"), stages.told_if_full(tmp_path):
+        full()()
+
+
 def test_another_failure_of_the_disk_is_raised_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full(errno.EIO))
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
@@ -600,11 +625,14 @@ class Half:
         self.file.flush()
         full()()
 
+    def close(self):
+        self.file.close()
+
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.file.close()
+        self.close()
 
 
 def test_a_disk_that_fills_up_within_a_write_costs_that_write_alone(tmp_path, monkeypatch):

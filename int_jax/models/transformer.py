@@ -379,11 +379,16 @@ class Block(Weights):
 
     cut: bool = False
 
+    def pinned(self, value, letters: str):
+        """Where the stream is cut, all tokens with a device's heads or part of F, forward and backward: left to itself
+        XLA gathers whole weights to each device's tokens, and sums whole gradients."""
+        return constrain(value, letters) if self.cut else value
+
     @nn.compact
     def __call__(self, hidden_BTD, rotation, attend):
         """attend(query_BTHK, key_BTNK, value_BTNK): returns the heads, and what the layer's cache has become."""
         config, rules = self.config, RULES_KEPT if self.cut else RULES_DECODE
-        normed_BTD = self.norm("attn_norm_D", hidden_BTD)
+        normed_BTD = self.pinned(self.norm("attn_norm_D", hidden_BTD), "BTD")
         query_BTHK = self.product("BTD,DHK->BTHK", normed_BTD, "q_DHK")
         key_BTNK = self.product("BTD,DNK->BTNK", normed_BTD, "k_DNK")
         value_BTNK = self.product("BTD,DNK->BTNK", normed_BTD, "v_DNK")
@@ -395,7 +400,10 @@ class Block(Weights):
             query_BTHK = self.norm("q_norm_K", query_BTHK)
             key_BTNK = self.norm("k_norm_K", key_BTNK)
         query_BTHK, key_BTNK = rotate(query_BTHK, *rotation), rotate(key_BTNK, *rotation)
+        query_BTHK, key_BTNK = self.pinned(query_BTHK, "BTHK"), self.pinned(key_BTNK, "BTNK")
+        value_BTNK = self.pinned(value_BTNK, "BTNK")
         heads_BTHK, kept = attend(query_BTHK, key_BTNK, value_BTNK)
+        heads_BTHK = self.pinned(heads_BTHK, "BTHK")
         out_BTD = self.product("BTHK,HKD->BTD", heads_BTHK, "o_HKD")
         if config.o_bias:
             out_BTD = out_BTD + self.weight("o_bias_D")[None, None]
@@ -403,9 +411,9 @@ class Block(Weights):
             out_BTD = self.norm("attn_post_norm_D", out_BTD)
         hidden_BTD = constrain(hidden_BTD + out_BTD, "BTD", rules)
 
-        normed_BTD = self.norm("ffw_norm_D", hidden_BTD)
-        gate_BTF = self.product("BTD,DF->BTF", normed_BTD, "gate_DF")
-        up_BTF = self.product("BTD,DF->BTF", normed_BTD, "up_DF")
+        normed_BTD = self.pinned(self.norm("ffw_norm_D", hidden_BTD), "BTD")
+        gate_BTF = self.pinned(self.product("BTD,DF->BTF", normed_BTD, "gate_DF"), "BTF")
+        up_BTF = self.pinned(self.product("BTD,DF->BTF", normed_BTD, "up_DF"), "BTF")
         down_BTD = self.product("BTF,FD->BTD", ACTIVATIONS[config.activation](gate_BTF) * up_BTF, "down_FD")
         if config.post_norm:
             down_BTD = self.norm("ffw_post_norm_D", down_BTD)

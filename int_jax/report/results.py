@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from int_jax.stages import write_atomically
+from int_jax.stages import told_if_full, write_atomically
 
 # Every known key, in the order in which it is written and shown; unknown keys follow, by name.
 ORDER = (
@@ -166,8 +166,9 @@ class Scalars:
         """Log `mapping` at `step`. What was watched meanwhile, such as times, goes to the further writers alone."""
         values = {name: float(value) for name, value in mapping.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._lines.write(json.dumps({"step": int(step), **finite}) + "\n")
-        self._lines.flush()
+        with told_if_full(self.path):
+            self._lines.write(json.dumps({"step": int(step), **finite}) + "\n")
+            self._lines.flush()
         if not self._writers:
             self._writers = [build(self._series) for build in self._builds]
         for writer in self._writers:
