@@ -75,8 +75,8 @@ def lowered(config, mesh, args) -> dict[str, tuple]:
     low = placed(low, mesh, RULES_DECODE)
     kind = kernels.chosen(args.attention, "tpu", config, mesh.shape["model"])
     page = kernels.tokens_of_page(kind, config)
-    # Half of what the rows would have if all were as long as the longest.
-    count = args.slots // data * -(-args.drawn // page) // 2 + 1
+    # Half of what the rows would have if all were as long as the longest, or what a run would have room for.
+    count = min(args.slots // data * -(-args.drawn // page) // 2, args.pool // page) + 1
     pool = engine._empty_pages(model, kind, data * count, page, mesh).eval_shape()
     known = -(-args.drawn // page)
     drawing = memory.sampling("sampling", sizes, args.slots, STEPS, WIDTH, args.drawn - WIDTH, (), kind)
@@ -249,7 +249,7 @@ def main():
     config = models.family_of(data["model_type"]).config_from_hf(data)
     config = dataclasses.replace(config, dtype=args.dtype, param_dtype="float32")
     devices = topologies.get_topology_desc(platform="tpu", topology_name=args.topology).devices
-    args.drawn, limit = args.length, None
+    args.drawn, args.pool, limit = args.length, sys.maxsize, None
     if args.config:
         devices, machine = devices[: args.devices], plan.named("v5p", args.devices)
         c = plan.fitted(intervention.get_config(args.config), machine, config)
@@ -261,6 +261,8 @@ def main():
         )
         args.drawn = plan.PROBLEM + c.attempts.sampling.max_new_tokens
         args.data, limit = args.devices // c.mesh.model, machine.limit
+        stages = plan.stages(c, config, plan.mesh_of(c, machine), None, machine.platform)
+        args.pool = int(plan.pool_tokens(c, next(one for one in stages if one.name == "attempts"), machine))
     config = dataclasses.replace(config, layers=args.layers)
     model = len(devices) // args.data
     mesh = make_mesh(args.data, model, devices)
