@@ -518,7 +518,8 @@ _splice = jax.jit(splicing.splice)
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _score(model: Model, params, tokens_BT, temperature, kernel: str = "xla"):
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
-    hidden_BTD, _ = model.apply(params, tokens_BT, positions_BT, kernel=kernel)
+    # Without a gradient a layer compiles fast, and a second copy of all weights has no use.
+    hidden_BTD, _ = model.apply(params, tokens_BT, positions_BT, kernel=kernel, scan=False)
     temperature_BT = jnp.full(tokens_BT.shape, temperature)
     return losses.token_logp(
         hidden_BTD,

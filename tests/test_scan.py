@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from int_jax import engine as engines
 from int_jax import lora, losses
+from int_jax.engine import Engine
 from int_jax.models import Config, build, flash, transformer
 from int_jax.models.transformer import Block, over_row, repeats, rms_norm
 from int_jax.sharding import RULES, make_mesh, shardings
@@ -198,3 +200,14 @@ def test_gradients_of_keys_and_values_add_up_in_float32_over_spans(monkeypatch):
     for mine, exact in zip(found, wide, strict=True):
         error = mine.astype(jnp.float32) - exact
         assert np.sqrt(np.mean(error**2) / np.mean(exact**2)) < 4e-3
+
+
+def test_scoring_has_no_second_copy_of_the_weights():
+    """Of twelve layers that repeat it makes less than two beside what it is given."""
+    config = dataclasses.replace(CONFIG, layers=12, windows=(), dim=64, ffw=256)
+    engine = Engine(build(config), make_mesh(1, 1, jax.devices()[:1]), slots=4)
+    params = jax.eval_shape(build(config).init, jax.random.key(0))
+    tokens_BT = jax.ShapeDtypeStruct((1, 16), jnp.int32)
+    lowered = engines._score.lower(engine.model, params, tokens_BT, jax.ShapeDtypeStruct((), jnp.float32))
+    layer = sum(leaf.size * 4 for leaf in jax.tree.leaves(params["layer_0"]))
+    assert lowered.compile().memory_analysis().temp_size_in_bytes < 2 * layer

@@ -450,6 +450,7 @@ class Transformer(Weights):
 
     remat: bool = False
     kernel: str = "xla"
+    scan: bool = True
 
     @nn.compact
     def __call__(self, tokens_BT, positions_BT, segments_BT=None, cache=None):
@@ -470,7 +471,7 @@ class Transformer(Weights):
                 window: over_row(self.config, positions_BT, segments_BT, window, self.kernel)
                 for window in rotations
             }
-            through = self.each if self.is_initializing() else self.scanned
+            through = self.scanned if self.scan and not self.is_initializing() else self.each
             return self.norm("final_norm_D", through(hidden_BTD, windows, rotations, attends)), None
         over = over_pages if isinstance(cache, Paged) else over_view
         made: list[tuple] = []
@@ -553,6 +554,7 @@ class Model:
         cache=None,
         remat: bool = False,
         kernel: str = "xla",
+        scan: bool = True,
     ):
         """Hidden states of each token, and the cache.
 
@@ -565,10 +567,12 @@ class Model:
           cache: a pages.View or Paged.
           remat: in the backward pass recompute each block, but for its attention, instead of storing it.
           kernel: what attends within rows of more than LONG tokens, where there is no cache: see `flash.chosen`.
+          scan: run many layers that repeat as one program, over a second, stacked copy of their weights; else one after
+            another. remat asks for it.
 
         Returns: (hidden_BTD after the final norm, the cache with the keys and values of these tokens, or None).
         """
-        return Transformer(self.config, remat, kernel).apply(
+        return Transformer(self.config, remat, kernel, scan).apply(
             {"params": params}, tokens_BT, positions_BT, segments_BT, cache
         )
 
