@@ -47,7 +47,7 @@ check: $(TEST)  ## ruff, mypy, then the tests: all of it must pass before a comm
 chaos: $(CORE)  ## runs that are killed, moved and damaged at random, and must end with the same bits
 	@$(VENV)/bin/python experiments/chaos.py $(ARGS)
 
-bench: $(TEST) $(PEERS) ## against other samplers on one machine, and grading: MINUTES minutes
+bench: $(TEST) $(PEERS) ## against other samplers, trainers and graders on one machine
 	@$(VENV)/bin/python benchmarks/sampling.py --peers $(PEERS)/bin/python $(ARGS)
 	@$(VENV)/bin/python benchmarks/training.py --peers $(PEERS)/bin/python
 	@$(VENV)/bin/python benchmarks/grading.py

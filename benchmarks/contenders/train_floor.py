@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from contenders.batches import advantages, padded
 from contenders.floor import Shape, angles, by_noise, feed_forward, generate, load, norm, qkv
 
 
@@ -58,13 +59,9 @@ def prepare(task: dict):
         return float(loss)
 
     def supervised_once(seed: int, whole: bool = False):
-        counts = [len(ids) for ids in task["sequences"]]
-        tokens_BT = np.zeros((len(counts), max(counts)), np.int32)
-        for row, ids in zip(tokens_BT, task["sequences"], strict=True):
-            row[: len(ids)] = ids
-        column = np.arange(max(counts))
-        loss = step(tokens_BT, (column > 0) & (column < np.array(counts)[:, None]))
-        return loss if whole else counts
+        tokens_BT, real_BT = padded(task["sequences"])
+        loss = step(tokens_BT, real_BT & (np.arange(tokens_BT.shape[1]) > 0))
+        return loss if whole else real_BT.sum(1).tolist()
 
     def grpo_once(seed: int) -> list[int]:
         prompts_UP = np.array(task["prompts"], np.int32)
@@ -73,10 +70,8 @@ def prepare(task: dict):
         whole = params | {"head": params["embed"].T}
         drawn, _, counts = generate(shape, whole, prompts_UP, pads_U, which_B, task["new"], (), key, by_noise)
         tokens_BT = np.concatenate([prompts_UP[which_B], np.asarray(drawn)], axis=1)
-        reward = np.mean(np.asarray(drawn) % 2, axis=1).reshape(-1, task["samples"])
-        advantage = (reward - reward.mean(1, keepdims=True)) / (reward.std(1, keepdims=True) + 1e-6)
         response = np.arange(tokens_BT.shape[1]) >= prompts_UP.shape[1]
-        step(tokens_BT, response * advantage.reshape(-1, 1))
+        step(tokens_BT, response * advantages(np.asarray(drawn), task["samples"])[:, None])
         return np.asarray(counts).tolist()
 
     return supervised_once if "sequences" in task else grpo_once

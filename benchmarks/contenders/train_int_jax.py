@@ -7,6 +7,7 @@ import numpy as np
 import optax
 
 import int_jax
+from contenders.batches import advantages
 from int_jax.batching import pack, reinforced, supervised
 from int_jax.losses import LossConfig
 
@@ -31,12 +32,9 @@ def prepare(task: dict):
         now = dataclasses.replace(lm, params=state.params)
         settings = {"samples": task["samples"], "max_new_tokens": task["new"], "stop_ids": []}
         groups = now.generate(task["prompts"], seed=seed, **settings)
-        sequences = []
-        for group in groups:
-            reward = np.array([np.mean(trace.response % 2) for trace in group])
-            advantages = (reward - reward.mean()) / (reward.std() + 1e-6)
-            sequences += [reinforced(*pair) for pair in zip(group, advantages, strict=True)]
-        update(sequences)
-        return [len(trace.response) for group in groups for trace in group]
+        traces = [trace for group in groups for trace in group]
+        weights = advantages(np.stack([trace.response for trace in traces]), task["samples"])
+        update([reinforced(*pair) for pair in zip(traces, weights, strict=True)])
+        return [len(trace.response) for trace in traces]
 
     return supervised_once if "sequences" in task else grpo_once

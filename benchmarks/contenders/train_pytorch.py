@@ -2,10 +2,10 @@
 
 import copy
 
-import numpy as np
 import torch
 
 from contenders import pytorch
+from contenders.batches import advantages, padded
 
 
 def prepare(task: dict):
@@ -25,15 +25,11 @@ def prepare(task: dict):
         return loss.item()
 
     def supervised_once(seed: int, whole: bool = False):
-        counts = torch.tensor([len(ids) for ids in task["sequences"]])
-        ids_BT = torch.zeros(len(counts), int(counts.max()), dtype=torch.long)
-        for row, ids in zip(ids_BT, task["sequences"], strict=True):
-            row[: len(ids)] = torch.tensor(ids)
-        mask_BT = torch.arange(ids_BT.shape[1])[None] < counts[:, None]
-        weight_BT = mask_BT.float()
+        ids_BT, real_BT = map(torch.tensor, padded(task["sequences"]))
+        weight_BT = real_BT.float()
         weight_BT[:, 0] = 0
-        loss = step(ids_BT, None if mask_BT.all() else mask_BT.long(), weight_BT)
-        return loss if whole else counts.tolist()
+        loss = step(ids_BT.long(), None if real_BT.all() else real_BT.long(), weight_BT)
+        return loss if whole else real_BT.sum(1).tolist()
 
     def grpo_once(seed: int) -> list[int]:
         torch.manual_seed(seed)
@@ -47,10 +43,8 @@ def prepare(task: dict):
             )  # fmt: skip
         model.train()
         responses = ids_BT[:, prompts.shape[1] :].numpy()
-        reward = np.mean(responses % 2, axis=1).reshape(-1, task["samples"])
-        advantage = (reward - reward.mean(1, keepdims=True)) / (reward.std(1, keepdims=True) + 1e-6)
         weight_BT = torch.zeros(ids_BT.shape)
-        weight_BT[:, prompts.shape[1] :] = torch.tensor(advantage.reshape(-1, 1), dtype=torch.float32)
+        weight_BT[:, prompts.shape[1] :] = torch.tensor(advantages(responses, task["samples"])[:, None])
         step(ids_BT, None, weight_BT)
         return [responses.shape[1]] * len(responses)
 

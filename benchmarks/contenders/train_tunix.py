@@ -10,6 +10,7 @@ from tunix.sft.peft_trainer import PeftTrainer, TrainingConfig
 from tunix.sft.utils import build_positions_from_mask, make_causal_attn_mask
 
 from contenders import tunix
+from contenders.batches import advantages, padded
 
 
 def prepare(task: dict):
@@ -21,18 +22,15 @@ def prepare(task: dict):
     pad = 0  # prompts and responses of the benchmark's model have none
 
     def supervised_once(seed: int) -> list[int]:
-        counts = [len(ids) for ids in task["sequences"]]
-        tokens_BT = np.zeros((len(counts), max(counts)), np.int32)
-        for row, ids in zip(tokens_BT, task["sequences"], strict=True):
-            row[: len(ids)] = ids
-        mask_BT = jnp.asarray(np.arange(max(counts)) < np.array(counts)[:, None])
+        tokens_BT, real_BT = padded(task["sequences"])
+        mask_BT = jnp.asarray(real_BT)
         step({
             "input_tokens": jnp.asarray(tokens_BT),
             "input_mask": mask_BT,
             "positions": build_positions_from_mask(mask_BT),
             "attention_mask": make_causal_attn_mask(mask_BT),
         })  # fmt: skip
-        return counts
+        return real_BT.sum(1).tolist()
 
     def step(inputs) -> None:
         with mesh:
@@ -64,15 +62,13 @@ def prepare(task: dict):
                 eos_tokens=[-1],
             )
         responses = np.stack([np.asarray(ids) for ids in out.tokens])
-        reward = np.mean(responses % 2, axis=1).reshape(-1, task["samples"])
-        advantage = (reward - reward.mean(1, keepdims=True)) / (reward.std(1, keepdims=True) + 1e-6)
         step(
             TrainExample(
                 prompt_ids=prompts_BP,
                 prompt_mask=jnp.ones(prompts_BP.shape, bool),
                 completion_ids=jnp.asarray(responses),
                 completion_mask=jnp.ones(responses.shape, bool),
-                advantages=jnp.asarray(advantage.reshape(-1), jnp.float32),
+                advantages=jnp.asarray(advantages(responses, task["samples"]), jnp.float32),
                 ref_per_token_logps=None,
                 old_per_token_logps=None,
             )
