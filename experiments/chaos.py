@@ -33,12 +33,6 @@ from safetensors.numpy import load_file
 from int_jax import checkpoint
 from int_jax.preemption import EXIT_CODE
 
-WORKDIR = flags.DEFINE_string("workdir", "runs/chaos", "where all runs go; what is there goes")
-KILLS = flags.DEFINE_integer("kills", 25, "SIGKILLs", lower_bound=0)
-TERMS = flags.DEFINE_integer("terms", 5, "SIGTERMs", lower_bound=0)
-MOVES = flags.DEFINE_integer("moves", 3, "changes of the devices", lower_bound=0)
-SEED = flags.DEFINE_integer("seed", 0, "of what happens when")
-
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
     "arms": "('int_rl','rl')",
@@ -323,6 +317,11 @@ def main(_):
 
 
 if __name__ == "__main__":
+    WORKDIR = flags.DEFINE_string("workdir", "runs/chaos", "where all runs go; what is there goes")
+    KILLS = flags.DEFINE_integer("kills", 25, "SIGKILLs", lower_bound=0)
+    TERMS = flags.DEFINE_integer("terms", 5, "SIGTERMs", lower_bound=0)
+    MOVES = flags.DEFINE_integer("moves", 3, "changes of the devices", lower_bound=0)
+    SEED = flags.DEFINE_integer("seed", 0, "of what happens when")
     try:
         app.run(main)
     except Surprise as error:
