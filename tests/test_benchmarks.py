@@ -81,6 +81,7 @@ def test_whoever_trains_has_the_same_losses(model, broadcasting):
         np.testing.assert_allclose(losses, ours, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", [train_int_jax, train_floor, train_pytorch])
 def test_an_iteration_draws_and_trains_all_that_was_asked(model, broadcasting, trainer):
     task = training.Scenario("few", prompts=2, samples=2).task(str(model)) | {"new": 6, "length": 22}
