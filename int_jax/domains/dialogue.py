@@ -196,7 +196,7 @@ class Dialogue(TextDomain, abc.ABC):
 
     def next_turn(self, trace: Trace) -> str:
         """A best act, in the script's words."""
-        return self._best_words(trace.task, self.state(trace), len(self.moments(trace)))
+        return self._best_words(trace.task, self.state(trace), len(trace.step_ends) - self.cut_off(trace))
 
     def _best_words(self, task: Task, state: State, turn: int) -> str:
         script = self.script(task)
