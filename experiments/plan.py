@@ -50,13 +50,15 @@ def stages(
     knob, adapters = "mesh.data, mesh.model", default.adapters(c)
     one = sizes.trained(model.param_dtype, adapters)
     low = memory.Item("base model to sample from", sizes.params(model.dtype, RULES_DECODE), knob)
+    # With adapters the base model itself is what is sampled from, and is beside all else.
     base: tuple[memory.Item, ...] = () if adapters else (memory.Item("base model", one, knob),)
+    frozen = (low,) if adapters else ()
     asked, beside = sizes, base
     if proposer_model is not None:
-        asked, beside = memory.Sizes(proposer_model, mesh), (*base, low)
+        asked, beside = memory.Sizes(proposer_model, mesh), (*base, *frozen)
         weights = asked.params(proposer_model.dtype, RULES_DECODE)
         base = (*base, memory.Item("the proposer's model", weights, f"proposals.model, {knob}"))
-    both = (*base, low)
+    other = (*base, *frozen)
     made_count = len(arms.policies(c.arms)) - 1  # but the base model
     made = memory.Item("policies trained", made_count * one, f"arms, {knob}")
     trained = memory.Item("policies trained before", (made_count - 1) * one, f"arms, {knob}")
@@ -81,11 +83,11 @@ def stages(
         sampling("attempts", PROBLEM, answer),
         sampling("proposals", c.proposals.max_prompt, c.proposals.sampling.max_new_tokens, beside, asked),
         sampling("guided", PROBLEM + answer, c.guided.sampling.max_new_tokens),
-        training("sft", both),
-        sampling("rl: rollouts", PROBLEM, c.rl.max_new_tokens, (*both, trained, state)),
-        memory.scoring("rl: scoring", sizes, PROBLEM + c.rl.max_new_tokens, (*both, trained, state)),
-        training("rl: updates", (*both, trained)),
-        sampling("validation", PROBLEM, c.eval.sampling.max_new_tokens, (*both, trained, state)),
+        training("sft", other),
+        sampling("rl: rollouts", PROBLEM, c.rl.max_new_tokens, (*other, trained, state)),
+        memory.scoring("rl: scoring", sizes, PROBLEM + c.rl.max_new_tokens, (*other, trained, state)),
+        training("rl: updates", (*other, trained)),
+        sampling("validation", PROBLEM, c.eval.sampling.max_new_tokens, (*other, trained, state)),
         sampling("effect", PROBLEM + answer, c.eval.sampling.max_new_tokens, (*base, made)),
         sampling(
             "compare",
@@ -95,8 +97,8 @@ def stages(
             asked,
         ),
         sampling("gain", PROBLEM + answer, c.guided.sampling.max_new_tokens, (*base, made)),
-        sampling("eval", PROBLEM, c.eval.sampling.max_new_tokens, (*both, made)),
-        memory.scoring("drift", sizes, PROBLEM + answer, (*both, made)),
+        sampling("eval", PROBLEM, c.eval.sampling.max_new_tokens, (*other, made)),
+        memory.scoring("drift", sizes, PROBLEM + answer, (*other, made)),
     ]
     used = arms.stages(c.arms) | ({"attempts"} if c.problems.hard else set()) | {"eval", "drift"}
     used |= {"validation"} if c.validation.every else set()

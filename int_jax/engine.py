@@ -123,6 +123,7 @@ class Engine:
         if lora.split(params)[1] is None and all(jax.tree.leaves(jax.tree.map(there, params, where))):
             return params
         places, structure = jax.tree.flatten(where)
+        self._kept = None  # the memory of the pages, and of what they were drawn with
         return self._call(_cast(dtype, structure, tuple(places)), params)
 
     def session(self, params, sampling: Sampling, tokenizer: Tokenizer | None = None) -> Session:

@@ -260,7 +260,7 @@ class Lab:
     lora: Lora | None = None
 
     def __post_init__(self):
-        self.decoding = self.engine.decode_params(self.base)
+        self._drawn_by: tuple[Any, Any] = None, None  # a policy, and it laid out for decoding
         self.policies: dict[str, Any] = {"base": self.base}
         self.rows: dict[Stage, list] = {}
         self.tokens: dict[Stage, int] = {}
@@ -343,9 +343,17 @@ class Lab:
 
         return self.stage(stage, tasks, work, knobs["samples"])
 
-    def drawn_by(self, params):
-        """Parameters laid out for decoding; the base model's for None."""
-        return self.decoding if params is None else self.engine.decode_params(params)
+    def drawn_by(self, params=None):
+        """Parameters laid out for decoding; the base model's for None. One policy is kept so, and none in training. Of
+        several processes all ask for it at once."""
+        params = self.base if params is None else params
+        if self._drawn_by[0] is not params:
+            self._let_go()
+            self._drawn_by = params, self.engine.decode_params(params)
+        return self._drawn_by[1]
+
+    def _let_go(self) -> None:
+        self._drawn_by = None, None
 
     def proposals(
         self, wrong: list[Trace], stage: Stage = PROPOSALS, propose: Callable | None = None
@@ -356,9 +364,10 @@ class Lab:
         # Proposers have no stream of their own for a round: it goes into the seed.
         seed = self.seed + ROUND_SEED * stage.round
         default = knobs.pop("propose")
-        lm = self.proposer_lm
+        if lm := self.proposer_lm:
+            self._let_go()
         engine, params, tokenizer = (
-            (lm.engine, lm.params, lm.tokenizer) if lm else (self.engine, self.decoding, None)
+            (lm.engine, lm.params, lm.tokenizer) if lm else (self.engine, self.drawn_by(), None)
         )
 
         def work(sampler, part, progress):
@@ -432,11 +441,12 @@ class Lab:
             if self.can_go_on(a) and self.can_go_on(b)
         }
         knobs = self.knobs["gain"]
+        decoding = self.drawn_by()
 
         def work(sampler, part, progress):
             pairs = [both[id_of(trace)] for trace in part]
             mended, cut = [a for a, _ in pairs], [b for _, b in pairs]
-            return method.gains(sampler, self.decoding, self.domain, mended, cut, **knobs, progress=progress)
+            return method.gains(sampler, decoding, self.domain, mended, cut, **knobs, progress=progress)
 
         return self.stage(stage, [a for a, _ in both.values()], work, 2 * knobs["samples"])
 
@@ -586,6 +596,7 @@ class Lab:
 
     def _train(self, training: Training):
         self.used |= {training.name, *([training.after] if training.after else [])}
+        self._let_go()
         found = self.store.follow(training)
         self.trained[training.name] = found._replace(
             state=None, policy=training.policy, section=training.section, after=training.after

@@ -5,6 +5,7 @@ environment also holds for the processes that tests start; what is set through `
 process only.
 """
 
+import gc
 import importlib
 import os
 import pathlib
@@ -14,6 +15,8 @@ from fake_devices import xla_flags
 DEVICES = 8  # enough for every mesh of two axes that the tests use: 8x1, 4x2, 2x4, 1x8
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
+# Most of the tests' time is compiling: a third of it is left so. JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests optimized code.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ |= {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": xla_flags(DEVICES),
@@ -43,6 +46,12 @@ def pytest_configure(config):
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_debug_key_reuse", True)
+
+
+def pytest_collection_finish():
+    """What was imported and collected stays: no later search for garbage needs to go through it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header():

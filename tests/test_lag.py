@@ -61,7 +61,7 @@ def trained(engine, params, domain, tasks, tx, batches, sampling=SAMPLING, **cha
         tasks,
         knobs,
         sampling,
-        ROW["row_length"] if domain.separator else 2048,
+        ROW["row_length"] if domain.separator else 1024,
         ROW["rows"],
         record=lambda *batch: told.append(batch),
         last=batches * knobs.updates,

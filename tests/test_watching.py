@@ -214,7 +214,13 @@ def test_what_is_watched_is_in_the_page(monkeypatch):
     assert {*re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)} == {*Split().line(engine)}
 
 
-@pytest.mark.parametrize("told", [{}, {"JAX_COMPILATION_CACHE_DIR": "elsewhere"}], ids=["default", "told"])
+@pytest.mark.parametrize(
+    "told",
+    [
+        pytest.param({}, id="default"),
+        pytest.param({"JAX_COMPILATION_CACHE_DIR": "elsewhere"}, id="told", marks=pytest.mark.slow),
+    ],
+)
 def test_a_second_process_compiles_nothing_again(tiny_dir, tmp_path, told):
     program = (
         "import sys, json, jax, int_jax\n"
