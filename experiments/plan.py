@@ -9,6 +9,7 @@ lengths and successes is printed, and is changed by --assume=response=8000.
 """
 
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -166,6 +167,7 @@ def at_hand(c: ConfigDict) -> Machine:
 
 
 ROWS = (*range(256, 0, -16), 8)  # of a replica, that are tried in this order
+WORTH = 0.9
 MICRO_BATCH = 16_384  # tokens of a micro-batch on each device are enough for its matrices
 
 
@@ -174,7 +176,8 @@ def fitted(
 ) -> ConfigDict:
     """The config with numbers in place of 0, what fits: of mesh.model, slots and train.rows.
 
-    The weights are cut over as few devices as memory asks for, always within a host; what is trained is cut over both
+    The weights are cut over as few devices as memory asks for, and over twice as many where the run is then expected to
+    take less than `WORTH` of the hours, since more rows fit; always within a host. What is trained is cut over both
     axes of the mesh anyhow. Rows are as many as the pages hold beside everything else; those of a micro-batch as many
     as its devices need to be busy.
 
@@ -189,12 +192,23 @@ def fitted(
             f"config.device_gib, or {', '.join(f'config.{name}' for name in names)}"
         )
     plan: list[memory.Stage] = []
-    for last in candidates(c, machine):
-        mesh = mesh_of(last, machine)
-        plan = stages(last, model, mesh, proposer_model, machine.platform)
-        rows = last.slots // mesh.shape["data"]
-        if all(stage.bytes <= machine.limit for stage in plan) and (c.slots or roomy(c, plan, machine, rows)):
-            return last
+    chosen, took = None, math.inf
+    for cut in cuts(c, machine):
+        for one in candidates(c, machine, cut):
+            mesh = mesh_of(one, machine)
+            plan = stages(one, model, mesh, proposer_model, machine.platform)
+            rows = one.slots // mesh.shape["data"]
+            if all(stage.bytes <= machine.limit for stage in plan) and (
+                c.slots or roomy(c, plan, machine, rows)
+            ):
+                parts = work.stages(one, work.Assumed())
+                known = hours(one, machine, plan, parts, model, proposer_model)
+                expected = sum(part or 0.0 for part in known)
+                if not chosen or expected < WORTH * took:
+                    chosen, took = one, expected
+                break
+    if chosen:
+        return chosen
     if not plan:  # no size of "model" goes with this mesh.data
         mesh_sizes(c.mesh.data, 1, machine.devices, machine.platform)
     memory.refuse(plan, machine.limit, machine.platform)
@@ -204,20 +218,24 @@ def fitted(
     )
 
 
-def candidates(c: ConfigDict, machine: Machine) -> Iterator[ConfigDict]:
+def cuts(c: ConfigDict, machine: Machine) -> list[int]:
+    """The sizes of mesh.model that go with the machine's hosts and with mesh.data."""
+    if c.mesh.model:
+        return [c.mesh.model]
+    within = [n for n in range(1, machine.a_host + 1) if machine.a_host % n == 0]
+    return [n for n in within if c.mesh.data <= 0 or c.mesh.data * n == machine.devices]
+
+
+def candidates(c: ConfigDict, machine: Machine, cut: int) -> Iterator[ConfigDict]:
     """Configs with sizes that the machine may have room for, those before that are to be preferred."""
-    cuts = [n for n in range(1, machine.a_host + 1) if machine.a_host % n == 0]
-    for cut in [c.mesh.model] if c.mesh.model else cuts:
-        if not c.mesh.model and c.mesh.data > 0 and c.mesh.data * cut != machine.devices:
-            continue
-        data, _ = mesh_sizes(c.mesh.data, cut, machine.devices, machine.platform)
-        each = max(1, MICRO_BATCH // c.train.row_length)
-        micro = [data * (each >> n) for n in range(each.bit_length())]
-        for slots in [c.slots] if c.slots else [data * rows for rows in ROWS]:
-            for rows in [c.train.rows] if c.train.rows else micro:
-                sized = c.copy_and_resolve_references()
-                sized.mesh.model, sized.slots, sized.train.rows = cut, slots, rows
-                yield sized
+    data, _ = mesh_sizes(c.mesh.data, cut, machine.devices, machine.platform)
+    each = max(1, MICRO_BATCH // c.train.row_length)
+    micro = [data * (each >> n) for n in range(each.bit_length())]
+    for slots in [c.slots] if c.slots else [data * rows for rows in ROWS]:
+        for rows in [c.train.rows] if c.train.rows else micro:
+            sized = c.copy_and_resolve_references()
+            sized.mesh.model, sized.slots, sized.train.rows = cut, slots, rows
+            yield sized
 
 
 def roomy(c: ConfigDict, plan: list[memory.Stage], machine: Machine, rows: int) -> bool:

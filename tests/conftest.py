@@ -49,9 +49,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    """What was imported and collected stays: no later search for garbage needs to go through it."""
+    """Search for garbage seldom, and not in what was imported and collected: a sixth of the time of warm tests."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_report_header():

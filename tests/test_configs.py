@@ -16,6 +16,7 @@ from experiments import command_line, knobs, plan, preflight, work
 from experiments.configs import code, dearman, default, grpo, reasoning_gym, therapy
 from experiments.configs import int as intervention
 from int_jax import domains, lora, memory
+from int_jax.models import Config
 from int_jax.sharding import RULES_DECODE, make_mesh
 from int_jax.stages import StageError
 
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 MACHINES = {"8 x H200": ("h200", 8), "8 x H100": ("h100", 8), "v5p-8": ("v5p", 4), "v5p-64": ("v5p", 32)}
 ONE = plan.named("h100", 1)
 NODE = plan.named("h200", 8)
+UNKNOWN = dataclasses.replace(NODE, kind=None)  # so that memory alone says what fits
 
 
 def model_of(c, name):
@@ -90,7 +92,7 @@ def test_full_size_runs_start_on_every_machine(name, where):
     ]
     memory.refuse(stages, machine.limit)
     data = machine.devices // c.mesh.model
-    assert c.mesh.data == -1 and c.mesh.model == 1  # each of these models fits on one device beside the others
+    assert c.mesh.data == -1
     assert c.slots % data == 0 and c.slots // data >= 48
     assert c.train.rows == data  # a row of 20,000 tokens is enough for a device
 
@@ -113,25 +115,43 @@ def test_weights_are_cut_only_as_far_as_memory_asks():
     c, name = intervention.get_config("llama3_8b"), "llama3_8b"
     found = []
     for gib in (120, 70, 48, 40):
-        one = fitted(c, name, dataclasses.replace(NODE, limit=gib * memory.GIB))
+        one = fitted(c, name, dataclasses.replace(UNKNOWN, limit=gib * memory.GIB))
         found.append((one.mesh.model, one.slots * one.mesh.model // 8))
         for less in range(1, one.mesh.model):
             if 8 % less == 0:
                 again = c.copy_and_resolve_references()
                 again.mesh.model = less
                 with pytest.raises(ValueError, match=r"needs|have room"):
-                    fitted(again, name, dataclasses.replace(NODE, limit=gib * memory.GIB))
+                    fitted(again, name, dataclasses.replace(UNKNOWN, limit=gib * memory.GIB))
     cuts = [cut for cut, _ in found]
     assert cuts == sorted(cuts) and cuts[0] == 1 < cuts[-1]
     assert found[0][1] > found[1][1]
 
 
+def test_weights_are_cut_further_where_the_rows_that_then_fit_save_hours():
+    """On two devices the weights of a 70B fit, and next to no pages beside them."""
+    c = intervention.get_config("qwen3_4b")
+    other = Config(
+        "llama", 128_256, 8192, 80, 64, 8, 128, 28_672, 131_072, dtype="bfloat16", param_dtype="float32"
+    )
+    machine, took = plan.named("v5p", 64), {}
+    for cut in (2, 4):
+        one = c.copy_and_resolve_references()
+        one.mesh.model = cut
+        one = plan.fitted(one, machine, other)
+        stages = plan.stages(one, other, plan.mesh_of(one, machine), None, machine.platform)
+        took[cut] = sum(plan.hours(one, machine, stages, work.stages(one, work.Assumed()), other))
+    assert took[4] < took[2] / 2
+    assert plan.fitted(c, machine, other).mesh.model == 4
+    assert plan.fitted(c, dataclasses.replace(machine, kind=None), other).mesh.model == 2
+
+
 def test_what_is_given_stays_and_what_fits_is_chosen_around_it():
     c = intervention.get_config("qwen3_4b")
     c.slots = 40
-    assert (one := fitted(c, "qwen3_4b")).slots == 40 and one.train.rows == 8
+    assert (one := fitted(c, "qwen3_4b", UNKNOWN)).slots == 40 and one.train.rows == 8
     c.mesh.data = 2
-    one = fitted(c, "qwen3_4b")
+    one = fitted(c, "qwen3_4b", UNKNOWN)
     assert (one.mesh.data, one.mesh.model, one.slots, one.train.rows) == (2, 4, 40, 2)
     assert (c.mesh.model, c.train.rows) == (0, 0), "the config itself is left alone"
     given = full("qwen3_4b")
@@ -141,7 +161,7 @@ def test_what_is_given_stays_and_what_fits_is_chosen_around_it():
     assert fitted(short, "qwen3_4b").train.rows == 64  # 16,384 tokens of each device
     c.mesh.data = 3
     with pytest.raises(ValueError, match="mesh data=3 x model=1 does not fit 8 gpu device"):
-        fitted(c, "qwen3_4b")
+        fitted(c, "qwen3_4b", UNKNOWN)
 
 
 def test_what_fits_is_not_known_of_devices_that_do_not_say_what_they_hold():

@@ -132,7 +132,7 @@ def whole(run, engine, tmp_path_factory):
 
 
 def assert_same_lines(lines, expected):
-    """Log-probabilities are those of their company, to the last bits: what was drawn beside them may be known already."""
+    """Up to the last bits of log-probabilities: what was drawn beside a response may be known already."""
     rounded = "drawn_logp", "ess", "logp_gap", "logp_gap_max"
     for one, other in zip(lines, expected, strict=True):
         assert {**one, **dict.fromkeys(rounded)} == {**other, **dict.fromkeys(rounded)}
@@ -201,7 +201,9 @@ def test_a_training_is_saved_when_the_minutes_are_over(run, whole, engine, tmp_p
 
 
 @pytest.mark.parametrize("left", [1, 3, 5])
-def test_asked_to_end_in_an_update_a_training_saves_it_and_goes_on(run, whole, engine, tmp_path, sigterm, left):
+def test_asked_to_end_in_an_update_a_training_saves_it_and_goes_on(
+    run, whole, engine, tmp_path, sigterm, left
+):
     expected, lines, _ = whole
     never = {f"{run.how}.checkpoint_every": 50}
     with pytest.raises(Preempted):
@@ -216,7 +218,9 @@ def test_asked_to_end_in_an_update_a_training_saves_it_and_goes_on(run, whole, e
 
 @pytest.mark.parametrize("left", [1, 5, 9])
 @pytest.mark.parametrize("run", ["rl"], indirect=True)
-def test_asked_to_end_while_it_draws_a_training_saves_what_came_before(run, whole, engine, tmp_path, sigterm, left):
+def test_asked_to_end_while_it_draws_a_training_saves_what_came_before(
+    run, whole, engine, tmp_path, sigterm, left
+):
     expected, lines, _ = whole
     never, ends = {"rl.checkpoint_every": 50}, Ends(engine, left=left, happens=sigterm, drawing=True)
     with pytest.raises(Preempted):
