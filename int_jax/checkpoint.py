@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -115,8 +116,13 @@ class Checkpoints:
             yield
         except Exception:
             if processes.is_main_process():
-                for part in self.directory.glob(UNFINISHED):
-                    shutil.rmtree(part)
+                # A thread of Orbax may still write into it; what stays the next `Checkpoints` removes.
+                for _ in range(100):
+                    if not (parts := [*self.directory.glob(UNFINISHED)]):
+                        break
+                    for part in parts:
+                        shutil.rmtree(part, ignore_errors=True)
+                    time.sleep(0.01)
             raise
 
     def __enter__(self) -> "Checkpoints":
