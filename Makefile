@@ -36,7 +36,7 @@ test: $(TEST)   ## the tests, without the slow ones
 	@$(PYTEST) $(ARGS)
 
 slow: $(TEST)   ## the tests that take minutes each
-	@$(VENV)/bin/python -m pytest -m slow $(ARGS)
+	@JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(VENV)/bin/python -m pytest -m slow $(ARGS)
 
 check: $(TEST)  ## ruff, mypy, then the tests: all of it must pass before a commit
 	@$(VENV)/bin/python -m ruff check

@@ -8,6 +8,7 @@ the stage's largest program, counted by the arrays that live at its worst moment
 import dataclasses
 import functools
 import math
+from collections import Counter
 from typing import Any
 
 import jax
@@ -58,21 +59,21 @@ class Stage:
 
 
 @functools.cache
-def _params(config: Config) -> list[tuple[str, tuple[int, ...]]]:
-    """The letters and the shape of each parameter."""
+def _params(config: Config) -> Counter[tuple[str, tuple[int, ...]]]:
+    """How many parameters there are of each name's letters and shape."""
     return _leaves(jax.eval_shape(build(config).init, jax.random.key(0)))
 
 
 @functools.cache
-def _adapters(config: Config, adapters: Lora) -> list[tuple[str, tuple[int, ...]]]:
+def _adapters(config: Config, adapters: Lora) -> Counter[tuple[str, tuple[int, ...]]]:
     """The same of the adapters alone."""
     return _leaves(lora.shapes(jax.eval_shape(build(config).init, jax.random.key(0)), adapters))
 
 
-def _leaves(tree) -> list[tuple[str, tuple[int, ...]]]:
-    return [
+def _leaves(tree) -> Counter[tuple[str, tuple[int, ...]]]:
+    return Counter(
         (dims.suffix(path[-1].key), leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,17 +96,17 @@ class Sizes:
 
     def params(self, dtype: str, rules) -> int:
         """All parameters, laid out by `rules`."""
-        size = np.dtype(dtype).itemsize
-        return sum(self.held(letters, shape, size, rules) for letters, shape in _params(self.config))
+        return self._held(_params(self.config), dtype, rules)
 
     def trained(self, dtype: str, adapters: Lora | None = None) -> int:
         """What is trained: adapters, or all parameters, laid out for it."""
         if adapters is None:
             return self.params(dtype, RULES)
+        return self._held(_adapters(self.config, adapters), dtype, RULES)
+
+    def _held(self, leaves: Counter, dtype: str, rules) -> int:
         size = np.dtype(dtype).itemsize
-        return sum(
-            self.held(letters, shape, size, RULES) for letters, shape in _adapters(self.config, adapters)
-        )
+        return sum(count * self.held(*leaf, size, rules) for leaf, count in leaves.items())
 
     def cache(self, rows: int, size: int) -> int:
         """Keys and values of every layer."""
@@ -134,7 +135,11 @@ class Sizes:
         if self.mesh.shape["data"] == 1:
             return 0
         two = Sizes(dataclasses.replace(self.config, layers=2), self.mesh)
-        ends = [self.held(letters, shape, 4) for letters, shape in _params(self.config) if "V" in letters]
+        ends = [
+            self.held(letters, shape, 4)
+            for letters, shape in _params(self.config).elements()
+            if "V" in letters
+        ]
         return two.params(self.config.dtype, RULES_DECODE) + sum(ends) + max(ends)
 
     def logits(self, rows: int, tokens: int) -> int:
