@@ -29,6 +29,7 @@ from int_jax.types import Task
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """What the numbers of a run may depend on."""
     return {name: importlib.metadata.version(name) for name in PACKAGES} | {

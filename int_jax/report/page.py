@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -308,14 +309,6 @@ def html(
     """
     results = plain(results)
     curves = rl_runs(results) if curves is None else plain(curves)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(ASSETS),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["cell"] = _cell
     script = (ASSETS / "report.js").read_text(encoding="utf-8")
     views = [_view(example) for example in examples]
     policies = policies_of(results)
@@ -333,7 +326,7 @@ def html(
     sheets = ["report.css", *["conversation.css"] * any(view["talk"] for view in views)]
     style = "".join((ASSETS / name).read_text(encoding="utf-8") for name in sheets)
     config = results.get("config")
-    return environment.get_template("report.html").render(
+    return _template().render(
         style=Markup(style + styles(policies)),
         script=Markup(script),
         # As the page's content-security policy names the only script that may run.
@@ -355,6 +348,20 @@ def html(
         views=views,
         filters=_filters(views),
     )
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    """Compiled once: a page is written again and again while a run trains."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ASSETS),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = _cell
+    return environment.get_template("report.html")
 
 
 def write_html(
