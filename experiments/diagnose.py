@@ -197,7 +197,7 @@ def effect(lab: Lab, found: Interventions, problems: int, samples: int, sampling
             chosen.setdefault(trace.task.id, starts)
     every = [*chosen.values()][:problems]
     items = [(name, starts[name]) for name in CONDITIONS for starts in every]
-    decoding = lab.drawn_by()
+    decoding = lab.decoding()
 
     def work(sampler, part, progress):
         groups = rollout.continue_traces(
@@ -271,7 +271,7 @@ def accuracy(lab: Lab, found: Interventions, rows: dict[str, list[ProposalRow]])
             "ci95": list(estimates.bootstrap_ci(exact)),
         }
     if "likelihood_ratio" in table:
-        engine, params = lab.engine, lab.drawn_by()
+        engine, params = lab.engine, lab.decoding()
         if lab.proposer_lm:
             engine, params = lab.proposer_lm.engine, lab.proposer_lm.params
         every = likelihood_ratio.all_falls(engine, params, lab.domain, some)
@@ -311,7 +311,7 @@ def drift(lab: Lab, some: list[Trace], fixed: list[Trace]) -> dict:
 
     def row(scorer, name: str, progress) -> DriftRow:
         texts = (spliced, attempts) if name else (spliced, references)
-        decoding = lab.drawn_by(lab.policies[name or "base"])
+        decoding = lab.decoding(lab.policies[name or "base"])
         (logps, _), (others, entropies) = (
             scorer.score(decoding, group, progress=progress) for group in texts
         )

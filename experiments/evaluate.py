@@ -71,7 +71,7 @@ def policy_rows(
 ) -> list[EvalRow]:
     """A row for each problem of each set, under one policy. shard: problems of each set that are stored together."""
     items = [(which, task) for which, tasks in sets.items() for task in tasks]
-    decoding = lab.drawn_by(lab.policies[name])
+    decoding = lab.decoding(lab.policies[name])
 
     def work(sampler, part, progress):
         groups = rollout.continue_traces(

@@ -167,7 +167,7 @@ def at_hand(c: ConfigDict) -> Machine:
 
 
 ROWS = (*range(256, 0, -16), 8)  # of a replica, that are tried in this order
-WORTH = 0.9
+WORTH = 0.9  # of the hours, at most, for which weights are cut over more devices than memory asks for
 MICRO_BATCH = 16_384  # tokens of a micro-batch on each device are enough for its matrices
 
 

@@ -72,7 +72,7 @@ def opened(
     lab = build.lab(config, seed, lm, proposer_lm, domain, found.train, store)
     check_lengths(config, lab, found.test + found.validation)
     for task in (found.train + found.test)[:1]:
-        store.check_sound(lab.drawn_by(), rollout.open_trace(domain, task).tokens.tolist())
+        store.check_sound(lab.decoding(), rollout.open_trace(domain, task).tokens.tolist())
     return lab, store, found
 
 
@@ -106,7 +106,7 @@ def run_seed(config: ConfigDict, seed: int, folder: Path, lm: LM, proposer_lm: L
         lab.note(f"{said}. Take harder problems or fewer tries")
         run.stopped |= {name: {"why": "skipped"} for name in arms.policies(config.arms) if name != "base"}
     for name in {*config.export} & lab.policies.keys():
-        params = lab.drawn_by(lab.policies[name])  # in the dtype in which it is sampled and evaluated
+        params = lab.decoding(lab.policies[name])  # in the dtype in which it is sampled and evaluated
         hf_format.save(folder / "models" / name, lm.model.config, params, lm.tokenizer.path)
         if config.lora.rank:
             peft_format.save(folder / "adapters" / name, lm.model.config, lab.policies[name], config.model)

@@ -191,13 +191,13 @@ class Memory:
         return Trained(state, lines)
 
     def record(self, name, update, groups, rewards, advantages):
-        pass
+        self._let_go()
 
     def begun(self, name, update):
         return ()  # it never goes on with a training
 
     def keep(self, name, update, begun):
-        pass
+        self._let_go()
 
     def state(self, name: str, like: State) -> State:
         # A training that goes on from it donates what it is given.
@@ -260,7 +260,7 @@ class Lab:
     lora: Lora | None = None
 
     def __post_init__(self):
-        self._drawn_by: tuple[Any, Any] = None, None  # a policy, and it laid out for decoding
+        self._decoding: tuple[Any, Any] = None, None  # a policy, and it laid out for decoding
         self.policies: dict[str, Any] = {"base": self.base}
         self.rows: dict[Stage, list] = {}
         self.tokens: dict[Stage, int] = {}
@@ -326,7 +326,7 @@ class Lab:
         knobs = {**self.knobs["attempts"], **changes}
         # Taken out of the copy: they are the row's, and `method.attempts` does not know them.
         keep, keep_right = knobs.pop("keep"), knobs.pop("keep_right")
-        decoding = self.drawn_by(params)
+        decoding = self.decoding(params)
 
         def work(sampler, part, progress):
             return method.attempts(
@@ -343,17 +343,17 @@ class Lab:
 
         return self.stage(stage, tasks, work, knobs["samples"])
 
-    def drawn_by(self, params=None):
+    def decoding(self, params=None):
         """Parameters laid out for decoding; the base model's for None. One policy is kept so, and none in training. Of
         several processes all ask for it at once."""
         params = self.base if params is None else params
-        if self._drawn_by[0] is not params:
+        if self._decoding[0] is not params:
             self._let_go()
-            self._drawn_by = params, self.engine.decode_params(params)
-        return self._drawn_by[1]
+            self._decoding = params, self.engine.decode_params(params)
+        return self._decoding[1]
 
     def _let_go(self) -> None:
-        self._drawn_by = None, None
+        self._decoding = None, None
 
     def proposals(
         self, wrong: list[Trace], stage: Stage = PROPOSALS, propose: Callable | None = None
@@ -367,7 +367,7 @@ class Lab:
         if lm := self.proposer_lm:
             self._let_go()
         engine, params, tokenizer = (
-            (lm.engine, lm.params, lm.tokenizer) if lm else (self.engine, self.drawn_by(), None)
+            (lm.engine, lm.params, lm.tokenizer) if lm else (self.engine, self.decoding(), None)
         )
 
         def work(sampler, part, progress):
@@ -416,7 +416,7 @@ class Lab:
         that can be answered. stage, params, changes: as of `attempts`."""
         knobs = {**self.knobs["guided"], **changes}
         fits = self.can_go_on if stage.kind == "rewrites" else self.fits
-        decoding = self.drawn_by(params)
+        decoding = self.decoding(params)
 
         def work(sampler, part, progress):
             fit = [trace for trace in part if fits(trace)]
@@ -441,7 +441,7 @@ class Lab:
             if self.can_go_on(a) and self.can_go_on(b)
         }
         knobs = self.knobs["gain"]
-        decoding = self.drawn_by()
+        decoding = self.decoding()
 
         def work(sampler, part, progress):
             pairs = [both[id_of(trace)] for trace in part]

@@ -104,9 +104,9 @@ class Sizes:
             return self.params(dtype, RULES)
         return self._held(_adapters(self.config, adapters), dtype, RULES)
 
-    def _held(self, leaves: Counter, dtype: str, rules) -> int:
+    def _held(self, leaves: Counter[tuple[str, tuple[int, ...]]], dtype: str, rules) -> int:
         size = np.dtype(dtype).itemsize
-        return sum(count * self.held(*leaf, size, rules) for leaf, count in leaves.items())
+        return sum(n * self.held(letters, shape, size, rules) for (letters, shape), n in leaves.items())
 
     def cache(self, rows: int, size: int) -> int:
         """Keys and values of every layer."""

@@ -1,6 +1,8 @@
 """A run goes on elsewhere: on other devices, in other pieces, after SIGTERM, and with no more memory than at first."""
 
+import dataclasses
 import gc
+import types
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ from int_jax.batching import intervention_weights
 from int_jax.domains.arithmetic import Arithmetic
 from int_jax.engine import Engine
 from int_jax.lab import Lab
+from int_jax.models import build
 from int_jax.policy_gradient import PolicyGradient
 from int_jax.preemption import Preempted
 from int_jax.sharding import RULES, make_mesh, shardings
@@ -94,8 +97,8 @@ class Run:
     def __init__(self, how: str, params, tokenizer, traces):
         self.how, self.params, self.tokenizer, self.traces = how, params, tokenizer, traces
 
-    def __call__(self, engine: Ends, folder, rows: int = 2, **changes):
-        """The parameters on the host, and the lines."""
+    def __call__(self, engine: Ends, folder, rows: int = 2, before=lambda lab: None, **changes):
+        """The parameters on the host, and the lines. before: what is done with the lab before it trains."""
         config = configured({f"{self.how}.checkpoint_every": 2, "train.rows": rows, **changes})
         config.mesh.update(engine.mesh.shape)
         work = Workdir(folder, config.to_dict(), {}, default.machine_knobs("arithmetic"))
@@ -109,6 +112,7 @@ class Run:
         placed = jax.device_put(self.params, shardings(self.params, engine.mesh, RULES))
         tasks, store = Arithmetic(self.tokenizer).tasks("train", 3, 6), WorkdirStore(config, work, engine)
         lab = Lab(engine, placed, Chance(self.tokenizer), tasks, knobs, unsolved=False, store=store)
+        before(lab)
         if self.how == "rl":
             found = lab.reinforce("rl", placed, tasks)
         else:
@@ -172,6 +176,46 @@ def test_a_training_that_goes_on_needs_no_more_memory_than_from_its_beginning(ru
     again = Ends(engine)
     run(again, tmp_path / "run")
     assert 4 <= again.most <= whole[-1]  # the base model's, and a state's
+
+
+@pytest.mark.parametrize("how", ["sft", "rl"])
+def test_what_draws_is_laid_out_once_at_a_time_and_not_in_an_update(
+    how,
+    engine,
+    params,
+    tokenizer,
+    guided_attempts,  # noqa: F811
+    tmp_path,
+):
+    """Parameters are float32, what is sampled from is bfloat16: neither the base model's nor a policy's is held."""
+    config = engine.model.config
+    held = []
+
+    class Counting(Ends):
+        def copies(self):
+            shape = config.vocab, config.dim
+            return sum(array.shape == shape and array.dtype == "bfloat16" for array in jax.live_arrays())
+
+        def session(self, *arguments):
+            return self.engine.session(
+                *arguments
+            )  # without a cycle, which would hold it until garbage is searched
+
+        def update(self, *arguments):
+            """Counts once the engine has let go of its pages."""
+            call = self.engine._call
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(self.engine, "_call", lambda *a: (held.append(self.copies()), call(*a))[1])
+                return super().update(*arguments)
+
+    other = types.SimpleNamespace(model=build(dataclasses.replace(config, dtype="bfloat16")))
+    ends = Counting(other)
+    lab = Lab(ends, jax.device_put(params), Chance(tokenizer), [], {})
+    assert ends.others == 0 and lab.decoding() is lab.decoding() and ends.copies() == 1
+    lab.decoding(jax.tree.map(lambda leaf: leaf * 2, params))
+    assert ends.copies() == 1
+    Run(how, params, tokenizer, guided_attempts)(ends, tmp_path, before=lambda lab: lab.decoding())
+    assert held == [1] * UPDATES  # this lab's, of before
 
 
 # --- checkpoints by time --------------------------------------------------------------------------------------------
