@@ -15,7 +15,7 @@ from fake_devices import xla_flags
 DEVICES = 8  # enough for every mesh of two axes that the tests use: 8x1, 4x2, 2x4, 1x8
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# Without compiled programs fast tests mostly compile, which takes a third of the time so. 0: optimized code, as shipped.
+# Fast tests mostly compile, where nothing is cached, and take a third of the time so. 0: optimized code, as shipped.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ |= {
     "JAX_PLATFORMS": "cpu",
