@@ -203,7 +203,7 @@ def run(tokenizer, engine):
     return Run("rl", params, tokenizer, [])
 
 
-@pytest.mark.parametrize("left", [1, 3, 4])
+@pytest.mark.parametrize("left", [1, pytest.param(3, marks=pytest.mark.slow), 4])
 def test_a_run_that_was_killed_goes_on_with_what_was_begun(run, engine, tmp_path, left):
     """Bit for bit, though a token's policy depends on what else is drawn."""
     expected = run(Ends(engine), tmp_path / "whole", **CHANGES)

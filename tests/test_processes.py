@@ -183,7 +183,7 @@ def test_every_process_draws_and_trains_as_one_device(count, tmp_path):
             assert tokens == expected, what
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["qwen3", pytest.param("gemma3_text", marks=pytest.mark.slow)])
 def test_every_mesh_draws_the_tokens_of_one_device(name):
     alone = drawn(name, 1, 1, requests())
     for data, model in MESHES:

@@ -132,7 +132,9 @@ class Mortal:
         return self.engine.generate(params, requests, *rest, **named)
 
 
-@pytest.mark.parametrize("left", [4, 20, 27, 50])
+@pytest.mark.parametrize(
+    "left", [4, pytest.param(20, marks=pytest.mark.slow), 27, pytest.param(50, marks=pytest.mark.slow)]
+)
 def test_batches_since_the_last_checkpoint_are_not_drawn_again(engine, tokenizer, tmp_path, left):
     """A batch is 6 responses; after every second there is a score, of 12 responses, and then a checkpoint."""
     params = jax.jit(engine.model.init)(jax.random.key(4))
