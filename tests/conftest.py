@@ -75,6 +75,18 @@ def programs_of_a_file():
     importlib.import_module("jax").clear_caches()
 
 
+@pytest.fixture
+def optimized():
+    """Programs of a test are optimized as shipped: for what is the same to the last bit of such alone."""
+    jax = importlib.import_module("jax")
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def tiny_dir() -> pathlib.Path:
     """The embedded model, in Hugging Face format."""

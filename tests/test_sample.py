@@ -205,7 +205,7 @@ def test_the_responses_differ_enough_to_tell(alone):
 def test_responses_do_not_depend_on_their_company(params, alone):
     """Batch composition, order of requests, rows, decode_steps and so the order of refilling; pages, read ahead."""
 
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=25, deadline=None)
     @given(
         st.lists(st.integers(0, len(REQUESTS) - 1), min_size=1, max_size=20),
         st.sampled_from([4, 8]),
