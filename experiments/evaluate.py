@@ -375,7 +375,7 @@ def main(argv):
         raise StageError(
             "give --config experiments/configs/int.py:tiny, --model DIRECTORY and --workdir runs/scored"
         )
-    workdir = disk.local(WORKDIR.value)
+    workdir = disk.place(WORKDIR.value)
     with told_if_full(workdir):
         alone(CONFIG.value, MODEL.value, POLICY.value, workdir)
 

@@ -98,7 +98,7 @@ def export(workdir: Path, to: Path, formats: list[str], tokens: bool = True) -> 
 
 def main(_):
     logging.set_verbosity(logging.WARNING)
-    print(export(disk.local(WORKDIR.value), disk.local(TO.value), FORMATS.value, TOKENS.value))
+    print(export(disk.place(WORKDIR.value), disk.place(TO.value), FORMATS.value, TOKENS.value))
 
 
 if __name__ == "__main__":

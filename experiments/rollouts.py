@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from int_jax import disk
 from int_jax.rows import RolloutRow
 from int_jax.stages import write_atomically
 from int_jax.types import Trace, from_json, to_json
@@ -40,7 +41,8 @@ def write(
 def read(folder: str | Path, update: int) -> list[list[RolloutRow]]:
     """The rollouts of the batch that begins at an update, by group. Raises: FileNotFoundError."""
     groups: dict[int, list[RolloutRow]] = {}
-    with gzip.open(path_of(Path(folder), update), "rt", encoding="utf-8") as file:
+    path = path_of(disk.place(folder), update)
+    with path.open("rb") as opened, gzip.open(opened, "rt", encoding="utf-8") as file:
         for line in file:
             row = from_json(RolloutRow, json.loads(line))
             groups.setdefault(row.group, []).append(row)

@@ -178,7 +178,7 @@ def main(argv):
         raise StageError(str(error)) from None
     if config is None or WORKDIR.value is None:
         raise StageError("give --config experiments/configs/int.py:tiny and --workdir runs/demo")
-    workdir = disk.local(WORKDIR.value)
+    workdir = disk.place(WORKDIR.value)
     if DISTRIBUTED.value:
         processes.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         refuse_differing_hosts(config.to_dict(), build.versions(), share)

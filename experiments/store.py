@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from experiments import arms, rollouts
 from experiments.progress import bar
-from int_jax import checkpoint, processes, report, response_log
+from int_jax import checkpoint, disk, processes, report, response_log
 from int_jax.checkpoint import Checkpoints, Keep
 from int_jax.engine import Engine
 from int_jax.intervention_training import Begun
@@ -127,8 +127,8 @@ class WorkdirStore:
         def tell(line: dict[str, float]) -> None:
             rounded = {key: float(f"{value:.5g}") for key, value in line.items()}
             path = self.work.own(self.work.path / "sampling.jsonl")
-            with told_if_full(path), path.open("a") as file:
-                file.write(json.dumps({"stage": name, **rounded}) + "\n")
+            with told_if_full(path):
+                disk.append(path, json.dumps({"stage": name, **rounded}) + "\n")
             if shown is not None:
                 useful = f", {line['useful_bytes']:.0%} useful bytes" if "useful_bytes" in line else ""
                 shown.set_postfix_str(
@@ -192,7 +192,7 @@ class WorkdirStore:
             body = to_bytes([*begun])
             write_atomically(folder / BEGUN / f"{update:06d}", zlib.crc32(body).to_bytes(4, "little") + body)
             for old in self._before_checkpoint(folder, BEGUN):
-                old.unlink()
+                disk.remove(old)
 
     def state(self, name: str, like: State) -> State:
         found = checkpoint.restore(self.work.path / name / "state", like)

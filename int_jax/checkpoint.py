@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
+from orbax.checkpoint.utils import is_checkpoint_finalized
 
 from int_jax import disk, processes
 from int_jax.types import State
@@ -66,7 +67,7 @@ class Checkpoints:
 
     def __init__(self, directory: str | Path, keep: Keep = Keep()):
         """Remove what an interrupted run left half written, or was about to remove."""
-        self.directory = disk.local(directory).absolute()
+        self.directory = disk.absolute(directory)
         self._bytes = 0
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep.policy(),
@@ -147,7 +148,11 @@ def sums(tree) -> list[int]:
 
 def saved(directory: str | Path) -> list[int]:
     """The steps whose checkpoints are complete, ascending."""
-    return sorted(int(path.name) for path in Path(directory).glob("*") if path.name.isdigit())
+    steps = [path for path in disk.place(directory).glob("*") if path.name.isdigit()]
+    # Of an address Orbax renames no folder: it writes a file into it at the end.
+    return sorted(
+        int(path.name) for path in steps if not disk.is_address(path) or is_checkpoint_finalized(path)
+    )
 
 
 def restore(directory: str | Path, like: State) -> State | None:
@@ -162,7 +167,7 @@ def restore(directory: str | Path, like: State) -> State | None:
     steps = processes.from_main_process(saved(directory))
     if not steps:
         return None
-    newest = Path(directory).absolute() / str(steps[-1])
+    newest = disk.absolute(directory) / str(steps[-1])
     from_there = f"goes on from step {steps[-2]}" if len(steps) > 1 else "begins this policy anew"
     fix = f"copy it again, or delete it: the run then {from_there}"
     if not processes.from_main_process((newest / COMPLETE).is_file()):

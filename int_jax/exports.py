@@ -4,6 +4,7 @@ A guided attempt is token ids: what the policy drew, and the step that was splic
 tokenises it again, and need not come to the same ids; so ids and labels stand beside the text where there is room.
 """
 
+import io
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -172,10 +173,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_parquet(path: Path, rows: JSON_ROWS) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}")
-    pq.write_table(pa.Table.from_pylist(list(rows)), scratch)
-    scratch.replace(path)
+    content = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows)), content)
+    write_atomically(path, content.getvalue())
 
 
 class Export(NamedTuple):

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import re
 import shutil
 from pathlib import Path
@@ -303,7 +302,7 @@ def save(
       tokenizer_path: a directory whose tokenizer files (and generation_config.json) are copied.
       shard_bytes: above it the weights are cut into several files with an index.
     """
-    target = disk.local(path).absolute()
+    target = disk.absolute(path)
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(f"{target}: a model is saved as a directory, and this is a file")
     weights = _weights(config, jax.eval_shape(build(config).init, jax.random.key(0)))
@@ -341,18 +340,14 @@ def _write(
     tokenizer_path: str | Path | None,
     shard_bytes: int,
 ) -> None:
-    # A sibling, not a temporary directory elsewhere: only within one file system is renaming atomic.
-    draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
-    with disk.room(target, flat):
-        draft.mkdir(parents=True)
-        try:
-            _write_weights(draft, weights, flat, shard_bytes)
-            _write_configs(
-                draft, dataclasses.replace(config, param_dtype=str(flat["embed_VD"].dtype)), tokenizer_path
-            )
-            _publish(draft, target, tokenizer_path is not None)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+    with disk.room(target, flat), disk.draft(target) as draft:
+        _write_weights(draft, weights, flat, shard_bytes)
+        _write_configs(
+            draft, dataclasses.replace(config, param_dtype=str(flat["embed_VD"].dtype)), tokenizer_path
+        )
+        tokenizer = _tokenizer_files(target) if tokenizer_path is not None else []
+        old = [*target.glob("model*.safetensors"), target / INDEX, *tokenizer]
+        disk.publish(draft, target, "config.json", old)
 
 
 def _write_weights(directory: Path, weights: dict[str, Weight], flat: dict, shard_bytes: int) -> None:
@@ -415,18 +410,3 @@ def _token_ids(tokenizer: Tokenizer, vocab: int) -> dict[str, Any]:
 
 def write_json(file: Path, data: dict) -> None:
     file.write_text(json.dumps(data, indent=2) + "\n")
-
-
-def _publish(draft: Path, target: Path, with_tokenizer: bool) -> None:
-    """Rename the draft to `target`, or, where that exists, its files into it: config.json is the last to come back."""
-    if not target.exists():
-        draft.rename(target)
-        return
-    (target / "config.json").unlink(missing_ok=True)
-    for old in (*target.glob("model*.safetensors"), target / INDEX):
-        old.unlink(missing_ok=True)
-    for old in _tokenizer_files(target) if with_tokenizer else ():
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
-    # False sorts before True: config.json comes last, and until then nothing loads the directory.
-    for file in sorted(draft.iterdir(), key=lambda file: file.name == "config.json"):
-        file.replace(target / file.name)

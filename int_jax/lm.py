@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import functools
 import hashlib
 import os
 import re
@@ -107,9 +108,20 @@ def keep_memory() -> None:
             libc.mallopt(parameter, value)
 
 
+@functools.cache
+def _fetched(address: str) -> Path:
+    """A copy of the directory at an address, one for all of this process that ask."""
+    path = disk.place(address)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{address}: there is no such directory")
+    return disk.fetched(path)
+
+
 def directory(path_or_hub_id: str | Path) -> Path:
-    """The directory itself, or the snapshot of a hub id."""
-    path = disk.local(path_or_hub_id)
+    """The directory itself, or the snapshot of a hub id, or a copy of what is at gs://..."""
+    if disk.is_address(path_or_hub_id):
+        return _fetched(str(path_or_hub_id))
+    path = disk.place(path_or_hub_id)
     if path.is_dir():
         return path
     tried = f"{path_or_hub_id}: there is no such directory (looked in {Path.cwd()})"

@@ -67,23 +67,21 @@ def save(path: str | Path, config: Config, params, base: str | Path) -> None:
 
     Raises: ValueError where there are no adapters.
     """
-    target = disk.local(path).absolute()
+    target = disk.absolute(path)
     adapters, rest = lora.split(params)
     if rest is None:
         raise ValueError(f"{target}: there is nothing to write, the parameters have no adapters (lora.add)")
     flat = hf_format.leaves_by_path(adapters)
     host = {path: to_peft(path, hf_format.on_host(jnp.asarray(leaf))) for path, leaf in flat.items()}
     if processes.is_main_process():
-        names, draft = tensors(config, adapters), target / f".{WEIGHTS}"
+        names = tensors(config, adapters)
         rest = hf_format.leaves_by_path(rest)
         scale = next(float(leaf[0]) for path, leaf in rest.items() if path.endswith(lora.SCALE))
-        with disk.room(target, host):
-            target.mkdir(parents=True, exist_ok=True)
-            (target / CONFIG).unlink(missing_ok=True)
-            save_file({names[path]: leaf for path, leaf in host.items()}, draft, {"format": "pt"})
-            draft.chmod(0o644)
-            draft.replace(target / WEIGHTS)
-            hf_format.write_json(target / CONFIG, config_to_peft(config, host, scale, base))
+        with disk.room(target, host), disk.draft(target) as draft:
+            save_file({names[path]: leaf for path, leaf in host.items()}, draft / WEIGHTS, {"format": "pt"})
+            (draft / WEIGHTS).chmod(0o644)
+            hf_format.write_json(draft / CONFIG, config_to_peft(config, host, scale, base))
+            disk.publish(draft, target, CONFIG)
     processes.barrier(f"{target} is written")
 
 
@@ -128,7 +126,7 @@ def load(path: str | Path, config: Config, params, dtype: str = "float32"):
     Raises: FileNotFoundError for a file that is missing; ValueError for an adapter of another kind, and for tensors
       that are not those of its config on this model.
     """
-    directory = Path(path)
+    directory = disk.fetched(disk.place(path))
     for file in (directory / CONFIG, directory / WEIGHTS):
         if not file.is_file():
             raise FileNotFoundError(f"{file}: missing; a PEFT adapter has {CONFIG} and {WEIGHTS}")

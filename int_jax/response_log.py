@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import mmap
 import os
-import shutil
 import struct
 import time
 import zlib
@@ -26,7 +25,7 @@ from typing import IO, Any, NamedTuple
 import jax
 import numpy as np
 
-from int_jax import processes
+from int_jax import disk, processes
 from int_jax.sampler import (
     BySession,
     Request,
@@ -101,8 +100,9 @@ class ResponseLog:
 
         Args:
           about: what the log belongs to: a policy, and what is drawn from it. every_s: seconds after which what was
-            written is forced to the disk. told: called when it was. job: of the jobs that write to this log at once,
-            the name of this one: it reads what it wrote itself. The one without a name is alone, and reads all.
+            written is forced to the disk, or sent to the address: of gs:// what a kill may cost. told: called when it
+            was. job: of the jobs that write to this log at once, the name of this one: it reads what it wrote itself.
+            The one without a name is alone, and reads all.
 
         Raises: StageError for a log that belongs to something else, naming its file.
         """
@@ -112,11 +112,13 @@ class ResponseLog:
         self.found: dict[bytes, Place] = {}
         self._size = 0  # of this process's file, up to the end of its last whole record
         self._file: IO[bytes] | None = None
+        self._here = self.path  # what is written to
         self._forced = time.monotonic()
         for path in sorted(folder.glob(f"{prefix}*.log")):
-            size = self._read(path)
+            here = disk.fetched(path)
+            size = self._read(path, here)
             if path == self.path:
-                self._size = size
+                self._size, self._here = size, here
         # Processes that draw in step must hand back the same ones, and none may write before all have read.
         agreed = [bytes.fromhex(key) for key in processes.from_main_process([*map(bytes.hex, self.found)])]
         if lacking := sum(key not in self.found for key in agreed):
@@ -126,10 +128,10 @@ class ResponseLog:
             )
         self.found = {key: self.found[key] for key in agreed}
 
-    def _read(self, path: Path) -> int:
-        """Note the responses of a file; returns the size of what is whole of it."""
+    def _read(self, path: Path, here: Path) -> int:
+        """Note the responses of a file, which lies `here`; returns the size of what is whole of it."""
         places, size = [], 0
-        with path.open("rb") as opened:
+        with here.open("rb") as opened:
             start = opened.read(len(MAGIC))
             if not MAGIC.startswith(start.rstrip(b"\0")):
                 raise StageError(
@@ -177,7 +179,7 @@ class ResponseLog:
             records.append(record(key + stop + arrays))
         with told_if_full(self.path):
             file = self._opened()
-            # Handed to the system at once: a kill of this process alone loses nothing that has ended.
+            # Handed to the system at once: a kill of this process alone loses nothing that has ended, on a disk.
             file.write(b"".join(records))
             file.flush()
         if time.monotonic() - self._forced >= self.every_s:
@@ -186,8 +188,10 @@ class ResponseLog:
     def _opened(self) -> IO[bytes]:
         """This process's file, cut behind its last whole record. It is made by its first response."""
         if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("r+b" if self._size else "wb")
+            if self._here == self.path:  # no copy
+                self._here = disk.folder_here(self.path.parent) / self.path.name
+                self._here.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._here.open("r+b" if self._size else "wb")
             self._file.truncate(self._size)
             self._file.seek(self._size)
             if not self._size:
@@ -198,6 +202,7 @@ class ResponseLog:
         with told_if_full(self.path):
             file.flush()
             os.fsync(file.fileno())
+            disk.send(self._here, self.path)
         self._forced = time.monotonic()
         self.told()
 
@@ -217,9 +222,9 @@ def remove(folder: Path, job: str = "") -> None:
         return
     if job:
         for path in folder.glob(f"{job}.*.log"):
-            path.unlink()
-    elif folder.exists():
-        shutil.rmtree(folder)
+            disk.remove(path)
+    else:
+        disk.remove(folder)
 
 
 class LoggedSampler(BySession):

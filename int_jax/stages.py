@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import glob
 import hashlib
 import json
 import os
@@ -101,6 +100,9 @@ def write_atomically(path: Path, content: str | bytes, first: bool = False) -> N
       first: leave a file that is there as it is. Of several jobs that come at once one alone has written it then; whose
         it is the caller reads.
     """
+    content = content.encode() if isinstance(content, str) else content
+    if disk.is_address(path):
+        return disk.put(path, content, first)
     # Of this process alone (containers on several hosts have the same numbers), and in the same folder: a rename is
     # atomic only within a file system.
     scratch = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
@@ -108,7 +110,7 @@ def write_atomically(path: Path, content: str | bytes, first: bool = False) -> N
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with scratch.open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
+                file.write(content)
                 file.flush()
                 # Else the new name could reach the disk before the content does.
                 os.fsync(file.fileno())
@@ -192,7 +194,7 @@ class Workdir:
         machine: Collection[str] = (),
         share: Share | None = None,
     ):
-        self.path, self.share = disk.local(path), share
+        self.path, self.share = disk.place(path), share
         self.inputs = config.get("inputs", {})
         # As the manifest gives it back: tuples are lists there.
         config = json.loads(json.dumps(config))
@@ -236,7 +238,7 @@ class Workdir:
     def _read(self, path: Path, key: str) -> dict | None:
         """What a file says, of which `key` is a part; None where there is none."""
         text = processes.from_main_process(
-            path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+            path.read_bytes().decode("utf-8", "replace") if path.exists() else None
         )
         if text is None:
             return None
@@ -446,10 +448,10 @@ def checksum(counts: dict[str, float], body: Iterable[bytes]) -> int:
 
 def stage_files(source: str) -> list[Path]:
     """The JSONL files of a path, a folder or a glob, in the order of their names."""
-    path = disk.local(source)
+    path = disk.place(source)
     found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not path.exists():
-        found = sorted(map(Path, glob.glob(source, recursive=True)))
+        found = disk.found(source)
     if not found:
         raise StageError(f"{source}: no {'*.jsonl in it' if path.is_dir() else 'such file'}")
     return found

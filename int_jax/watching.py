@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from int_jax import disk
 from int_jax.roofline import DEVICES, Shape, training_flops
 from int_jax.types import Batch
 
@@ -150,18 +151,24 @@ class Profile(contextlib.AbstractContextManager):
 
     def __init__(self, folder: Path, first: int, updates: int, each: int = 1):
         self.folder, self.first, self.last, self.each = folder, first, first + updates, each
+        self.here = folder
         self.on = False
 
     def before(self, update: int) -> None:
         """A batch comes next that begins with this update."""
         wanted = update < self.last and update + self.each > self.first
         if wanted and not self.on:
-            jax.profiler.start_trace(str(self.folder))
-        elif self.on and not wanted:
-            jax.profiler.stop_trace()
-        self.on = wanted
+            self.here = disk.folder_here(self.folder)
+            jax.profiler.start_trace(str(self.here))
+            self.on = True
+        elif not wanted:
+            self._stop()
 
     def __exit__(self, *_) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         if self.on:
             jax.profiler.stop_trace()
+            disk.send(self.here, self.folder)
             self.on = False

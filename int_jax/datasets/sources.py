@@ -5,12 +5,10 @@ A source is read row by row as plain columns; a row that cannot be read comes ou
 
 import codecs
 import decimal
-import glob
 import gzip
 import importlib.util
 import itertools
 import json
-import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -115,18 +113,19 @@ def files(source: str, split: str) -> list[Path]:
     Raises: StageError where there is no file; where a directory holds no file of `split`, or files that cannot be told
       apart, naming them.
     """
-    path = disk.local(source)
+    path = disk.place(source)
     if path.is_dir():
-        inside = [p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file()]
+        inside = [p for p in disk.below(path) if p.name.endswith(SUFFIXES)]
         # Not what lies in .cache and the like, as a download leaves it.
         shown = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-        found = _of_split(sorted(shown), path, split, source)
+        found = _of_split(shown, path, split, source)
     elif path.is_file():
         found = [path]
     else:
-        found = sorted(map(Path, glob.glob(source, recursive=True)))
+        found = disk.found(source)
         # What all paths share names no split of any: in train/*.jsonl the folder is the user's own choice.
-        common = Path(os.path.commonpath([one.parent for one in found])) if found else path
+        parents = found[0].parents if found else [path]
+        common = next(folder for folder in parents if all(one.is_relative_to(folder) for one in found))
         if len({_split(one.relative_to(common), split)[0] for one in found} - {""}) > 1:
             found = _of_split(found, common, split, source)
     if not found:
@@ -196,7 +195,7 @@ def _file_rows(path: Path) -> Iterator[Raw | Fault]:
 def _jsonl_rows(path: Path, compressed: bool) -> Iterator[Raw | Fault]:
     """A last line without its end that is no JSON is "truncated": a copy or a download that broke off."""
     number = 0
-    with gzip.open(path) if compressed else path.open("rb") as file:
+    with path.open("rb") as opened, gzip.open(opened) if compressed else opened as file:
         try:
             for number, line in enumerate(file, 1):
                 if number == 1 and line.startswith(UTF_16):
@@ -253,7 +252,7 @@ def _parquet_rows(path: Path) -> Iterator[Raw | Fault]:
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
+        with path.open("rb") as opened, parquet.ParquetFile(opened) as file:
             number = 0
             for batch in file.iter_batches(batch_size=1024):
                 names = batch.schema.names

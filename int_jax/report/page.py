@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 import jinja2
 from markupsafe import Markup
 
+from int_jax import disk
 from int_jax.report.cells import (
     CONDITIONS,
     DASH,
@@ -368,4 +369,4 @@ def write_html(
     path, results: Mapping, examples: Sequence[Example] = (), curves: Mapping[str, Mapping] | None = None
 ) -> None:
     """`html`, written atomically."""
-    write_atomically(pathlib.Path(path), html(results, examples, curves))
+    write_atomically(disk.place(path), html(results, examples, curves))

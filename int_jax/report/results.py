@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from int_jax import disk
 from int_jax.stages import told_if_full, write_atomically
 
 # Every known key, in the order in which it is written and shown; unknown keys follow, by name.
@@ -89,7 +90,7 @@ def plain(value: Any, path: str = "") -> Any:
 def write_results(path, results: Mapping) -> None:
     """Write results.json atomically, keys in a fixed order, so that equal results are equal bytes."""
     write_atomically(
-        pathlib.Path(path),
+        disk.place(path),
         json.dumps(plain(results), indent=1, allow_nan=False, ensure_ascii=False) + "\n",
     )
 
@@ -144,9 +145,8 @@ class Scalars:
         config: Mapping[str, Any] | None = None,
     ):
         """builds: make the further writers, at the first line: a training that is over has none."""
-        folder = pathlib.Path(folder)
+        folder = disk.place(folder)
         self.path, note = folder / "scalars.jsonl", folder / "series.json"
-        folder.mkdir(parents=True, exist_ok=True)
         text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
         known: dict[str, Any] = {"id": secrets.token_hex(6), "written": -1}
         if note.exists():
@@ -156,7 +156,6 @@ class Scalars:
         known["written"] = max([known["written"], *steps])
         write_atomically(note, json.dumps(known) + "\n")
         write_atomically(self.path, _kept_lines(text, resume_step))
-        self._lines = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
         self._series = Series(folder, name, group, config or {}, resume_step=resume_step, **known)
         self._builds, self._writers = builds, list[Writer]()
 
@@ -167,15 +166,13 @@ class Scalars:
         values = {name: float(value) for name, value in mapping.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with told_if_full(self.path):
-            self._lines.write(json.dumps({"step": int(step), **finite}) + "\n")
-            self._lines.flush()
+            disk.append(self.path, json.dumps({"step": int(step), **finite}) + "\n")
         if not self._writers:
             self._writers = [build(self._series) for build in self._builds]
         for writer in self._writers:
             writer.write(int(step), {**values, **(watched or {})})
 
     def close(self) -> None:
-        self._lines.close()
         for writer in self._writers:
             writer.close()
 

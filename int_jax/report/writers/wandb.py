@@ -4,6 +4,7 @@ import os
 
 import wandb
 
+from int_jax import disk
 from int_jax.report.results import Series
 from int_jax.report.writers import Forward
 
@@ -15,7 +16,7 @@ def build(series: Series) -> Forward:
         name=series.name,
         id=series.id,
         resume="allow",
-        dir=str(series.folder),
+        dir=str(disk.folder_here(series.folder)),
         config=dict(series.config),
     )
     return Forward(run, series.written)
