@@ -18,16 +18,35 @@ def serving() -> Iterator[dict[str, str]]:
     from gcp_storage_emulator.handlers import objects
     from gcp_storage_emulator.server import create_server
 
-    insert = objects._multipart_upload
+    def generation(request, storage) -> str:
+        name = request.params.get("object_id") or request.query.get("name", [""])[0]
+        name = name or request.data["meta"]["name"]
+        try:
+            return storage.get_file_obj(request.params["bucket_name"], name)["generation"]
+        except NotFound:
+            return "0"
 
-    def checked(request, response, storage):
-        """The emulator takes no notice of ifGenerationMatch, by which of two writers the first one wins."""
-        if request.query.get("ifGenerationMatch") == ["0"]:
-            with contextlib.suppress(NotFound):
-                storage.get_file_obj(request.params["bucket_name"], request.data["meta"]["name"])
+    # The emulator knows no conditions, by which of two writers the first one wins, and a reader sees what is new.
+    def written(handle):
+        def answer(request, response, storage):
+            there = generation(request, storage)
+            if request.query.get("ifGenerationMatch", [there]) != [there]:
                 response.status = HTTPStatus.PRECONDITION_FAILED
-                return
-        insert(request, response, storage)
+            else:
+                handle(request, response, storage)
+
+        return answer
+
+    def read(handle):
+        def answer(request, response, storage):
+            there = generation(request, storage)
+            response["x-goog-generation"] = there
+            if request.query.get("ifGenerationNotMatch") == [there]:
+                response.status = HTTPStatus.NOT_MODIFIED
+            else:
+                handle(request, response, storage)
+
+        return answer
 
     for name in ("gcp_storage_emulator.storage", "gcp_storage_emulator.handlers.objects"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -35,7 +54,9 @@ def serving() -> Iterator[dict[str, str]]:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objects, "_multipart_upload", checked)
+        patch.setattr(objects, "_multipart_upload", written(objects._multipart_upload))
+        patch.setattr(objects, "_media_upload", written(objects._media_upload))
+        patch.setattr(objects, "download", read(objects.download))
         with create_server("localhost", port, in_memory=True, default_bucket=BUCKET) as server:
             # A client may hang up before it has read all.
             server._api._httpd.handle_error = lambda *_: None

@@ -6,7 +6,9 @@ The bucket is an emulator's (buckets.py); what it does not show is how Google's 
 import gzip
 import itertools
 import json
+import subprocess
 import sys
+import time
 
 import buckets
 import fsspec
@@ -19,6 +21,7 @@ from sessions import Dice
 from test_checkpoint import save, small_state
 from test_lora import ALL, CONFIGS, adapted, fresh
 from test_response_log import held, opened
+from test_run import ROOT, command, environment, parameters, results, run
 from trees import assert_same
 
 import int_jax
@@ -180,7 +183,7 @@ def test_jobs_that_share_see_what_the_others_wrote(at):
 def test_a_damaged_shard_is_named_by_its_address(at):
     rows_of(at)
     elsewhere(at / "stage" / "00002.jsonl", (at / "stage" / "00002.jsonl").read_text()[:-3])
-    with pytest.raises(StageError, match="gs://.*00002.jsonl.*damaged.*delete gs://"):
+    with pytest.raises(StageError, match=r"gs://.*00002.jsonl.*damaged.*delete gs://"):
         rows_of(at)
     disk.remove(at / "stage" / "00002.jsonl")
     made: list[int] = []
@@ -283,7 +286,7 @@ def test_a_model_is_saved_and_loaded(at, tiny_dir, tmp_path):
     } == {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
     again = int_jax.load(str(at / "model"))
     assert_same(again.params, lm.params)
-    with pytest.raises(FileNotFoundError, match="gs://.*/nowhere: there is no such directory"):
+    with pytest.raises(FileNotFoundError, match=r"gs://.*/nowhere: there is no such directory"):
         int_jax.load(str(at / "nowhere"))
 
 
@@ -353,3 +356,31 @@ def test_without_gcsfs_it_is_said_what_to_install(monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"needs gcsfs.*pip install 'int_jax\[gcs\]'"):
         disk.place("gs://bucket/runs")
     disk._storage.cache_clear()
+
+
+# A run ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_that_is_killed_is_that_of_a_disk(at, bucket, tmp_path):
+    """The first kill comes with the first shard, the second with a checkpoint."""
+    code, _, err = run(tmp_path / "disk")
+    assert code == 0, err[-3000:]
+    for awaited in ("attempts/00000.jsonl", "int/state/*/commit_success.txt"):
+        with subprocess.Popen(command(at), cwd=ROOT, env=environment()) as process:
+            while process.poll() is None and not disk.found(f"{at}/{awaited}"):
+                time.sleep(0.2)
+            assert process.poll() is None, "it ended before it was killed"
+            process.kill()
+    code, _, err = run(at)
+    assert code == 0, err[-3000:]
+    copy = disk.fetched(at)
+    assert results(copy) == results(tmp_path / "disk")
+    ours, theirs = parameters(copy), parameters(tmp_path / "disk")
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    files = [
+        {name for name in names(disk.below(one), one) if "/state/" not in name and "events" not in name}
+        for one in (copy, tmp_path / "disk")
+    ]
+    assert files[0] == files[1]

@@ -299,33 +299,39 @@ def test_a_full_disk_ends_in_one_message(tmp_path):
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize(
-    ("config", "override", "words"),
-    [
+# A process for each command would import the same packages anew.
+TOGETHER = """
+import json, os, runpy, sys
+import experiments.results, experiments.shares, experiments.store
+for number, line in enumerate(json.loads(sys.argv[1])):
+    if not os.fork():
+        with open(f"{sys.argv[2]}/{number}.txt", "w") as said:
+            os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
+        sys.argv = line
+        runpy.run_path(line[0], run_name="__main__")
+        sys.exit(0)
+    print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+def test_what_a_user_gets_wrong_is_named(tmp_path):
+    rows = [{"problem": "Start with 2, add 3.", "answer": "5"}, {"problem": "Start with 2, add 4."}]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    wrong = [
         (SMOKE, "--config.rl.foo=1", ["--config.rl.foo=1", "docs/knobs.md"]),
         (SMOKE, "--seed=1", ["Unknown command line flag 'seed'"]),
         (SMOKE.replace("smoke", "huge"), "--config.seeds=(1,)", ["no variant 'huge'", "tiny_seeds"]),
         (SMOKE, "--config.rl.pool=easy", ["config.rl.pool = 'easy'", "kept, hard"]),
-    ],
-)
-def test_an_unknown_knob_flag_variant_or_choice_is_named(tmp_path, config, override, words):
-    code, _, err = run(tmp_path / "w", override, config=config)
-    assert code == 1
-    assert all(word in err for word in words) and "Traceback" not in err, err
-
-
-def test_a_missing_model_is_named(tmp_path):
-    code, _, err = run(tmp_path / "w", "--config.model=/no/such/model")
-    assert code == 1
-    assert "/no/such/model" in err and "Traceback" not in err
-
-
-def test_a_row_without_an_answer_is_named(tmp_path):
-    rows = [{"problem": "Start with 2, add 3.", "answer": "5"}, {"problem": "Start with 2, add 4."}]
-    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    code, _, err = run(tmp_path / "w", f"--config.problems.train_file={tmp_path / 'mine.jsonl'}")
-    assert code == 1
-    assert "mine.jsonl, row 2" in err and "answer" in err and "Traceback" not in err
+        (SMOKE, "--config.model=/no/such/model", ["/no/such/model"]),
+        (SMOKE, f"--config.problems.train_file={tmp_path / 'mine.jsonl'}", ["mine.jsonl, row 2", "answer"]),
+    ]
+    lines = [command(tmp_path / "w", override, config=config)[1:] for config, override, _ in wrong]
+    told = [sys.executable, "-c", TOGETHER, json.dumps(lines), str(tmp_path)]
+    done = subprocess.run(told, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.stdout.split() == ["1"] * len(wrong), done.stderr[-3000:]
+    for number, (_, override, words) in enumerate(wrong):
+        err = (tmp_path / f"{number}.txt").read_text()
+        assert all(word in err for word in words) and "Traceback" not in err, (override, err)
 
 
 def test_the_embedded_model_is_small_and_described(tiny_dir):

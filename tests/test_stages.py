@@ -657,7 +657,7 @@ def test_a_disk_that_fills_up_within_a_write_costs_that_write_alone(tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    "address", ["gs://bucket/runs", "s3://bucket/runs", "hf://datasets/a/b", "file:///tmp/x"]
+    "address", ["gs:/bucket/runs", "s3://bucket/runs", "hf://datasets/a/b", "file:///tmp/x"]
 )
 @pytest.mark.parametrize(
     "use",
@@ -673,10 +673,10 @@ def test_a_disk_that_fills_up_within_a_write_costs_that_write_alone(tmp_path, mo
     ids=["workdir", "checkpoints", "model", "adapters", "data", "rows", "load"],
 )
 def test_an_address_is_no_path(tmp_path, monkeypatch, use, address):
-    """pathlib would make a folder "gs:" of it, here."""
+    """pathlib would make a folder "s3:" of it, here. gs:// is one: test_addresses.py."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        (FileNotFoundError, StageError), match=r":/+.*an address, and a path is needed; mount"
+        (FileNotFoundError, StageError), match=r":/+.*an address, and a path or gs://... is needed; mount"
     ):
         use(address)
     assert not [*tmp_path.iterdir()]

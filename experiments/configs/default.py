@@ -122,7 +122,8 @@ TABLE: dict[str, Any] = {
     "log_every": machine(
         120.0,
         "seconds after which responses that have ended are forced to the disk, in the log that a restart reads; until "
-        "then the system alone has them, and they are lost only with the machine",
+        "then the system alone has them, and they are lost only with the machine; at gs:// they are sent as often, and "
+        "until then a kill loses them",
         at_least=0,
     ),
     # Drawn by a server that holds the policy; scored and trained here all the same.

@@ -5,7 +5,8 @@
 #   TPU=int ZONE=us-east5-a bash experiments/launch/tpu_vm.sh train --config.problems.train_file=/mnt/nfs/train.parquet
 #
 # Make the machines first (gcloud compute tpus tpu-vm create, or queued-resources), with this repository and its .venv
-# (pip install -e '.[tpu]') in FOLDER, and WORKDIR on a file system that all of them see, such as Filestore by NFS.
+# (pip install -e '.[tpu,gcs]') in FOLDER, and WORKDIR where all of them see it: gs://bucket/runs/qwen3, or a file system
+# such as Filestore by NFS.
 # Without single-host machines `train` alone makes everything. A machine that was taken away and made anew goes on by
 # the same command. What is given behind the first word goes to experiments/run.py.
 
