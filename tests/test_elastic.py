@@ -250,16 +250,17 @@ def test_asked_to_end_in_an_update_a_training_saves_it_and_goes_on(
     assert_same(found, expected)
 
 
-@pytest.mark.parametrize("left", [1, 5, 9])
 @pytest.mark.parametrize("run", ["rl"], indirect=True)
 @pytest.mark.usefixtures("optimized")
-def test_asked_to_end_while_it_draws_a_training_saves_what_came_before(run, engine, tmp_path, sigterm, left):
+def test_asked_to_end_while_it_draws_a_training_saves_what_came_before(run, engine, tmp_path, sigterm):
     expected, lines = run(Ends(engine), tmp_path / "whole")
-    never, ends = {"rl.checkpoint_every": 50}, Ends(engine, left=left, happens=sigterm, drawing=True)
-    with pytest.raises(Preempted):
-        run(ends, tmp_path / "run", **never)
-    assert ends.updates < UPDATES and run.saved(tmp_path / "run") == [step for step in [ends.updates] if step]
-    preemption._asked = False
-    found, again = run(Ends(engine), tmp_path / "run", **never)
-    assert again == lines
-    assert_same(found, expected)
+    for left in (1, 5, 9):
+        never, folder = {"rl.checkpoint_every": 50}, tmp_path / str(left)
+        ends = Ends(engine, left=left, happens=sigterm, drawing=True)
+        with pytest.raises(Preempted):
+            run(ends, folder, **never)
+        assert ends.updates < UPDATES and run.saved(folder) == [step for step in [ends.updates] if step]
+        preemption._asked = False
+        found, again = run(Ends(engine), folder, **never)
+        assert again == lines, left
+        assert_same(found, expected)

@@ -83,12 +83,17 @@ class Small:
         return self.store.engine.abstract_state(self.base, TX)
 
 
+@pytest.fixture(scope="module")
+def base(engine):
+    return jax.jit(engine.model.init)(jax.random.key(0))
+
+
 @pytest.fixture
-def small_run(tmp_path, engine):
+def small_run(tmp_path, engine, base):
     config = default.get_config()
     config.rl.checkpoint_every = 2
     work = Workdir(tmp_path / "run", config.to_dict(), {})
-    return Small(WorkdirStore(config, work, engine), jax.jit(engine.model.init)(jax.random.key(0)))
+    return Small(WorkdirStore(config, work, engine), base)
 
 
 def updates(state: State, spoiled_at: int, metrics: dict, fault, seen: list):

@@ -197,27 +197,33 @@ def test_a_response_that_was_left_goes_on_as_it_would_have(engine, params, token
 CHANGES = {"rl.lag": 1, "rl.importance_cap": 2.0}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run(tokenizer, engine):
     params = jax.device_get(jax.jit(engine.model.init)(jax.random.key(4)))
     return Run("rl", params, tokenizer, [])
 
 
+@pytest.fixture(scope="module")
+def whole(run, engine, tmp_path_factory):
+    """A training with a lag that is not interrupted: the parameters and the lines."""
+    folder = tmp_path_factory.mktemp("lag")
+    expected = run(Ends(engine), folder / "whole", **CHANGES)
+    assert not (folder / "whole" / "rl" / "begun").exists()
+    assert run(Ends(engine), folder / "plain")[1] != expected[1]  # another one than without a lag
+    return expected
+
+
 @pytest.mark.parametrize("left", [1, pytest.param(3, marks=pytest.mark.slow), 4])
-def test_a_run_that_was_killed_goes_on_with_what_was_begun(run, engine, tmp_path, left):
+def test_a_run_that_was_killed_goes_on_with_what_was_begun(run, whole, engine, tmp_path, left):
     """Bit for bit, though a token's policy depends on what else is drawn."""
-    expected = run(Ends(engine), tmp_path / "whole", **CHANGES)
-    assert not (tmp_path / "whole" / "rl" / "begun").exists()
     with pytest.raises(Killed):
         run(Ends(engine, left=left), tmp_path / "run", **CHANGES)
     # Those before a checkpoint go once it is written, which is in the background; a restart needs the others.
     names = {path.name for path in (tmp_path / "run" / "rl" / "begun").iterdir()}
     assert names >= {f"{update:06d}" for update in range(2 if left > 3 else 1, left + 1)}
     params, lines = run(Ends(engine), tmp_path / "run", **CHANGES)
-    assert_same(params, expected[0])
-    assert lines == expected[1]
-    plain = run(Ends(engine), tmp_path / "plain")
-    assert plain[1] != expected[1]  # another training than one without a lag
+    assert_same(params, whole[0])
+    assert lines == whole[1]
 
 
 def test_a_damaged_file_of_what_was_begun_is_named(run, engine, tmp_path):

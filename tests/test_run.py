@@ -301,8 +301,9 @@ def test_a_full_disk_ends_in_one_message(tmp_path):
 
 # A process for each command would import the same packages anew.
 TOGETHER = """
-import json, os, runpy, sys
+import gc, json, os, runpy, sys
 import experiments.results, experiments.shares, experiments.store
+gc.freeze()  # else each one's end visits all that was imported
 for number, line in enumerate(json.loads(sys.argv[1])):
     if not os.fork():
         with open(f"{sys.argv[2]}/{number}.txt", "w") as said:
