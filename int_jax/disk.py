@@ -62,7 +62,7 @@ def _storage():
         import gcsfs  # noqa: F401 (fsspec looks for it)
     except ImportError as error:
         raise FileNotFoundError(
-            f"gs://: Google Cloud Storage needs gcsfs ({error}): pip install 'int_jax[gcs]', or mount the bucket and "
+            f"gs://: Google Cloud Storage needs gcsfs ({error}): pip install -e '.[gcs]', or mount the bucket and "
             "give the path under which it is mounted"
         ) from None
     # Other hosts and jobs write there, too: what there is is asked each time.

@@ -353,7 +353,7 @@ def test_a_profile_is_sent(at):
 def test_without_gcsfs_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     disk._storage.cache_clear()
-    with pytest.raises(FileNotFoundError, match=r"needs gcsfs.*pip install 'int_jax\[gcs\]'"):
+    with pytest.raises(FileNotFoundError, match=r"needs gcsfs.*pip install -e '\.\[gcs\]'"):
         disk.place("gs://bucket/runs")
     disk._storage.cache_clear()
 

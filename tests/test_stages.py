@@ -546,14 +546,26 @@ def test_a_full_disk_ends_in_one_message_and_leaves_what_was_finished(tmp_path, 
     assert [r["part"] for r in workdir(path=tmp_path).rows("stage", [0, 1], square([]))[0]] == [0, 0, 1, 1]
 
 
-def test_a_scalar_that_finds_no_room_says_so(tmp_path):
+def fill(monkeypatch) -> None:
+    """From now on of what is written half finds room."""
+    really = pathlib.Path.open
+
+    def half(path, mode="r", *args, **kwargs):
+        file = really(path, mode, *args, **kwargs)
+        return file if mode.startswith("r") else Half(file)
+
+    monkeypatch.setattr(pathlib.Path, "open", half)
+
+
+def test_a_scalar_that_finds_no_room_says_so(tmp_path, monkeypatch):
     with Scalars(tmp_path) as scalars:
         scalars.write(1, {"loss": 2.0})
-        scalars._lines = Half(scalars._lines)
+        fill(monkeypatch)
         with pytest.raises(
             StageError, match=r"scalars\.jsonl: no space left on the disk.*run the same command"
         ):
             scalars.write(2, {"loss": 1.0})
+    monkeypatch.undo()
     with Scalars(tmp_path, 2) as scalars:
         scalars.write(2, {"loss": 1.0})
     assert [json.loads(line)["step"] for line in (tmp_path / "scalars.jsonl").read_text().splitlines()] == [
@@ -639,13 +651,7 @@ def test_a_disk_that_fills_up_within_a_write_costs_that_write_alone(tmp_path, mo
     """A shard or a line of the clock: one message, and the next call goes on."""
     run = workdir(path=tmp_path)
     run.clock("a", 2.0)
-    really = pathlib.Path.open
-
-    def half(path, mode="r", *args, **kwargs):
-        file = really(path, mode, *args, **kwargs)
-        return file if mode.startswith("r") else Half(file)
-
-    monkeypatch.setattr(pathlib.Path, "open", half)
+    fill(monkeypatch)
     for call in (lambda: run.clock("a", 5.0), lambda: run.rows("stage", [0], square([]))):
         with pytest.raises(StageError, match="no space left on the disk"):
             call()
