@@ -123,13 +123,13 @@ def test_a_process_that_dies_ends_the_others_within_a_minute(killed, words):
 class Hosts:
     """Two of one device each, in one workdir."""
 
-    def __init__(self, workdir: Path, data: int, model: int, lag: int):
+    def __init__(self, workdir: Path, data: int, model: int, lag: int = 0, *more: str):
         knobs = SMALL | {"mesh.data": data, "mesh.model": model}
         if lag:
             knobs |= {"rl.lag": lag, "rl.old": "sampler", "rl.updates": 4}
         small = [f"--config.{name}={value}" for name, value in knobs.items()]
         at = (f"--coordinator={address()}", "--distributed", "--processes=2")
-        commands = [command(workdir, *small, *at, f"--process={i}") for i in range(2)]
+        commands = [command(workdir, *small, *at, *more, f"--process={i}") for i in range(2)]
         self.workdir, self.running = workdir, started(commands)
 
     def asked_to_end(self, which: int, when: str) -> None:
@@ -154,6 +154,26 @@ def test_two_hosts_end_together_when_one_is_asked_to_and_go_on_to_the_same_bits(
     for code, said in ended(Hosts(run, *MESHES[mesh], lag).running):
         assert code == 0, said[-3_000:]
     assert not [*apart(left(run), left(tmp_path / "whole"))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+def test_jobs_of_two_hosts_each_that_share_make_the_same_run(tmp_path, mesh):
+    """One after the other, each again while it waits for the other; then two hosts train on what they made."""
+    shards, ends = "--config.problems.shard=2", dict[int, int]()
+    for turn in range(12):
+        index = turn % 2
+        job = Hosts(tmp_path / "shared", *MESHES[mesh], 0, shards, f"--share={index}/2")
+        found = ended(job.running)
+        ends[index] = found[0][0]
+        assert [code for code, _ in found] == [ends[index]] * 2 and ends[index] in (0, 75), found
+        if ends == {0: 0, 1: 0}:
+            break
+    assert ends == {0: 0, 1: 0} and not (tmp_path / "shared" / "results.json").exists()
+    for name in ("shared", "whole"):
+        for code, said in ended(Hosts(tmp_path / name, *MESHES[mesh], 0, shards).running):
+            assert code == 0, said[-3_000:]
+    assert not [*apart(left(tmp_path / "shared"), left(tmp_path / "whole"))]
 
 
 if __name__ == "__main__":
