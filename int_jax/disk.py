@@ -46,6 +46,7 @@ def place(path: str | Path) -> Path:
 
 
 def absolute(path: str | Path) -> Path:
+    """`place`, from the root; an address is."""
     path = place(path)
     return path if is_address(path) else path.absolute()
 
@@ -116,9 +117,19 @@ def send(here: Path, path: Path) -> None:
 
 
 def put(path: Path, content: bytes, first: bool = False) -> None:
-    """Write an object at an address, whole or not at all. first: leave one that is there as it is."""
-    with contextlib.suppress(FileExistsError):
+    """Write an object at an address, whole or not at all. first: leave one that is there as it is.
+
+    Raises: FileNotFoundError where the bucket is not there, or not to be written to, naming the address.
+    """
+    try:
         _storage().pipe_file(str(path), content, mode="create" if first else "overwrite")
+    except FileExistsError:
+        assert first, f"{path} is written anew"
+    except Exception as error:  # of gcsfs, of Google's authentication, of the network
+        raise FileNotFoundError(
+            f"{path}: cannot be written ({type(error).__name__}: {error}); is there this bucket, and may this account "
+            "write there (gcloud auth application-default login)?"
+        ) from error
 
 
 def append(path: Path, text: str) -> None:

@@ -350,6 +350,13 @@ def test_a_profile_is_sent(at):
 # Refusals ---------------------------------------------------------------------------------------------------
 
 
+def test_a_bucket_that_is_not_there_is_named(bucket):
+    with pytest.raises(
+        FileNotFoundError, match=r"gs://nowhere/run/manifest.json: cannot be written.*is there"
+    ):
+        Workdir("gs://nowhere/run", {}, {})
+
+
 def test_without_gcsfs_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     disk._storage.cache_clear()
