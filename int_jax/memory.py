@@ -267,7 +267,9 @@ def training(
         Item(
             "activations",
             # Recomputed: each layer's input and attention, and all that one layer makes on the way forward and back.
-            (c.layers * (residual + heads) + 3 * layer) if remat else (c.layers + 2) * layer,
+            # Queries are normed and rotated in float32, and so are their gradients.
+            2 * sizes.held("BTHK", (rows, row_length, c.heads, c.head_dim), 4)
+            + ((c.layers * (residual + heads) + 3 * layer) if remat else (c.layers + 2) * layer),
             "train.rows, train.row_length" + ("" if remat else ", train.remat"),
         ),
         Item(
