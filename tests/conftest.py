@@ -48,6 +48,16 @@ def pytest_configure(config):
     jax.config.update("jax_debug_key_reuse", True)
 
 
+# Files that take 20 s and more begin first, so that no worker is left alone with one at the end (pyproject.toml keeps
+# xdist from another order).
+LONG = ["sample", "elastic", "lag", "endings", "replicas", "watching", "verify", "public", "knobs", "kernels"]
+
+
+def pytest_collection_modifyitems(items):
+    place = {f"test_{name}": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+
+
 def pytest_collection_finish():
     """Search for garbage seldom, and not in what was imported and collected: a sixth of the time of warm tests."""
     gc.collect()

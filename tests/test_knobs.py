@@ -138,8 +138,7 @@ class Toy:
         updates, opt = tx.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         self.story.tell("update: sft" if batch.ce_MBT.any() else "update: rl", bits(params))
-        norms = {f"{name}_norm": optax.tree.norm(tree) for name, tree in
-                 (("grad", grads), ("update", updates), ("param", params))}  # fmt: skip
+        norms = _norms({"grad_norm": grads, "update_norm": updates, "param_norm": params})
         return State(state.step + 1, params, opt), losses.means(sums) | {"logp_gap_max": gap, **norms}
 
 
@@ -149,6 +148,11 @@ def scores(params):
         return params["score_V"]
     merged = lora.merge(params)
     return params["score_V"] + merged["gate_DF"][0] + merged["up_DF"][0]
+
+
+@jax.jit
+def _norms(trees):
+    return {name: optax.tree.norm(tree) for name, tree in trees.items()}
 
 
 @functools.partial(jax.jit, static_argnums=2)
