@@ -69,6 +69,7 @@ def test_the_floor_and_the_scorer_agree_on_prompts_of_any_length(model, broadcas
         np.testing.assert_allclose(logp, found[len(prompt) :], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_whoever_trains_has_the_same_losses(model, broadcasting):
     """Of sequences of unlike lengths, over three updates: the same loss, gradient and optimizer."""
     task = training.Scenario("few", (5, 9, 12)).task(str(model)) | {"rate": 1e-2}

@@ -139,12 +139,18 @@ def whole(run, engine, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("there", "here"),
+    ("run", "there", "here"),
     [
-        ((1, 1), (4, 2)),
-        pytest.param((4, 2), (1, 1), marks=pytest.mark.slow),
-        pytest.param((2, 2), (8, 1), marks=pytest.mark.slow),
+        ("rl", (1, 1), (4, 2)),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in [
+                ("sft", (1, 1), (4, 2)),
+                *((how, *move) for how in ("sft", "rl") for move in [((4, 2), (1, 1)), ((2, 2), (8, 1))]),
+            ]
+        ),
     ],
+    indirect=["run"],
     ids=str,
 )
 def test_a_training_goes_on_on_other_devices_with_other_rows(run, whole, engine, tmp_path, there, here):
@@ -169,7 +175,7 @@ def test_a_training_that_goes_on_needs_no_more_memory_than_from_its_beginning(ru
     assert 4 <= again.most <= whole[-1]  # the base model's, and a state's
 
 
-@pytest.mark.parametrize("how", ["sft", "rl"])
+@pytest.mark.parametrize("how", [pytest.param("sft", marks=pytest.mark.slow), "rl"])
 def test_what_draws_is_laid_out_once_at_a_time_and_not_in_an_update(
     how,
     engine,

@@ -90,7 +90,15 @@ def programs(engine: Engine, params, sampling: Sampling, monkeypatch) -> dict[st
     return texts
 
 
-@pytest.mark.parametrize("vocab, data, model", [(264, 2, 2), (301, 2, 2), (512, 4, 2), (512, 2, 4)])
+@pytest.mark.parametrize(
+    "vocab, data, model",
+    [
+        (301, 2, 2),
+        (512, 2, 4),
+        pytest.param(264, 2, 2, marks=pytest.mark.slow),
+        pytest.param(512, 4, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_nothing_is_exchanged_along_data(params, vocab, data, model, monkeypatch):
     """Also where no axis of "model" divides the vocabulary, or its parts are no whole bins."""
     texts = programs(made(vocab, data, model), params[vocab], FILTERED, monkeypatch)
