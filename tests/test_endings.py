@@ -297,7 +297,8 @@ DIVERGENCES = {  # the section that is too steep -> why each policy was stopped
 }
 
 
-@pytest.mark.parametrize("section", ["rl", pytest.param("sft", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("section", ["rl", "sft"])
 def test_a_diverged_arm_stops_and_the_others_go_on(lm, workdir, section):
     knobs = {f"{section}.{knob}": value for knob, value in STEEP.items()}
     knobs |= {
