@@ -240,9 +240,10 @@ def training(
     c = sizes.config
     trained = sizes.trained(c.param_dtype, adapters)
     # The copy in the compute dtype, where the trained parameters have another.
-    # Of many layers it is one of each array, and there always.
-    copied = c.dtype != c.param_dtype or c.layers >= DEEP
-    lower = sizes.trained(c.dtype, adapters) if copied else 0
+    # Of many layers it is one of each array, and there always; and so are their gradients, before they are parted.
+    deep = c.layers >= DEEP
+    low = sizes.trained(c.dtype, adapters)
+    lower = low if deep or c.dtype != c.param_dtype else 0
     # Frozen parameters are whole along "data" as they are kept.
     gathered = sizes.gathered() if adapters is None else 0
     layer, scores = sizes.layer(rows, row_length), sizes.scores(rows, row_length)
@@ -255,7 +256,7 @@ def training(
         Item("parameters trained", trained, shard),
         Item("Adam's two moments", 2 * trained, shard),
         Item("gradients, float32", sizes.trained("float32", adapters), shard),
-        Item("gradients of a micro-batch", trained, shard),
+        Item("gradients of a micro-batch", trained + (low if deep else 0), shard),
         Item("parameters to compute with", lower + gathered, shard),
         Item(
             "attention scores",
