@@ -272,6 +272,7 @@ def test_the_plans_hours_are_near_those_of_the_schedule(machine):
     assert 0.85 < sum(hours.values()) / whole < 1.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ahead", [False, True])
 def test_a_replay_does_what_a_session_does(model, monkeypatch, ahead):
     """As many decodes, and the same tokens computed and shared, for the lengths that came out."""

@@ -130,7 +130,11 @@ def test_the_thresholds_of_filters_exchange_nothing_a_pass(params, vocab, data, 
 
 @pytest.mark.parametrize("sampling", [FILTERED, PLAIN], ids=["filtered", "plain"])
 @pytest.mark.parametrize(
-    "vocab, data, model", [(264, 2, 2), (301, 2, 2), (512, 4, 2), (512, 2, 4), (512, 8, 1)]
+    "vocab, data, model",
+    [
+        *((264, 2, 2), (301, 2, 2), (512, 2, 4), (512, 8, 1)),
+        pytest.param(512, 4, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_tokens_do_not_depend_on_the_mesh(params, vocab, data, model, sampling):
     def drawn(engine):

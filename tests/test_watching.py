@@ -257,6 +257,7 @@ def test_a_second_process_compiles_nothing_again(tiny_dir, tmp_path, told):
 @pytest.mark.parametrize(
     ("told", "faults"), [({}, range(100)), ({"MALLOC_TOP_PAD_": "131072"}, range(1_000, 99_999))]
 )
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
 def test_memory_is_kept_unless_malloc_is_told_otherwise(told, faults):
     """Pages of memory that a second block of 64 MiB takes from the system, in place of one that was freed."""
