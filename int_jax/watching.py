@@ -169,6 +169,6 @@ class Profile(contextlib.AbstractContextManager):
 
     def _stop(self) -> None:
         if self.on:
+            self.on = False
             jax.profiler.stop_trace()
             disk.send(self.here, self.folder)
-            self.on = False
