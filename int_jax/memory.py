@@ -129,18 +129,17 @@ class Sizes:
         wide = 3 * self.held("BTF", (rows, length, c.ffw), self.width)
         return heads + wide + 4 * self.held("BTD", (rows, length, c.dim), self.width)
 
-    def gathered(self) -> int:
-        """What an update holds whole along "data": embedding and head, two layers, the head in float32, too, and the
-        float32 gradients of embedding and head before they are summed and cut up."""
-        if self.mesh.shape["data"] == 1:
-            return 0
-        two = Sizes(dataclasses.replace(self.config, layers=2), self.mesh)
+    def in_use(self) -> int:
+        """What an update holds of the weights besides its copies of all: the head in float32, the float32 gradients of
+        embedding and head, and, cut up along "data", what is gathered of them there: embedding, head, two layers."""
         ends = [
             self.held(letters, shape, 4)
             for letters, shape in _params(self.config).elements()
             if "V" in letters
         ]
-        return two.params(self.config.dtype, RULES_DECODE) + sum(ends) + max(ends)
+        two = Sizes(dataclasses.replace(self.config, layers=2), self.mesh)
+        whole = two.params(self.config.dtype, RULES_DECODE) if self.mesh.shape["data"] > 1 else 0
+        return whole + sum(ends) + max(ends)
 
     def logits(self, rows: int, tokens: int) -> int:
         """float32 over the vocabulary."""
@@ -245,7 +244,7 @@ def training(
     low = sizes.trained(c.dtype, adapters)
     lower = low if deep or c.dtype != c.param_dtype else 0
     # Frozen parameters are whole along "data" as they are kept.
-    gathered = sizes.gathered() if adapters is None else 0
+    in_use = sizes.in_use() if adapters is None else 0
     layer, scores = sizes.layer(rows, row_length), sizes.scores(rows, row_length)
     if kernel != "xla" and row_length > LONG:
         scores = 0
@@ -257,7 +256,8 @@ def training(
         Item("Adam's two moments", 2 * trained, shard),
         Item("gradients, float32", sizes.trained("float32", adapters), shard),
         Item("gradients of a micro-batch", trained + (low if deep else 0), shard),
-        Item("parameters to compute with", lower + gathered, shard),
+        Item("parameters to compute with", lower, shard),
+        Item("embedding and head, gathered and in float32", in_use, shard),
         Item(
             "attention scores",
             # Each layer keeps its scores and the weights made of them for the backward pass; recomputed, or in

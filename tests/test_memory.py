@@ -231,6 +231,20 @@ def test_dtypes():
     assert item(training(mixed), "parameters to compute with") == low.params("bfloat16", RULES)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_head_and_its_gradients_are_in_float32(tied):
+    """One array of V x D where embedding and head are tied; its gradient adds up in float32 beside its copy."""
+    config = dataclasses.replace(CONFIG, tied=tied)
+    table = 4 * config.vocab * config.dim
+    name = "embedding and head, gathered and in float32"
+    alone = item(training(sizes(config=config)), name)
+    assert alone == (2 if tied else 3) * table
+    cut = item(training(sizes(data=4, config=config)), name)
+    two = sizes(data=4, config=dataclasses.replace(config, layers=2)).params("float32", RULES_DECODE)
+    assert cut == alone + two  # and what is gathered
+    assert item(training(sizes(config=config), adapters=ADAPTERS), name) == 0
+
+
 def test_rows_and_remat():
     one, two = training(sizes()), training(sizes(), rows=8)
     for name in ("attention scores", "activations", "logits"):

@@ -667,8 +667,16 @@ def test_hostile_answers_cost_one_verdict_each(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_workers_are_kept_and_import_no_jax():
-    ballast = np.ones(1200 << 20, np.uint8)  # a caller above RETIRE_BYTES: that is not its workers' memory
+@pytest.mark.parametrize(
+    "held",
+    [
+        pytest.param(0, id="small caller"),
+        # Above RETIRE_BYTES, which is not its workers' memory.
+        pytest.param(1200 << 20, id="large caller", marks=pytest.mark.slow),
+    ],
+)
+def test_workers_are_kept_and_import_no_jax(held):
+    ballast = np.ones(held, np.uint8)
     with Pool(workers=2, deadline_s=PATIENCE_S) as pool:
         del ballast
         reasons(pool, [("1+x", "x+1")])

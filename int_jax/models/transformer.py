@@ -540,9 +540,9 @@ class Model:
 
     def init(self, key) -> Any:
         """Fresh parameters: a nested dict of arrays named by their shapes."""
-        # No parameter's shape depends on them.
-        tokens_BT = jnp.zeros((1, 2), jnp.int32)
-        return Transformer(self.config).init(key, tokens_BT, tokens_BT)["params"]
+        # No parameter's shape depends on them, and nothing is computed from them.
+        tokens_BT = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+        return Transformer(self.config).lazy_init(key, tokens_BT, tokens_BT)["params"]
 
     @dims.check
     def apply(
