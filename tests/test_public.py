@@ -215,7 +215,8 @@ def test_bfloat16_loads_and_scores_alike(lm, model_dir):
 
 def test_float32_parameters_compute_in_bfloat16(lm, model_dir):
     """As training wants them: stored in float32, and every number that comes out is that of a bfloat16 model."""
-    low, mixed = (int_jax.load(model_dir, dtype="bfloat16", param_dtype=p) for p in (None, "float32"))
+    mesh = make_mesh(devices=jax.devices()[:1])
+    low, mixed = (int_jax.load(model_dir, mesh, "bfloat16", p) for p in (None, "float32"))
     for leaf, exact in zip(jax.tree.leaves(mixed.params), jax.tree.leaves(lm.params), strict=True):
         np.testing.assert_array_equal(leaf, exact)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(low.params)} == {"bfloat16"}
