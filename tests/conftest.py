@@ -20,8 +20,8 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ |= {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": xla_flags(DEVICES),
-    # Of what compiling takes, a twentieth each: which line of Python each operation comes from, and memory given back
-    # to the system to be asked for again (glibc reads these at the start of a process: of a worker, not of this one).
+    # What compiling need not do here: tell which line of Python each operation comes from, and give memory back to the
+    # system to ask for it again (glibc reads these at the start of a process: of a worker, not of this one).
     "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TOP_PAD_": str(64 << 20),
