@@ -6,6 +6,8 @@ import json
 import math
 import re
 import struct
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -481,6 +483,25 @@ def test_tensorboard_is_told_from_which_step_to_forget(tmp_path):
         for name in ("None", "4")
     }
     assert starts == {"None": [], "4": [4]}
+
+
+def test_a_disk_that_is_full_is_told_once_and_ends_what_writes_to_tensorboard(tmp_path):
+    """Not a thread of it, for which the process would wait; and nothing follows when the process ends."""
+    program = (
+        "import sys, tensorboardX.record_writer as files\n"
+        "from int_jax import report, stages\n"
+        "from int_jax.report.writers import tensorboard\n"
+        "files.open_file = lambda path: open('/dev/full', 'wb')\n"
+        "try:\n"
+        "    with report.Scalars(sys.argv[1], builds=[tensorboard.build]) as scalars:\n"
+        "        [scalars.write(step, {'loss': 1.0}) for step in range(99)]\n"
+        "except stages.StageError as error:\n"
+        "    sys.exit(str(error))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch(f"{tmp_path}: no space left on the disk.*\n", done.stderr), done.stderr
+    assert len(lines(tmp_path)) == 1
 
 
 # ---- the page
