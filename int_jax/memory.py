@@ -137,9 +137,11 @@ class Sizes:
             for letters, shape in _params(self.config).elements()
             if "V" in letters
         ]
+        once = sum(ends) + max(ends)
+        if self.mesh.shape["data"] == 1:
+            return once
         two = Sizes(dataclasses.replace(self.config, layers=2), self.mesh)
-        whole = two.params(self.config.dtype, RULES_DECODE) if self.mesh.shape["data"] > 1 else 0
-        return whole + sum(ends) + max(ends)
+        return once + two.params(self.config.dtype, RULES_DECODE)
 
     def logits(self, rows: int, tokens: int) -> int:
         """float32 over the vocabulary."""

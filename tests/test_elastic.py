@@ -257,22 +257,16 @@ def test_asked_to_end_in_an_update_a_training_saves_it_and_goes_on(
 
 
 @pytest.mark.parametrize("run", ["rl"], indirect=True)
-@pytest.mark.parametrize("left", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 7, 9))])
-def test_asked_to_end_while_it_draws_a_training_saves_what_came_before(
-    run, whole, engine, tmp_path, sigterm, left
-):
-    """What was drawn goes on in other company: with the same bits in programs as they are shipped, which `make slow`
-    runs, up to rounding in others."""
-    expected, lines, _ = whole
-    never, folder = {"rl.checkpoint_every": 50}, tmp_path / "run"
-    ends = Ends(engine, left=left, happens=sigterm, drawing=True)
-    with pytest.raises(Preempted):
-        run(ends, folder, **never)
-    assert ends.updates < UPDATES and run.saved(folder) == [step for step in [ends.updates] if step]
-    preemption._asked = False
-    found, again = run(Ends(engine), folder, **never)
-    atol = 1e-5 if jax.config.read("jax_disable_most_optimizations") else 0
-    for one, other in zip(again, lines, strict=True):
-        assert one == pytest.approx(other, abs=atol, rel=0)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(one, other, atol=atol, rtol=0)
+@pytest.mark.usefixtures("optimized")
+def test_asked_to_end_while_it_draws_a_training_saves_what_came_before(run, engine, tmp_path, sigterm):
+    expected, lines = run(Ends(engine), tmp_path / "whole")
+    for left in (1, 5, 9):
+        never, folder = {"rl.checkpoint_every": 50}, tmp_path / str(left)
+        ends = Ends(engine, left=left, happens=sigterm, drawing=True)
+        with pytest.raises(Preempted):
+            run(ends, folder, **never)
+        assert ends.updates < UPDATES and run.saved(folder) == [step for step in [ends.updates] if step]
+        preemption._asked = False
+        found, again = run(Ends(engine), folder, **never)
+        assert again == lines, left
+        assert_same(found, expected)
